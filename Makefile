@@ -1,0 +1,38 @@
+# Everything a newcomer needs: each target sets up what it uses, with only Python >= 3.11 and make to begin with.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+.PHONY: setup run test lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt setup.cfg setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (set PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(STAMP)
+	@if [ -z "$$SDG_WEBUI_URLS" ] && ! grep -qis '^ *\(sdg_\)\{0,1\}webui_urls' instance/settings.toml; then \
+		echo "SDG_WEBUI_URLS is not set: the pictures come from a built-in simulator, not from Stable Diffusion."; \
+		echo "To use a real WebUI: SDG_WEBUI_URLS=http://127.0.0.1:7860 make run"; \
+		export SDG_WEBUI_URLS=simulator; \
+	fi; \
+	exec $(BIN)/gunicorn wsgi:app
+
+test: $(STAMP)
+	$(BIN)/pytest --cov
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage *.egg-info

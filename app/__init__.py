@@ -1,0 +1,24 @@
+"""sd-gateway: a service in front of AUTOMATIC1111 Stable Diffusion WebUI servers."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from app import api, config
+from app.services import build
+
+EXTENSION = "sd-gateway"
+
+
+def create_app(settings: config.Config | None = None) -> Flask:
+    """Assemble the WSGI application; its services stand in ``app.extensions["sd-gateway"]`` and are not started.
+
+    :param settings: instead of those of the environment.
+    :raises app.config.ConfigError: for an unknown or malformed setting.
+    """
+    settings = settings or config.load()
+    app = Flask("app", instance_path=str(settings.instance), static_folder=None)
+    services = build(settings)
+    app.extensions[EXTENSION] = services
+    api.init_app(app, services)
+    return app

@@ -1,0 +1,336 @@
+"""The settings table, and the only reader of the environment.
+
+Every knob of the gateway is one row of :data:`SETTINGS`: its name, its default, the function that reads its text, and one
+sentence for people. :func:`load` turns environment variables and ``instance/settings.toml`` into one immutable
+:class:`Config`; an unknown or malformed setting raises :class:`ConfigError`, which names it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+PREFIX = "SDG_"
+#: gunicorn's own variable for the number of processes; ours only to have a default and a place in the table.
+PROCESSES = "WEB_CONCURRENCY"
+SIMULATOR = "simulator"
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+INSTANCE = CHECKOUT / "instance"
+
+
+class ConfigError(Exception):
+    """A setting that the gateway does not know or cannot read; the message names it."""
+
+
+@dataclass(frozen=True)
+class WebuiAddress:
+    """One entry of ``SDG_WEBUI_URLS``: where a WebUI listens and the key of its slot in the database."""
+
+    key: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    ``default`` is the text a person would have typed; ``parse`` turns text into the value and raises ``ValueError`` with the
+    reason; ``shown`` replaces the default in the README where the real one depends on the machine.
+    """
+
+    name: str
+    default: str
+    parse: Callable[[str], Any]
+    sentence: str
+    shown: str | None = None
+
+    @property
+    def field(self) -> str:
+        """The attribute of :class:`Config` that holds the value."""
+        return self.name.removeprefix(PREFIX).lower()
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _number(minimum: float, *, integer: bool) -> Callable[[str], Any]:
+    def parse(value: str) -> Any:
+        number = int(value) if integer else float(value)
+        if not minimum <= number < float("inf"):
+            raise ValueError(f"must be at least {minimum:g}")
+        return number
+
+    return parse
+
+
+_HIGHEST_PORT = 65535
+_COUNT = _number(1, integer=True)
+_SECONDS = _number(0, integer=False)
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in names:
+            raise ValueError("must be one of " + ", ".join(names))
+        return value
+
+    return parse
+
+
+def _bind(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if value.startswith("unix:") or (colon and host and port.isdigit() and int(port) <= _HIGHEST_PORT):
+        return value
+    raise ValueError("must be host:port or unix:path")
+
+
+def _host_id(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", value):
+        raise ValueError("must be 1 to 128 letters, digits, dots, dashes or underscores")
+    return value
+
+
+def _public_url(value: str) -> str:
+    if value and urlsplit(value).scheme not in ("http", "https"):
+        raise ValueError("must begin with http:// or https://")
+    return value.rstrip("/")
+
+
+def _path(value: str) -> Path:
+    path = Path(value).expanduser()
+    return path if path.is_absolute() else CHECKOUT / path
+
+
+def _database_url(value: str) -> str:
+    """Accept SQLite files and PostgreSQL; a relative SQLite path counts from the checkout, never from the current folder."""
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        raise ValueError("must be a database URL such as sqlite:///path or postgresql://…")
+    if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
+        return f"postgresql+psycopg://{rest}"
+    if scheme != "sqlite" or not rest.startswith("/") or rest == "/" or ":memory:" in rest:
+        raise ValueError("must name a SQLite file (sqlite:///path) or PostgreSQL (postgresql://…)")
+    return "sqlite:///" + str(_path(rest[1:]))
+
+
+_NAMED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)=(?P<url>.+)")
+_LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1|0\.0\.0\.0")
+
+
+def _slot_key(url: str, host_id: str) -> str:
+    """The identity of a WebUI: its URL without credentials, a loopback name replaced by this host's.
+
+    ``localhost`` and ``127.0.0.1`` are one WebUI, and the one on another machine is another.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = host_id if _LOOPBACK.fullmatch(host) else host
+    host = f"[{host}]" if ":" in host else host
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
+
+
+def _parse_entry(entry: str, host_id: str) -> tuple[WebuiAddress, str]:
+    """One entry as its address and the place it stands for, which two spellings of one WebUI share."""
+    if entry == SIMULATOR:
+        return WebuiAddress(SIMULATOR, SIMULATOR), SIMULATOR
+    named = _NAMED.fullmatch(entry)
+    url = (named["url"] if named else entry).rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{_without_credentials(entry)!r} is no http:// or https:// address")
+    place = _slot_key(url, host_id)
+    return WebuiAddress(named["name"] if named else place, url), place
+
+
+def parse_webui_urls(value: str, host_id: str) -> tuple[WebuiAddress, ...]:
+    """Read ``[name=]url, …``; an address given twice counts once.
+
+    Raises ``ValueError`` for what is no http(s) URL, and for one name given to two addresses.
+    """
+    found: dict[str, WebuiAddress] = {}
+    for entry in filter(None, (part.strip() for part in value.split(","))):
+        address, place = _parse_entry(entry, host_id)
+        if any(address.key == other.key for at, other in found.items() if at != place):
+            raise ValueError(f"the name {address.key!r} stands for two addresses")
+        # One WebUI under two keys would get two generations at once; a name that a person chose beats a derived key.
+        if place not in found or found[place].key == place:
+            found[place] = address
+    if not found:
+        raise ValueError("must name at least one WebUI")
+    return tuple(found.values())
+
+
+def _without_credentials(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("SDG_BIND", "127.0.0.1:8000", _bind, "Where gunicorn listens: `host:port` or `unix:path`."),
+    Setting(PROCESSES, "2", _COUNT, "Web processes (gunicorn's own variable)."),
+    Setting("SDG_THREADS", "64", _COUNT, "Threads of each web process."),
+    Setting(
+        "SDG_MAX_WAITERS",
+        "32",
+        _COUNT,
+        "Clients of each process that may wait for a picture; must be fewer than its threads.",
+    ),
+    Setting(
+        "SDG_WEBUI_URLS",
+        "http://127.0.0.1:7860",
+        _text,
+        "The WebUIs, comma separated, each `[name=]url`; the word `simulator` stands for an embedded simulated one.",
+    ),
+    Setting(
+        "SDG_HOST_ID",
+        "",
+        lambda value: _host_id(value or socket.gethostname()),
+        "The name of this host in the database.",
+        shown="the hostname",
+    ),
+    Setting(
+        "SDG_DEFAULT_MODEL",
+        "",
+        _text,
+        "The model (title or model name) of requests that name none; empty: the first one seen loaded in a WebUI.",
+    ),
+    Setting("SDG_PUBLIC_URL", "", _public_url, "Put before every `url` of an answer; empty: `url`s are rooted paths."),
+    Setting("SDG_DATA_DIR", "instance/data", _path, "The folder of the records."),
+    Setting(
+        "SDG_DATABASE_URL",
+        "sqlite:///instance/gateway.db",
+        _database_url,
+        "The job table: a SQLite file, or `postgresql://…` when there is more than one host.",
+    ),
+    Setting(
+        "SDG_WORKER",
+        "embedded",
+        _choice("embedded", "external"),
+        "`embedded`: one web process of the host runs the worker; `external`: `sd-gateway worker` does.",
+    ),
+    Setting(
+        "SDG_DRAIN_TIMEOUT",
+        "25",
+        _SECONDS,
+        "Seconds that running pictures may take to finish after SIGTERM before they are given back.",
+    ),
+    Setting("SDG_SYNC_TIMEOUT", "600", _SECONDS, "Seconds that a POST waits for its picture before it answers 202."),
+    Setting("SDG_JOB_TIMEOUT", "900", _number(0.1, integer=False), "Seconds that one attempt may run on a WebUI."),
+    Setting("SDG_MAX_QUEUE", "1000", _COUNT, "Unfinished jobs of all users together."),
+    Setting("SDG_MAX_QUEUE_PER_USER", "20", _COUNT, "Unfinished jobs of one user."),
+    Setting("SDG_MAX_BATCH_SIZE", "8", _COUNT, "Largest `batch_size`."),
+    Setting("SDG_MAX_STEPS", "150", _COUNT, "Largest `steps`."),
+    Setting("SDG_MAX_SIDE", "2048", _number(64, integer=True), "Largest `width` and `height`, pixels."),
+    Setting(
+        "SDG_MAX_OUTPUT_PIXELS",
+        "16777216",
+        _number(4096, integer=True),
+        "Bound of final width × height × batch_size, and of a reference image's width × height.",
+    ),
+    Setting("SDG_MAX_PROMPT_CHARS", "20000", _COUNT, "Longest prompt and negative prompt, characters."),
+    Setting("SDG_MAX_BODY_MB", "32", _COUNT, "Largest request body, MiB."),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting, parsed; the field names are those of :data:`SETTINGS` in lower case without the prefix."""
+
+    bind: str
+    web_concurrency: int
+    threads: int
+    max_waiters: int
+    webui_urls: str
+    host_id: str
+    default_model: str
+    public_url: str
+    data_dir: Path
+    database_url: str
+    worker: str
+    drain_timeout: float
+    sync_timeout: float
+    job_timeout: float
+    max_queue: int
+    max_queue_per_user: int
+    max_batch_size: int
+    max_steps: int
+    max_side: int
+    max_output_pixels: int
+    max_prompt_chars: int
+    max_body_mb: int
+    #: Parsed from ``webui_urls``, each WebUI once.
+    webuis: tuple[WebuiAddress, ...]
+    #: Where styles.toml and settings.toml are read.
+    instance: Path
+
+
+def _toml_text(value: Any) -> str:
+    """A TOML value as the text the environment would have held; lists become comma separated."""
+    if isinstance(value, list):
+        return ",".join(_toml_text(item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("must be a string or a number")
+    return str(value)
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    """The settings of ``settings.toml``; keys are the names of the table, with or without ``SDG_``, in any case."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path.name}: {error}") from error
+    known = {name: setting.name for setting in SETTINGS for name in (setting.name, setting.name.removeprefix(PREFIX))}
+    values: dict[str, str] = {}
+    for key, value in table.items():
+        if key.upper() not in known:
+            raise ConfigError(f"{path.name}: unknown setting {key}")
+        try:
+            values[known[key.upper()]] = _toml_text(value)
+        except ValueError as error:
+            raise ConfigError(f"{path.name}: {key} {error}") from error
+    return values
+
+
+def _reject_unknown(environ: Mapping[str, str]) -> None:
+    known = {setting.name for setting in SETTINGS}
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        raise ConfigError("unknown setting " + ", ".join(unknown))
+
+
+def load(environ: Mapping[str, str] | None = None, instance: Path = INSTANCE) -> Config:
+    """Read the environment over ``settings.toml`` over the defaults.
+
+    :param environ: instead of the process's environment, for tests.
+    :param instance: the folder of settings.toml and styles.toml.
+    :raises ConfigError: for an unknown or malformed setting, naming it.
+    """
+    environ = os.environ if environ is None else environ
+    _reject_unknown(environ)
+    texts = {setting.name: setting.default for setting in SETTINGS}
+    texts |= _read_file(instance / "settings.toml")
+    texts |= {name: environ[name] for name in texts if environ.get(name, "") != ""}
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        try:
+            values[setting.field] = setting.parse(texts[setting.name].strip())
+        except ValueError as error:
+            raise ConfigError(f"{setting.name}: {error}") from error
+    try:
+        webuis = parse_webui_urls(values["webui_urls"], values["host_id"])
+    except ValueError as error:
+        raise ConfigError(f"SDG_WEBUI_URLS: {error}") from error
+    if values["max_waiters"] >= values["threads"]:
+        raise ConfigError("SDG_MAX_WAITERS: must be fewer than SDG_THREADS")
+    return Config(**values, webuis=webuis, instance=instance)

@@ -1,0 +1,47 @@
+"""How gunicorn serves the gateway; read from the current folder, so start it in the checkout.
+
+Each process is one of threads (gthread). After the fork each one starts its services: exactly one of a host runs the worker.
+"""
+
+import signal
+import sys
+
+from app import config as settings
+
+_config = settings.load()
+
+wsgi_app = "wsgi:app"
+bind = _config.bind
+workers = _config.web_concurrency
+worker_class = "gthread"
+threads = _config.threads
+# Waiting clients hold their connection; the kernel's queue takes what arrives in a burst.
+backlog = 2048
+keepalive = 5
+# The main thread of a gthread process beats by itself, however long a request waits.
+timeout = 30
+# Longer than draining may take, so that a stopping worker is never killed over it.
+graceful_timeout = int(_config.drain_timeout) + 10
+accesslog = None
+errorlog = "-"
+
+
+def on_starting(server):
+    """Refuse --preload: a database connection and the worker's threads do not survive the fork."""
+    if server.cfg.preload_app:
+        sys.exit("sd-gateway can't run with --preload: each process must open its own database connections.")
+
+
+def post_worker_init(worker):
+    """Start the services of a new process."""
+    services = worker.wsgi.extensions["sd-gateway"]
+    services.start(worker=_config.worker == "embedded")
+    services.drain_on(signal.SIGTERM)
+    worker.sdg_services = services
+
+
+def worker_exit(_server, worker):
+    """Finish or give back what runs, before the process ends."""
+    services = getattr(worker, "sdg_services", None)
+    if services is not None:
+        services.drain()

@@ -1,0 +1,83 @@
+"""Fixtures for every test: settings in a temporary folder, and the two database engines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.config import Config, load
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Path:
+    """An empty instance folder."""
+    folder = tmp_path / "instance"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """Settings that keep everything a test writes in its own folder."""
+    return {
+        "SDG_DATA_DIR": str(tmp_path / "data"),
+        "SDG_DATABASE_URL": f"sqlite:///{tmp_path}/gateway.db",
+        "SDG_HOST_ID": "testhost",
+    }
+
+
+@pytest.fixture
+def config(environ: dict[str, str], instance: Path) -> Config:
+    """The parsed settings of :func:`environ`."""
+    return load(environ, instance)
+
+
+def _postgresql_programs() -> Path | None:
+    found = shutil.which("initdb")
+    places = [Path(found).resolve().parent] if found else []
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server of this run's own, reachable by a Unix socket only."""
+    programs = _postgresql_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL's programs are not installed")
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    # The server refuses to run as root; any other user will do, and a short path fits into a socket's address.
+    user = "nobody" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="sdg-pg-"))
+    if user is not None:
+        shutil.chown(folder, user)
+    data = folder / "data"
+    options = {"user": user, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [programs / "initdb", "-D", data, "-U", "gateway", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
+    subprocess.run(command, check=True, **options)
+    server = subprocess.Popen(
+        [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"], **options
+    )
+    try:
+        _await_server(programs, folder, options)
+        yield f"postgresql://gateway@/postgres?host={folder}"
+    finally:
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _await_server(programs: Path, folder: Path, options: dict[str, object]) -> None:
+    for _ in range(300):
+        ready = subprocess.run(
+            [programs / "pg_isready", "-h", folder, "-U", "gateway", "-t", "1"], check=False, **options
+        )
+        if ready.returncode == 0:
+            return
+    pytest.fail("PostgreSQL did not start")

@@ -1,0 +1,111 @@
+"""The settings table: defaults, sources, and refusals that name the setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.config import CHECKOUT, SETTINGS, ConfigError, WebuiAddress, load
+
+
+def webuis(urls: str, tmp_path: Path, host: str = "box") -> tuple[WebuiAddress, ...]:
+    return load({"SDG_WEBUI_URLS": urls, "SDG_HOST_ID": host}, tmp_path).webuis
+
+
+def test_defaults_are_those_of_the_design(tmp_path: Path) -> None:
+    config = load({}, tmp_path)
+    assert (config.bind, config.web_concurrency, config.threads, config.max_waiters) == ("127.0.0.1:8000", 2, 64, 32)
+    assert config.data_dir == CHECKOUT / "instance" / "data"
+    assert config.database_url == f"sqlite:///{CHECKOUT}/instance/gateway.db"
+    assert (config.sync_timeout, config.job_timeout, config.drain_timeout) == (600, 900, 25)
+    assert config.max_output_pixels == 16_777_216
+
+
+def test_the_environment_beats_the_file_and_the_file_the_default(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text(
+        'SDG_MAX_STEPS = 10\nmax_side = 512\nwebui_urls = ["a=http://x:1", "http://y:2"]\n'
+    )
+    config = load({"SDG_MAX_STEPS": "20"}, tmp_path)
+    assert (config.max_steps, config.max_side) == (20, 512)
+    assert [webui.key for webui in config.webuis] == ["a", "http://y:2"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"SDG_NONSENSE": "1"}, "SDG_NONSENSE"),
+        ({"SDG_MAX_STEPS": "many"}, "SDG_MAX_STEPS"),
+        ({"SDG_MAX_STEPS": "0"}, "SDG_MAX_STEPS"),
+        ({"SDG_SYNC_TIMEOUT": "nan"}, "SDG_SYNC_TIMEOUT"),
+        ({"SDG_SYNC_TIMEOUT": "-1"}, "SDG_SYNC_TIMEOUT"),
+        ({"SDG_WORKER": "sometimes"}, "SDG_WORKER"),
+        ({"SDG_BIND": "8000"}, "SDG_BIND"),
+        ({"SDG_BIND": "127.0.0.1:99999"}, "SDG_BIND"),
+        ({"SDG_HOST_ID": "a/b"}, "SDG_HOST_ID"),
+        ({"SDG_PUBLIC_URL": "ftp://x"}, "SDG_PUBLIC_URL"),
+        ({"SDG_DATABASE_URL": "gateway.db"}, "SDG_DATABASE_URL"),
+        ({"SDG_DATABASE_URL": "sqlite:///:memory:"}, "SDG_DATABASE_URL"),
+        ({"SDG_DATABASE_URL": "mysql://x/y"}, "SDG_DATABASE_URL"),
+        ({"SDG_WEBUI_URLS": "localhost:7860"}, "SDG_WEBUI_URLS"),
+        ({"SDG_WEBUI_URLS": "http://x:1/?q=1"}, "SDG_WEBUI_URLS"),
+        ({"SDG_WEBUI_URLS": " , "}, "SDG_WEBUI_URLS"),
+        ({"SDG_WEBUI_URLS": "a=http://x:1,a=http://y:1"}, "SDG_WEBUI_URLS"),
+        ({"SDG_MAX_WAITERS": "64"}, "SDG_MAX_WAITERS"),
+        ({"WEB_CONCURRENCY": "none"}, "WEB_CONCURRENCY"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_bad_setting_refuses_to_start_and_says_which(environ: dict[str, str], named: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load(environ, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("nonsense = 1", "nonsense"), ("max_steps = true", "max_steps"), ("max_steps =", "settings.toml")],
+)
+def test_a_bad_settings_file_refuses_to_start(text: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(ConfigError, match=named):
+        load({}, tmp_path)
+
+
+def test_a_password_in_a_bad_address_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        webuis("ftp://me:secret@x:1", tmp_path)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("urls", "keys"),
+    [
+        ("http://127.0.0.1:7860", ["http://box:7860"]),
+        ("http://localhost:7860,http://127.0.0.1:7860/,http://[::1]:7860", ["http://box:7860"]),
+        ("http://u:p@gpu:7860/sub", ["http://gpu:7860/sub"]),
+        ("http://gpu,https://gpu", ["http://gpu:80", "https://gpu:443"]),
+        ("first=http://localhost:1,second=http://127.0.0.1:2", ["first", "second"]),
+        ("http://localhost:1,a=http://127.0.0.1:1", ["a"]),
+        ("a=http://localhost:1,b=http://127.0.0.1:1", ["a"]),
+        ("simulator,simulator", ["simulator"]),
+    ],
+)
+def test_one_webui_has_one_slot_however_it_is_spelled(urls: str, keys: list[str], tmp_path: Path) -> None:
+    assert [webui.key for webui in webuis(urls, tmp_path)] == keys
+
+
+def test_credentials_stay_in_the_address_and_out_of_the_key(tmp_path: Path) -> None:
+    [webui] = webuis("http://me:p=ss@gpu:7860", tmp_path)
+    assert (webui.url, webui.key) == ("http://me:p=ss@gpu:7860", "http://gpu:7860")
+
+
+def test_postgresql_urls_are_driven_by_psycopg_3(tmp_path: Path) -> None:
+    for url in ("postgres://h/d", "postgresql://h/d"):
+        assert load({"SDG_DATABASE_URL": url}, tmp_path).database_url == "postgresql+psycopg://h/d"
+
+
+def test_every_setting_has_one_sentence_and_one_field() -> None:
+    for setting in SETTINGS:
+        assert setting.sentence.endswith("."), setting.name
+        assert setting.sentence.count("\n") == 0
+    assert len({setting.field for setting in SETTINGS}) == len(SETTINGS)
