@@ -1,0 +1,130 @@
+"""The database: connections, transactions and migrations, for SQLite and PostgreSQL alike.
+
+All writers are serial: on SQLite by ``BEGIN IMMEDIATE`` (a deferred transaction that reads and then writes fails at once when
+another wrote in between, https://www.sqlite.org/lang_transaction.html), on PostgreSQL by locking the one row of ``clock``
+first. So no two write transactions can deadlock or see half of each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app.jobs.errors import DatabaseUnavailable, SchemaTooNew
+from app.jobs.schema import CLOCK
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+#: Seconds that a statement waits for another process's write before it gives up.
+BUSY_TIMEOUT = 30
+#: Any constant; PostgreSQL's advisory locks are numbers that programs agree on.
+_MIGRATION_LOCK = 0x5D6A7E
+
+
+class Database:
+    """Hands out connections: :meth:`read` for queries, :meth:`write` for a serial write transaction.
+
+    Both raise :class:`DatabaseUnavailable` when the database can't be reached, is locked for long or can't be written.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = self._create_engine()
+        self._writing = self.engine.execution_options(writing=True)
+        # Threads of one process queue here in order; SQLite's own busy handler sleeps and polls, which is slower.
+        self._writer = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a SQLite file; None for PostgreSQL."""
+        return Path(self.url.database).parent if self.is_sqlite and self.url.database else None
+
+    def _create_engine(self) -> Engine:
+        # More connections than threads could ask for would only hide a leak; a waiter's poll and the worker share these.
+        options: dict[str, Any] = {"pool_size": 8, "max_overflow": 64, "pool_timeout": BUSY_TIMEOUT}
+        if not self.is_sqlite:
+            return create_engine(self.url, pool_pre_ping=True, **options)
+        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **options)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection whose queries see one state of the database."""
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except IntegrityError:
+            raise
+        except (DBAPIError, PoolTimeoutError) as error:
+            raise DatabaseUnavailable from error
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One write transaction, serial with all others; committed at the end, rolled back when the body raises."""
+        try:
+            with self._writer, self._writing.begin() as connection:
+                if not self.is_sqlite:
+                    connection.execute(select(CLOCK.c.id).with_for_update())
+                yield connection
+        except IntegrityError:
+            raise
+        except (DBAPIError, PoolTimeoutError) as error:
+            raise DatabaseUnavailable from error
+
+    def check(self) -> None:
+        """Raise :class:`DatabaseUnavailable` unless a query works."""
+        with self.read() as connection:
+            connection.execute(select(CLOCK.c.id)).scalar_one()
+
+    def migrate(self) -> None:
+        """Bring the schema to this version's; safe when several processes start at once.
+
+        :raises SchemaTooNew: when the database already has a newer schema.
+        """
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with self._writer, self._writing.begin() as connection:
+            if not self.is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            _refuse_newer(connection, ScriptDirectory.from_config(config))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self.engine.dispose()
+
+
+def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
+    known = {script.revision for script in scripts.walk_revisions()}
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known:
+        raise SchemaTooNew(f"The database has schema {current}, which this version of sd-gateway does not know.")
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    """Leave BEGIN to us (the driver's own begins deferred) and choose durability over speed."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writing = connection.get_execution_options().get("writing")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

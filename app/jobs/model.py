@@ -1,0 +1,152 @@
+"""What a job is, in memory: the row as an immutable value, and the small values that the worker passes round."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+from sqlalchemy import Row
+
+Type = Literal["txt2img", "img2img"]
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+TYPES: Final[tuple[Type, ...]] = ("txt2img", "img2img")
+STATUSES: Final[tuple[Status, ...]] = ("queued", "running", "succeeded", "failed", "cancelled")
+UNFINISHED: Final = ("queued", "running")
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A request that passed every check and asks to be accepted.
+
+    ``cost`` is the work that fair queueing charges for it; ``demand`` the canonical JSON of the names that a WebUI must
+    offer; ``created_at`` milliseconds since 1970, UTC.
+    """
+
+    user_id: str
+    type: Type
+    name: str
+    created_at: int
+    args: dict[str, Any]
+    init_image: dict[str, Any] | None
+    demand: str
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's Idempotency-Key and the digest of the request that came with it."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One row of the job table. Times are milliseconds since 1970, UTC; ``progress`` is 0…1."""
+
+    seq: int
+    user_id: str
+    type: Type
+    name: str
+    status: str
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    args: dict[str, Any]
+    init_image: dict[str, Any] | None
+    images: tuple[dict[str, Any], ...]
+    webui: dict[str, Any] | None
+    simulated: bool
+    error_slug: str | None
+    error_detail: str | None
+    cost: float
+    start_tag: float
+    claims: int
+    attempts: int
+    losses: int
+    one_by_one: bool
+    owner: str | None
+    slot: str | None
+    phase: str | None
+    claimed_at: float | None
+    progress: float | None
+    eta: float | None
+    progress_at: float | None
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> Self:
+        """The job that a row of the table ``jobs`` holds."""
+        values = {field: getattr(row, field) for field in cls.__slots__}
+        values["args"] = json.loads(row.args)
+        values["init_image"] = json.loads(row.init_image) if row.init_image else None
+        values["images"] = tuple(json.loads(row.images)) if row.images else ()
+        values["webui"] = json.loads(row.webui) if row.webui else None
+        return cls(**values)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job will never change any more, but for its deletion."""
+        return self.status not in UNFINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an unfinished job stands: ``position`` 1 starts next (None when not queued); ``eta`` seconds until it ends."""
+
+    position: int | None
+    eta: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's hold on a job: valid while the row still shows this owner and this number of the claim.
+
+    ``job`` is the row as of the claim; ``task_id`` the ``force_task_id`` that the slot row has committed.
+    """
+
+    job: Job
+    owner: str
+    slot: str
+    task_id: str
+
+    @property
+    def attempt(self) -> int:
+        """The number of the claim, which file names carry."""
+        return self.job.claims
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One WebUI's row. ``state``: clean, held, unclean, settling or suspect; ``health``: up, down or unknown."""
+
+    key: str
+    state: str
+    owner: str | None
+    task_id: str | None
+    health: str
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """What a finished attempt leaves in the row."""
+
+    finished_at: int
+    args: dict[str, Any]
+    images: list[dict[str, Any]]
+    webui: dict[str, Any]
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt, or at last the job, failed: a slug of the error table and a sentence that may be shown."""
+
+    slug: str
+    detail: str
+
+
+def to_json(value: Any) -> str:
+    """JSON as the rows hold it: compact, readable Unicode."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

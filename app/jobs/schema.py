@@ -1,0 +1,189 @@
+"""The tables, as SQLAlchemy Core sees them; app/migrations makes them.
+
+``jobs`` is the truth about every accepted request: its row is the commit and the index. The other tables exist so that one
+transaction can take a job and a WebUI's slot, keep the queue fair, and remember what the WebUIs offer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    literal_column,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+METADATA: Final = MetaData()
+_SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+
+# Statuses as SQL literals: a partial index serves a query only when the query names the literal, not a bound parameter.
+QUEUED: Final = literal_column("'queued'", Text)
+RUNNING: Final = literal_column("'running'", Text)
+SUCCEEDED: Final = literal_column("'succeeded'", Text)
+FAILED: Final = literal_column("'failed'", Text)
+DELETED: Final = literal_column("'deleted'", Text)
+
+JOBS: Final = Table(
+    "jobs",
+    METADATA,
+    # The acceptance sequence: the order of history and, among equal start tags, of the queue. Never used twice.
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("user_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    # queued, running, succeeded, failed, cancelled; or deleted: the mark that keeps reindex from bringing it back.
+    Column("status", Text, nullable=False),
+    # Milliseconds since 1970, UTC, by the gateway's clock.
+    Column("created_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("args", Text, nullable=False),
+    Column("init_image", Text),
+    Column("images", Text),
+    Column("webui", Text),
+    Column("simulated", Boolean, nullable=False),
+    Column("error_slug", Text),
+    Column("error_detail", Text),
+    # Fair queueing: the service units that the job needs and its start tag.
+    Column("cost", Float, nullable=False),
+    Column("start_tag", Float, nullable=False),
+    Column("demand", Integer, nullable=False),
+    # Every claim raises `claims`; `attempts` counts those that ended at the WebUI, `losses` those that our process ended.
+    Column("claims", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("one_by_one", Boolean, nullable=False),
+    # The lease: who works at it, until when (seconds since 1970 by the database's clock), on which slot, in which phase.
+    Column("owner", Text),
+    Column("lease_expires", Float),
+    Column("slot", Text),
+    Column("phase", Text),
+    Column("claimed_at", Float),
+    Column("progress", Float),
+    Column("eta", Float),
+    Column("progress_at", Float),
+    Column("looked_at", Float),
+    # A deleted record whose files may still be on disk.
+    Column("debris", Boolean, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("jobs_by_name", JOBS.c.name, JOBS.c.type, JOBS.c.user_id, unique=True)
+Index("jobs_history", JOBS.c.user_id, JOBS.c.type, JOBS.c.status, JOBS.c.seq)
+Index("jobs_of_user", JOBS.c.user_id, JOBS.c.status, JOBS.c.seq)
+Index("jobs_of_user_any", JOBS.c.user_id, JOBS.c.seq)
+
+
+def _partial(name: str, where: Any, *columns: Any) -> None:
+    Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+_partial("jobs_queue", JOBS.c.status == QUEUED, JOBS.c.start_tag, JOBS.c.seq)
+_partial("jobs_running", JOBS.c.status == RUNNING, JOBS.c.owner)
+_partial("jobs_debris", JOBS.c.debris, JOBS.c.seq)
+
+# One row: the virtual time of fair queueing and the number of unfinished jobs. Writers on PostgreSQL lock it first.
+CLOCK: Final = Table(
+    "clock",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("virtual", Float, nullable=False),
+    Column("unfinished", Integer, nullable=False),
+)
+
+USERS: Final = Table(
+    "users",
+    METADATA,
+    Column("user_id", Text, primary_key=True),
+    Column("finish", Float, nullable=False),
+    Column("unfinished", Integer, nullable=False),
+)
+
+# What jobs need of a WebUI, each distinct need once (names as canonical JSON).
+DEMANDS: Final = Table(
+    "demands",
+    METADATA,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("body", Text, nullable=False, unique=True),
+    sqlite_autoincrement=True,
+)
+
+SLOTS: Final = Table(
+    "slots",
+    METADATA,
+    Column("key", Text, primary_key=True),
+    # clean, held, unclean (its last holder vanished), settling (somebody is waiting until it is idle), suspect.
+    Column("state", Text, nullable=False),
+    Column("owner", Text),
+    Column("lease_expires", Float),
+    Column("job", _SEQUENCE),
+    Column("task_id", Text),
+    # up, down or unknown, as its worker saw it last.
+    Column("health", Text, nullable=False),
+    Column("probed_at", Float, nullable=False),
+    Column("seconds_per_cost", Float),
+)
+
+CATALOGUES: Final = Table(
+    "catalogues",
+    METADATA,
+    Column("key", Text, primary_key=True),
+    Column("body", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+
+WORKERS: Final = Table(
+    "workers",
+    METADATA,
+    Column("owner", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("webuis", Text, nullable=False),
+    Column("beat_at", Float, nullable=False),
+)
+
+NOTES: Final = Table(
+    "notes",
+    METADATA,
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+IDEMPOTENCY: Final = Table(
+    "idempotency",
+    METADATA,
+    Column("user_id", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("job", _SEQUENCE, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    PrimaryKeyConstraint("user_id", "key"),
+)
+Index("idempotency_expiry", IDEMPOTENCY.c.expires_at)
+
+
+class db_now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function where it is used
+    """Seconds since 1970 by the database's clock, the only clock that leases are compared with."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(_element: Any, _compiler: Any, **_kw: Any) -> str:
+    # unixepoch('now','subsec') needs SQLite 3.42; the Julian day of 1970-01-01T00:00Z is 2440587.5.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(_element: Any, _compiler: Any, **_kw: Any) -> str:
+    return "CAST(extract(epoch from clock_timestamp()) AS double precision)"

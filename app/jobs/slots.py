@@ -1,0 +1,195 @@
+"""The WebUIs as the database knows them: slots, health, catalogues, and the workers that are configured for them.
+
+A slot is held by at most one job at a time. One that was not released cleanly is settled first: its worker sends nothing
+until the WebUI is idle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+
+from app.jobs.database import Database
+from app.jobs.model import Slot
+from app.jobs.schema import CATALOGUES, JOBS, NOTES, RUNNING, SLOTS, WORKERS, db_now
+from app.jobs.table import LEASE_SECONDS
+
+#: A WebUI that refused is asked once in so many seconds, by one process (a starting one can be killed by requests).
+PROBE_SECONDS: Final = 10.0
+#: A worker that beat within so many seconds is alive.
+ALIVE_SECONDS: Final = 10.0
+#: An external worker that has been gone for so long no longer counts as configured.
+FORGOTTEN_SECONDS: Final = 3600.0
+_DEFAULT_MODEL: Final = "default_model"
+
+
+class Slots:
+    """The rows about WebUIs. Raises DatabaseUnavailable from every method."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def register(self, owner: str, host: str, keys: Sequence[str], *, only: bool) -> None:
+        """A worker starts: store its list of WebUIs and make their slots.
+
+        :param only: whether it is the host's only worker, so that rows of earlier ones go.
+        """
+        with self.database.write() as connection:
+            gone = WORKERS.c.beat_at < db_now() - FORGOTTEN_SECONDS
+            if only:
+                gone = or_(gone, WORKERS.c.host == host)
+            connection.execute(delete(WORKERS).where(or_(gone, WORKERS.c.owner == owner)))
+            connection.execute(
+                insert(WORKERS).values(owner=owner, host=host, webuis=json.dumps(list(keys)), beat_at=db_now())
+            )
+            there = set(connection.execute(select(SLOTS.c.key)).scalars())
+            for key in [key for key in keys if key not in there]:
+                connection.execute(insert(SLOTS).values(key=key, state="clean", health="unknown", probed_at=0.0))
+
+    def beat(self, owner: str) -> bool:
+        """Prolong every lease of this worker; False when the database doesn't know the worker (any more)."""
+        lease = db_now() + LEASE_SECONDS
+        mine = and_(JOBS.c.status == RUNNING, JOBS.c.owner == owner)
+        with self.database.write() as connection:
+            connection.execute(update(JOBS).where(mine).values(lease_expires=lease))
+            connection.execute(update(SLOTS).where(SLOTS.c.owner == owner).values(lease_expires=lease))
+            beaten = connection.execute(update(WORKERS).where(WORKERS.c.owner == owner).values(beat_at=db_now()))
+            return beaten.rowcount == 1
+
+    def worker_alive(self) -> bool:
+        """Whether any worker beat lately."""
+        with self.database.read() as connection:
+            alive = select(WORKERS.c.owner).where(WORKERS.c.beat_at > db_now() - ALIVE_SECONDS)
+            return connection.execute(alive.limit(1)).first() is not None
+
+    def configured(self) -> list[str]:
+        """The keys of the WebUIs that stand on some worker's list, in the order of the lists."""
+        with self.database.read() as connection:
+            return _configured(connection)
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Slot | None:
+        """One slot; None when it was dropped."""
+        with self.database.read() as connection:
+            row = connection.execute(select(SLOTS).where(SLOTS.c.key == key)).first()
+            return Slot(row.key, row.state, row.owner, row.task_id, row.health) if row is not None else None
+
+    def begin_settling(self, key: str, owner: str) -> Slot | None:
+        """Take an unclean or suspect slot to wait until its WebUI is idle; None when another worker has it."""
+        with self.database.write() as connection:
+            taken = connection.execute(
+                update(SLOTS)
+                .where(SLOTS.c.key == key, SLOTS.c.owner.is_(None), SLOTS.c.state.in_(("unclean", "suspect")))
+                .values(state="settling", owner=owner, lease_expires=db_now() + LEASE_SECONDS)
+            )
+            if taken.rowcount != 1:
+                return None
+            row = connection.execute(select(SLOTS).where(SLOTS.c.key == key)).one()
+            return Slot(row.key, row.state, row.owner, row.task_id, row.health)
+
+    def end_settling(self, key: str, owner: str, *, idle: bool) -> None:
+        """Let go of a slot that was being settled: clean when its WebUI is idle, else suspect."""
+        left: dict[str, Any] = {"owner": None, "lease_expires": None, "job": None}
+        left |= {"state": "clean", "task_id": None} if idle else {"state": "suspect"}
+        with self.database.write() as connection:
+            connection.execute(
+                update(SLOTS)
+                .where(SLOTS.c.key == key, SLOTS.c.owner == owner, SLOTS.c.state == "settling")
+                .values(left)
+            )
+
+    def may_probe(self, key: str) -> bool:
+        """Whether this process is the one that may ask a silent WebUI now; the next one may after PROBE_SECONDS."""
+        # A clock set back must not silence the probes, so a time in the future counts as long ago.
+        due = and_(SLOTS.c.key == key, or_(SLOTS.c.probed_at <= db_now() - PROBE_SECONDS, SLOTS.c.probed_at > db_now()))
+        with self.database.read() as connection:
+            if connection.execute(select(SLOTS.c.key).where(due)).first() is None:
+                return False
+        with self.database.write() as connection:
+            taken = connection.execute(update(SLOTS).where(due).values(probed_at=db_now()))
+            return taken.rowcount == 1
+
+    def set_health(self, key: str, health: str) -> None:
+        """Note whether the WebUI answers: ``up`` or ``down``."""
+        with self.database.write() as connection:
+            connection.execute(update(SLOTS).where(SLOTS.c.key == key).values(health=health))
+
+    def any_up(self) -> bool:
+        """Whether a configured WebUI answered when it was asked last."""
+        with self.database.read() as connection:
+            up = set(connection.execute(select(SLOTS.c.key).where(SLOTS.c.health == "up")).scalars())
+            return not up.isdisjoint(_configured(connection))
+
+    # -- catalogues --------------------------------------------------------------------------------------------------
+
+    def put_catalogue(self, key: str, body: str) -> bool:
+        """Keep what a WebUI offers; whether that changed anything."""
+        with self.database.read() as connection:
+            known = connection.execute(select(CATALOGUES.c.body).where(CATALOGUES.c.key == key)).scalar()
+        if known == body:
+            return False
+        with self.database.write() as connection:
+            highest = connection.execute(select(func.coalesce(func.max(CATALOGUES.c.version), 0))).scalar_one()
+            connection.execute(delete(CATALOGUES).where(CATALOGUES.c.key == key))
+            connection.execute(insert(CATALOGUES).values(key=key, body=body, version=highest + 1))
+            return True
+
+    def catalogue_versions(self) -> tuple[tuple[str, int], ...]:
+        """(key, version) of every configured WebUI whose catalogue was ever seen; cheap, to see whether anything changed."""
+        with self.database.read() as connection:
+            versions = {
+                row.key: row.version for row in connection.execute(select(CATALOGUES.c.key, CATALOGUES.c.version))
+            }
+            return tuple((key, versions[key]) for key in _configured(connection) if key in versions)
+
+    def catalogues(self, keys: Collection[str]) -> dict[str, str]:
+        """The kept catalogues of these WebUIs."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(CATALOGUES).where(CATALOGUES.c.key.in_(keys)))
+            return {row.key: row.body for row in rows}
+
+    def drop_unconfigured(self) -> list[str]:
+        """Forget clean slots, and the catalogues of WebUIs, that stand on no worker's list."""
+        with self.database.read() as connection:
+            gone = _unconfigured(connection)
+            kept = set(connection.execute(select(CATALOGUES.c.key)).scalars()) - set(_configured(connection))
+        if not gone and not kept:
+            return []
+        with self.database.write() as connection:
+            gone = _unconfigured(connection)
+            connection.execute(delete(SLOTS).where(SLOTS.c.key.in_(gone), SLOTS.c.state == "clean"))
+            slots = set(connection.execute(select(SLOTS.c.key)).scalars())
+            left = set(_configured(connection)) | slots
+            connection.execute(delete(CATALOGUES).where(CATALOGUES.c.key.not_in(left)))
+            return gone
+
+    # -- the default model -------------------------------------------------------------------------------------------
+
+    def default_model(self) -> str | None:
+        """The model chosen for requests that name none."""
+        with self.database.read() as connection:
+            return connection.execute(select(NOTES.c.value).where(NOTES.c.key == _DEFAULT_MODEL)).scalar()
+
+    def set_default_model(self, model: str | None) -> None:
+        """Keep the choice; None forgets it."""
+        with self.database.write() as connection:
+            connection.execute(delete(NOTES).where(NOTES.c.key == _DEFAULT_MODEL))
+            if model is not None:
+                connection.execute(insert(NOTES).values(key=_DEFAULT_MODEL, value=model))
+
+
+def _configured(connection: Connection) -> list[str]:
+    lists = connection.execute(select(WORKERS.c.webuis).order_by(WORKERS.c.owner)).scalars()
+    return list(dict.fromkeys(key for webuis in lists for key in json.loads(webuis)))
+
+
+def _unconfigured(connection: Connection) -> list[str]:
+    known = set(_configured(connection))
+    clean: ColumnElement[bool] = SLOTS.c.state == "clean"
+    return [key for key in connection.execute(select(SLOTS.c.key).where(clean)).scalars() if key not in known]

@@ -1,0 +1,664 @@
+"""The job table: four write statements carry a job from acceptance to its end (accept, claim, beat, finish).
+
+The queue is fair by start-time fair queueing (P. Goyal, H. Vin, H. Cheng, "Start-Time Fair Queueing", SIGCOMM 1996): a job's
+start tag is the later of the virtual clock and the finish tag of its user's previous job, the lowest start tag goes first, and
+the clock moves to the start tag of the job that was claimed. So a user with many jobs delays only himself.
+
+Leases are in seconds of the database's clock. Every change to a claimed job is a compare-and-set on (seq, owner, claims):
+whoever lost the claim changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+
+from app.jobs.database import Database
+from app.jobs.errors import (
+    JobNotFound,
+    JobUnfinished,
+    KeyOfDeletedJob,
+    KeyReused,
+    QueueFull,
+    UserQueueFull,
+)
+from app.jobs.model import Claim, Failure, IdempotencyKey, Job, NewJob, Place, Success, to_json
+from app.jobs.schema import (
+    CLOCK,
+    DELETED,
+    DEMANDS,
+    IDEMPOTENCY,
+    JOBS,
+    QUEUED,
+    RUNNING,
+    SLOTS,
+    SUCCEEDED,
+    USERS,
+    db_now,
+)
+
+LEASE_SECONDS: Final = 10.0
+#: Attempts that ended at a WebUI (an answer, a timeout, a broken connection), and losses of our own process.
+MAX_ATTEMPTS: Final = 3
+MAX_LOSSES: Final = 20
+KEY_SECONDS: Final = 24 * 3600.0
+#: Retry-After when nothing was measured yet, and its bounds otherwise, seconds.
+_UNKNOWN_WAIT: Final = 5.0
+_LONGEST_WAIT: Final = 3600.0
+
+SlotState = Literal["clean", "unclean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many unfinished jobs may stand in the table."""
+
+    total: int
+    per_user: int
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The demands that a WebUI can be asked for: all up to ``known`` but ``unservable``."""
+
+    known: int
+    unservable: frozenset[int]
+
+
+class JobTable:
+    """Jobs in the database, for any number of processes. Raises DatabaseUnavailable from every method."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # -- accept ------------------------------------------------------------------------------------------------------
+
+    def accept(self, new: NewJob, bounds: Bounds, key: IdempotencyKey | None = None) -> tuple[Job, bool]:
+        """Commit a job as queued; (job, True), or (the earlier job, False) for a repeated key.
+
+        :raises KeyReused, KeyOfDeletedJob: see :meth:`find_key`.
+        :raises QueueFull, UserQueueFull: nothing was accepted.
+        """
+        with self.database.write() as connection:
+            known = self._find_key(connection, new.user_id, key)
+            if known is not None:
+                return known, False
+            tag = self._reserve(connection, new, bounds)
+            values = _row_of(new) | {"start_tag": tag, "demand": _demand_id(connection, new.demand)}
+            seq = connection.execute(insert(JOBS).values(values).returning(JOBS.c.seq)).scalar_one()
+            if key is not None:
+                self._remember_key(connection, new.user_id, key, seq)
+            return _job(connection, JOBS.c.seq == seq), True
+
+    def find_key(self, user_id: str, key: IdempotencyKey) -> Job | None:
+        """The job that this key made within the last 24 hours.
+
+        :raises KeyReused: it was another request.
+        :raises KeyOfDeletedJob: the job was deleted.
+        """
+        with self.database.read() as connection:
+            return self._find_key(connection, user_id, key)
+
+    def _find_key(self, connection: Connection, user_id: str, key: IdempotencyKey | None) -> Job | None:
+        if key is None:
+            return None
+        row = connection.execute(
+            select(IDEMPOTENCY.c.digest, IDEMPOTENCY.c.job).where(
+                IDEMPOTENCY.c.user_id == user_id, IDEMPOTENCY.c.key == key.key, IDEMPOTENCY.c.expires_at > db_now()
+            )
+        ).first()
+        if row is None:
+            return None
+        if row.digest != key.digest:
+            raise KeyReused
+        found = connection.execute(select(JOBS).where(JOBS.c.seq == row.job, JOBS.c.status != DELETED)).first()
+        if found is None:
+            raise KeyOfDeletedJob
+        return Job.of(found)
+
+    def _remember_key(self, connection: Connection, user_id: str, key: IdempotencyKey, seq: int) -> None:
+        connection.execute(delete(IDEMPOTENCY).where(IDEMPOTENCY.c.user_id == user_id, IDEMPOTENCY.c.key == key.key))
+        connection.execute(
+            insert(IDEMPOTENCY).values(
+                user_id=user_id, key=key.key, digest=key.digest, job=seq, expires_at=db_now() + KEY_SECONDS
+            )
+        )
+
+    def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds) -> float:
+        """Count the job in and return its start tag."""
+        clock = connection.execute(select(CLOCK.c.virtual, CLOCK.c.unfinished)).one()
+        if clock.unfinished >= bounds.total:
+            raise QueueFull(self._wait_for_room(connection, None))
+        user = connection.execute(
+            select(USERS.c.finish, USERS.c.unfinished).where(USERS.c.user_id == new.user_id)
+        ).first()
+        if user is not None and user.unfinished >= bounds.per_user:
+            raise UserQueueFull(self._wait_for_room(connection, new.user_id))
+        tag = max(clock.virtual, user.finish) if user is not None else clock.virtual
+        finish = tag + new.cost
+        if user is None:
+            connection.execute(insert(USERS).values(user_id=new.user_id, finish=finish, unfinished=1))
+        else:
+            connection.execute(
+                update(USERS)
+                .where(USERS.c.user_id == new.user_id)
+                .values(finish=finish, unfinished=USERS.c.unfinished + 1)
+            )
+        connection.execute(update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1))
+        return float(tag)
+
+    # -- claim -------------------------------------------------------------------------------------------------------
+
+    def claim(self, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
+        """Take the next job that this WebUI can serve, and its clean slot, in one transaction; None when there is none."""
+        with self.database.read() as connection:
+            # A cheap look first: an idle gateway should not write, nor hold up writers, once a second for each WebUI.
+            if connection.execute(_next_job(serving)).first() is None:
+                return None
+        with self.database.write() as connection:
+            return self._claim(connection, slot, owner, task_id, serving)
+
+    def _claim(self, connection: Connection, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
+        row = connection.execute(_next_job(serving).with_for_update(skip_locked=True)).first()
+        if row is None:
+            return None
+        lease = db_now() + LEASE_SECONDS
+        taken = connection.execute(
+            update(SLOTS)
+            .where(SLOTS.c.key == slot, SLOTS.c.state == "clean")
+            .values(state="held", owner=owner, lease_expires=lease, job=row.seq, task_id=task_id)
+        )
+        if taken.rowcount != 1:
+            return None
+        connection.execute(
+            update(JOBS)
+            .where(JOBS.c.seq == row.seq)
+            .values(
+                status="running", phase="generating", claims=JOBS.c.claims + 1, owner=owner, slot=slot, lease_expires=lease,
+                claimed_at=db_now(), started_at=_now_ms(), progress=0.0, eta=None, progress_at=None, looked_at=None,
+            )
+        )  # fmt: skip
+        connection.execute(update(CLOCK).where(CLOCK.c.virtual < row.start_tag).values(virtual=row.start_tag))
+        return Claim(_job(connection, JOBS.c.seq == row.seq), owner, slot, task_id)
+
+    def answered(self, claim: Claim, seconds: float | None, next_task_id: str | None, serving: Serving) -> Claim | None:
+        """The WebUI replied: free its slot, and in the same transaction claim the next job for it.
+
+        The job keeps its own lease and enters the phase ``storing``. With ``next_task_id`` None nothing is claimed.
+        ``seconds`` is what the generation took, None when the reply was no result and says nothing about speed.
+        """
+        speed = {} if seconds is None else {"seconds_per_cost": _smoothed(seconds / max(claim.job.cost, 1.0))}
+        with self.database.write() as connection:
+            freed = connection.execute(update(SLOTS).where(_holds(claim)).values(**_leave("clean"), **speed))
+            connection.execute(
+                update(JOBS).where(_owned(claim)).values(phase="storing", progress=1.0, eta=None, progress_at=db_now())
+            )
+            if freed.rowcount != 1 or next_task_id is None:
+                return None
+            return self._claim(connection, claim.slot, claim.owner, next_task_id, serving)
+
+    # -- beat --------------------------------------------------------------------------------------------------------
+
+    def report(self, claim: Claim, progress: float, eta: float | None) -> None:
+        """Note how far a running job is: ``progress`` 0…1, ``eta`` seconds left or None."""
+        with self.database.write() as connection:
+            connection.execute(
+                update(JOBS)
+                .where(_owned(claim), JOBS.c.phase == "generating")
+                .values(progress=progress, eta=eta, progress_at=db_now())
+            )
+
+    def looked_at(self, job: Job) -> None:
+        """Somebody asked for this running job: its WebUI is asked for progress while that goes on."""
+        stale = or_(JOBS.c.looked_at.is_(None), JOBS.c.looked_at < db_now() - 1.0, JOBS.c.looked_at > db_now())
+        with self.database.read() as connection:
+            if connection.execute(select(JOBS.c.seq).where(JOBS.c.seq == job.seq, stale)).first() is None:
+                return
+        with self.database.write() as connection:
+            connection.execute(
+                update(JOBS).where(JOBS.c.seq == job.seq, JOBS.c.status == RUNNING).values(looked_at=db_now())
+            )
+
+    def seconds_since_look(self, claim: Claim) -> float | None:
+        """How long ago somebody looked at the claimed job; None when nobody did, or the claim is lost."""
+        with self.database.read() as connection:
+            return connection.execute(select(db_now() - JOBS.c.looked_at).where(_owned(claim))).scalar()
+
+    # -- finish ------------------------------------------------------------------------------------------------------
+
+    def succeed(self, claim: Claim, success: Success) -> bool:
+        """Commit the result; False when the claim was lost, and then the caller removes its files."""
+        return self._finish(
+            claim,
+            status="succeeded",
+            finished_at=success.finished_at,
+            args=to_json(success.args),
+            images=to_json(success.images),
+            webui=to_json(success.webui),
+            simulated=success.simulated,
+        )
+
+    def fail(self, claim: Claim, failure: Failure) -> bool:
+        """Commit that the job failed; False when the claim was lost."""
+        return self._finish(
+            claim,
+            status="failed",
+            finished_at=_now_ms(),
+            attempts=JOBS.c.attempts + 1,
+            error_slug=failure.slug,
+            error_detail=failure.detail,
+        )
+
+    def _finish(self, claim: Claim, **values: Any) -> bool:
+        with self.database.write() as connection:
+            done = connection.execute(update(JOBS).where(_owned(claim)).values(**values, **_FREE))
+            if done.rowcount != 1:
+                return False
+            _count_out(connection, [claim.job.user_id])
+            return True
+
+    def give_back(
+        self,
+        claim: Claim,
+        *,
+        slot: SlotState,
+        failure: Failure | None = None,
+        one_by_one: bool = False,
+    ) -> str:
+        """End an attempt without a result: the job goes back to its place in the queue.
+
+        :param slot: how the attempt leaves the slot, where it still holds it.
+        :param failure: why the attempt ended at the WebUI, which counts it; the last one allowed fails the job with it. None
+            counts nothing: the POST never went out, or we stop.
+        :param one_by_one: next time, one picture after another (after an out-of-memory answer).
+        :returns: ``queued``, ``failed``, or ``lost`` when the claim was not ours any more.
+        """
+        with self.database.write() as connection:
+            connection.execute(update(SLOTS).where(_holds(claim)).values(_leave(slot)))
+            row = connection.execute(select(JOBS.c.attempts, JOBS.c.one_by_one).where(_owned(claim))).first()
+            if row is None:
+                return "lost"
+            attempts = row.attempts + (failure is not None)
+            values = {**_FREE, "attempts": attempts, "one_by_one": row.one_by_one or one_by_one}
+            if failure is not None and attempts >= MAX_ATTEMPTS:
+                values |= {
+                    "status": "failed",
+                    "finished_at": _now_ms(),
+                    "error_slug": failure.slug,
+                    "error_detail": failure.detail,
+                }
+                _count_out(connection, [claim.job.user_id])
+            else:
+                values |= {"status": "queued", "progress": None}
+            connection.execute(update(JOBS).where(_owned(claim)).values(**values))
+            return str(values["status"])
+
+    # -- take-over ---------------------------------------------------------------------------------------------------
+
+    def take_over(self, host: str, owner: str) -> list[int]:
+        """Give back what other processes of this host held (``flock`` says that they are dead); the jobs' numbers."""
+        prefix = f"{host}/"
+        return self._lose(
+            lambda column: and_(func.substr(column, 1, len(prefix)) == prefix, column != owner), expired=False
+        )
+
+    def reclaim(self, owner: str) -> list[int]:
+        """Give back what any other owner held whose lease ran out; the jobs' numbers."""
+        return self._lose(lambda column: column != owner, expired=True)
+
+    def _lose(self, of: Any, *, expired: bool) -> list[int]:
+        jobs = and_(JOBS.c.status == RUNNING, of(JOBS.c.owner))
+        slots = and_(SLOTS.c.owner.is_not(None), of(SLOTS.c.owner))
+        if expired:
+            jobs = and_(jobs, JOBS.c.lease_expires < db_now())
+            slots = and_(slots, SLOTS.c.lease_expires < db_now())
+        with self.database.read() as connection:
+            nothing = not connection.execute(select(JOBS.c.seq).where(jobs)).first()
+            if nothing and not connection.execute(select(SLOTS.c.key).where(slots)).first():
+                return []
+        with self.database.write() as connection:
+            rows = connection.execute(select(JOBS.c.seq, JOBS.c.user_id, JOBS.c.losses).where(jobs)).all()
+            lost = [row.seq for row in rows if row.losses >= MAX_LOSSES]
+            back = [row.seq for row in rows if row.losses < MAX_LOSSES]
+            count = JOBS.c.losses + 1
+            connection.execute(
+                update(JOBS).where(JOBS.c.seq.in_(back)).values(status="queued", losses=count, progress=None, **_FREE)
+            )
+            connection.execute(
+                update(JOBS)
+                .where(JOBS.c.seq.in_(lost))
+                .values(
+                    status="failed", losses=count, finished_at=_now_ms(), error_slug="worker-lost",
+                    error_detail="The gateway was stopped again and again while it worked at this job.", **_FREE,
+                )
+            )  # fmt: skip
+            _count_out(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
+            connection.execute(update(SLOTS).where(slots).values(state="unclean", owner=None, lease_expires=None))
+            return back + lost
+
+    def fail_queued(self, demands: Collection[int], failure: Failure) -> list[int]:
+        """Fail every queued job with one of these demands; their numbers."""
+        with self.database.write() as connection:
+            rows = connection.execute(
+                select(JOBS.c.seq, JOBS.c.user_id).where(JOBS.c.status == QUEUED, JOBS.c.demand.in_(demands))
+            ).all()
+            connection.execute(
+                update(JOBS)
+                .where(JOBS.c.seq.in_([row.seq for row in rows]))
+                .values(status="failed", finished_at=_now_ms(), error_slug=failure.slug, error_detail=failure.detail)
+            )
+            _count_out(connection, [row.user_id for row in rows])
+            return [row.seq for row in rows]
+
+    # -- demands -----------------------------------------------------------------------------------------------------
+
+    def demands_after(self, known: int) -> Sequence[tuple[int, str]]:
+        """Demands with a number above ``known``, as (number, canonical JSON)."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id > known).order_by(DEMANDS.c.id)
+            )
+            return [(row.id, row.body) for row in rows]
+
+    def queued_demands(self) -> Mapping[int, str]:
+        """The demands that queued jobs have."""
+        with self.database.read() as connection:
+            waiting = select(JOBS.c.demand).where(JOBS.c.status == QUEUED).distinct()
+            rows = connection.execute(select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id.in_(waiting)))
+            return {row.id: row.body for row in rows}
+
+    # -- look up -----------------------------------------------------------------------------------------------------
+
+    def get(self, user_id: str, type_: str, name: str) -> Job:
+        """One job by the names that clients use.
+
+        :raises JobNotFound: there is none, or it was deleted.
+        """
+        with self.database.read() as connection:
+            return _job(connection, _named(user_id, type_, name))
+
+    def statuses(self, seqs: Iterable[int]) -> dict[int, str]:
+        """The status of each of these jobs; a deleted one shows as ``deleted``."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(JOBS.c.seq, JOBS.c.status).where(JOBS.c.seq.in_(list(seqs))))
+            return {row.seq: row.status for row in rows}
+
+    def by_seq(self, seq: int) -> Job:
+        """One job by its number.
+
+        :raises JobNotFound: it was deleted.
+        """
+        with self.database.read() as connection:
+            return _job(connection, JOBS.c.seq == seq)
+
+    def history(self, user_id: str, type_: str, limit: int, before: int | None) -> list[Job]:
+        """Succeeded jobs of one type, newest first, below the number ``before``."""
+        return self._page([JOBS.c.user_id == user_id, JOBS.c.type == type_, JOBS.c.status == SUCCEEDED], limit, before)
+
+    def of_user(self, user_id: str, status: str | None, limit: int, before: int | None) -> list[Job]:
+        """Jobs of both types in any state, or in one, newest first, below the number ``before``."""
+        state = JOBS.c.status == status if status else JOBS.c.status != DELETED
+        return self._page([JOBS.c.user_id == user_id, state], limit, before)
+
+    def _page(self, where: list[ColumnElement[bool]], limit: int, before: int | None) -> list[Job]:
+        if before is not None:
+            where = [*where, JOBS.c.seq < before]
+        with self.database.read() as connection:
+            rows = connection.execute(select(JOBS).where(*where).order_by(JOBS.c.seq.desc()).limit(limit))
+            return [Job.of(row) for row in rows]
+
+    def succeeded(self, after: int, limit: int) -> list[Job]:
+        """Succeeded jobs in the order of acceptance, above the number ``after``: to walk through all of them."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                select(JOBS).where(JOBS.c.seq > after, JOBS.c.status == SUCCEEDED).order_by(JOBS.c.seq).limit(limit)
+            )
+            return [Job.of(row) for row in rows]
+
+    def rows_named(self, name: str, type_: str) -> list[tuple[Job, bool]]:
+        """Every row with this name, deleted ones too, each with whether its lease is live; for the sweep."""
+        live = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now()).label("live")
+        with self.database.read() as connection:
+            rows = connection.execute(select(JOBS, live).where(JOBS.c.name == name, JOBS.c.type == type_))
+            return [(Job.of(row), bool(row.live)) for row in rows]
+
+    # -- places ------------------------------------------------------------------------------------------------------
+
+    def place(self, job: Job) -> Place:
+        """Where an unfinished job stands in the queue, and how long it will take at the speed measured so far."""
+        with self.database.read() as connection:
+            speed = _Speed.measured(connection)
+            if job.status == "queued":
+                return _place_in_queue(connection, job, speed)
+            if job.status == "running":
+                return Place(None, _seconds_left(connection, job, speed))
+            return Place(None, None)
+
+    def seconds_until_room(self) -> float:
+        """Seconds until the next unfinished job is likely to end; for Retry-After."""
+        with self.database.read() as connection:
+            return self._wait_for_room(connection, None)
+
+    def _wait_for_room(self, connection: Connection, user_id: str | None) -> float:
+        """Seconds until the next job (of this user) is likely to end."""
+        speed = _Speed.measured(connection)
+        mine = [JOBS.c.user_id == user_id] if user_id is not None else []
+        running = connection.execute(select(JOBS).where(JOBS.c.status == RUNNING, *mine)).all()
+        waits = [_seconds_left(connection, Job.of(row), speed) for row in running]
+        if not waits:
+            row = connection.execute(
+                select(JOBS).where(JOBS.c.status == QUEUED, *mine).order_by(JOBS.c.start_tag, JOBS.c.seq).limit(1)
+            ).first()
+            waits = [_place_in_queue(connection, Job.of(row), speed).eta] if row is not None else []
+        known = [wait for wait in waits if wait is not None]
+        return min(max(min(known, default=_UNKNOWN_WAIT), 1.0), _LONGEST_WAIT)
+
+    # -- delete ------------------------------------------------------------------------------------------------------
+
+    def delete(self, user_id: str, type_: str, name: str) -> Job:
+        """Commit that a finished job is gone (its row stays as a mark, emptied) and return what it was.
+
+        :raises JobNotFound, JobUnfinished: nothing was changed.
+        """
+        with self.database.write() as connection:
+            job = _job(connection, _named(user_id, type_, name), lock=True)
+            _mark_deleted(connection, job)
+            return job
+
+    def delete_image(self, user_id: str, type_: str, name: str, filename: str) -> tuple[Job, bool]:
+        """Commit that one image of a record is gone, and the record with its last one: (what it was, whether all went).
+
+        :raises JobNotFound: no such job, or it has no such image.
+        :raises JobUnfinished: nothing was changed.
+        """
+        with self.database.write() as connection:
+            job = _job(connection, _named(user_id, type_, name), lock=True)
+            left = [image for image in job.images if image["filename"] != filename]
+            if len(left) == len(job.images):
+                raise JobNotFound
+            if not left:
+                _mark_deleted(connection, job)
+            else:
+                connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(images=to_json(left), debris=True))
+            return job, not left
+
+    def debris(self) -> list[tuple[Job, bool]]:
+        """Rows whose deleted files may still be on disk, each with whether the whole record was deleted."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(JOBS).where(JOBS.c.debris).order_by(JOBS.c.seq)).all()
+            return [(Job.of(row), row.status == "deleted") for row in rows]
+
+    def debris_removed(self, job: Job) -> None:
+        """The files of what was deleted of this job are gone."""
+        with self.database.write() as connection:
+            connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(debris=False))
+
+    # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    def restore(self, new: NewJob, success: Success, started_at: int | None, claims: int) -> bool:
+        """Add the row of a record that only the folder knows; False when a row, also a deleted one, exists."""
+        values = _row_of(new) | {
+            "status": "succeeded", "args": to_json(success.args), "images": to_json(success.images),
+            "webui": to_json(success.webui), "simulated": success.simulated, "started_at": started_at,
+            "finished_at": success.finished_at, "claims": claims, "start_tag": 0.0,
+        }  # fmt: skip
+        with self.database.write() as connection:
+            there = connection.execute(select(JOBS.c.seq).where(_named(new.user_id, new.type, new.name))).first()
+            if there is None:
+                # It will never be claimed, so it demands nothing.
+                connection.execute(insert(JOBS).values(values | {"demand": 0}))
+            return there is None
+
+    def forget_keys(self) -> None:
+        """Drop the idempotency keys that have expired."""
+        expired = IDEMPOTENCY.c.expires_at <= db_now()
+        with self.database.read() as connection:
+            if connection.execute(select(IDEMPOTENCY.c.key).where(expired).limit(1)).first() is None:
+                return
+        with self.database.write() as connection:
+            connection.execute(delete(IDEMPOTENCY).where(expired))
+
+
+#: What an ended attempt leaves in the row.
+_FREE: Final[Mapping[str, Any]] = {
+    "owner": None,
+    "lease_expires": None,
+    "slot": None,
+    "phase": None,
+    "eta": None,
+    "progress_at": None,
+    "looked_at": None,
+}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _row_of(new: NewJob) -> dict[str, Any]:
+    return {
+        "user_id": new.user_id, "type": new.type, "name": new.name, "status": "queued", "created_at": new.created_at,
+        "args": to_json(new.args), "init_image": to_json(new.init_image) if new.init_image else None, "simulated": False,
+        "cost": new.cost, "claims": 0, "attempts": 0, "losses": 0, "one_by_one": False, "debris": False,
+    }  # fmt: skip
+
+
+def _named(user_id: str, type_: str, name: str) -> ColumnElement[bool]:
+    return and_(JOBS.c.name == name, JOBS.c.type == type_, JOBS.c.user_id == user_id)
+
+
+def _owned(claim: Claim) -> ColumnElement[bool]:
+    """The compare of every compare-and-set on a claimed job."""
+    return and_(
+        JOBS.c.seq == claim.job.seq,
+        JOBS.c.status == RUNNING,
+        JOBS.c.owner == claim.owner,
+        JOBS.c.claims == claim.job.claims,
+    )
+
+
+def _holds(claim: Claim) -> ColumnElement[bool]:
+    return and_(SLOTS.c.key == claim.slot, SLOTS.c.owner == claim.owner, SLOTS.c.task_id == claim.task_id)
+
+
+def _leave(state: SlotState) -> dict[str, Any]:
+    """A slot row after its holder let go; an unclean one keeps the task id that its next holder must look for."""
+    values: dict[str, Any] = {"state": state, "owner": None, "lease_expires": None, "job": None}
+    return values | {"task_id": None} if state == "clean" else values
+
+
+def _smoothed(seconds_per_cost: float) -> ColumnElement[float]:
+    """A moving average, so that one slow model load does not spoil every eta."""
+    return func.coalesce(SLOTS.c.seconds_per_cost * 0.7 + seconds_per_cost * 0.3, seconds_per_cost)
+
+
+def _next_job(serving: Serving) -> Any:
+    statement = select(JOBS.c.seq, JOBS.c.start_tag).where(JOBS.c.status == QUEUED, JOBS.c.demand <= serving.known)
+    if serving.unservable:
+        statement = statement.where(JOBS.c.demand.not_in(sorted(serving.unservable)))
+    return statement.order_by(JOBS.c.start_tag, JOBS.c.seq).limit(1)
+
+
+def _job(connection: Connection, where: ColumnElement[bool], *, lock: bool = False) -> Job:
+    statement = select(JOBS).where(where, JOBS.c.status != DELETED)
+    row = connection.execute(statement.with_for_update() if lock else statement).first()
+    if row is None:
+        raise JobNotFound
+    return Job.of(row)
+
+
+def _demand_id(connection: Connection, body: str) -> int:
+    found = connection.execute(select(DEMANDS.c.id).where(DEMANDS.c.body == body)).scalar()
+    if found is None:
+        found = connection.execute(insert(DEMANDS).values(body=body).returning(DEMANDS.c.id)).scalar_one()
+    return int(found)
+
+
+def _count_out(connection: Connection, users: Sequence[str]) -> None:
+    """Take finished jobs out of the counts of unfinished ones."""
+    if not users:
+        return
+    connection.execute(update(CLOCK).values(unfinished=CLOCK.c.unfinished - len(users)))
+    for user_id in users:
+        connection.execute(update(USERS).where(USERS.c.user_id == user_id).values(unfinished=USERS.c.unfinished - 1))
+
+
+def _mark_deleted(connection: Connection, job: Job) -> None:
+    if not job.finished:
+        raise JobUnfinished
+    connection.execute(
+        update(JOBS)
+        .where(JOBS.c.seq == job.seq)
+        .values(
+            status="deleted", args="{}", images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
+            debris=True,
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """How fast the WebUIs are: seconds per unit of cost (None before anything was measured), and how many are up."""
+
+    seconds_per_cost: float | None
+    webuis: int
+
+    @classmethod
+    def measured(cls, connection: Connection) -> _Speed:
+        up = SLOTS.c.health == "up"
+        row = connection.execute(select(func.avg(SLOTS.c.seconds_per_cost), func.count()).where(up)).one()
+        return cls(row[0], max(row[1], 1))
+
+
+def _place_in_queue(connection: Connection, job: Job, speed: _Speed) -> Place:
+    ahead = connection.execute(
+        select(func.count(), func.coalesce(func.sum(JOBS.c.cost), 0.0)).where(
+            JOBS.c.status == QUEUED,
+            or_(
+                JOBS.c.start_tag < job.start_tag,
+                and_(JOBS.c.start_tag == job.start_tag, JOBS.c.seq < job.seq),
+            ),
+        )
+    ).one()
+    if speed.seconds_per_cost is None:
+        return Place(ahead[0] + 1, None)
+    running = connection.execute(select(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.phase == "generating")).all()
+    left = sum(_seconds_left(connection, Job.of(row), speed) or 0.0 for row in running)
+    waiting = (left + ahead[1] * speed.seconds_per_cost) / speed.webuis
+    return Place(ahead[0] + 1, waiting + job.cost * speed.seconds_per_cost)
+
+
+def _seconds_left(connection: Connection, job: Job, speed: _Speed) -> float | None:
+    """What the WebUI said last, else what the measured speed promises."""
+    if job.phase == "storing":
+        return 0.0
+    now = float(connection.execute(select(db_now())).scalar_one())
+    if job.eta is not None and job.progress_at is not None:
+        return max(job.eta - (now - job.progress_at), 0.0)
+    if speed.seconds_per_cost is None or job.claimed_at is None:
+        return None
+    return max(job.cost * speed.seconds_per_cost - (now - job.claimed_at), 0.0)

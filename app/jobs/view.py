@@ -1,0 +1,60 @@
+"""The one object that describes a job everywhere: in answers, in history, and (at its finish) in the parameter JSON on disk.
+
+URLs are not part of it; they belong to HTTP and are added there.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from app.jobs.model import Job, Place
+
+_NOWHERE: Final = Place(None, None)
+
+
+def timestamp(milliseconds: int | None) -> str | None:
+    """RFC 3339 in UTC, to the millisecond."""
+    if milliseconds is None:
+        return None
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+
+
+def milliseconds(text: str) -> int:
+    """The opposite of :func:`timestamp`.
+
+    :raises ValueError: for anything but an RFC 3339 time with an offset.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without an offset")
+    return round(moment.timestamp() * 1000)
+
+
+def describe(job: Job, place: Place = _NOWHERE) -> dict[str, Any]:
+    """The job as a dictionary; ``place`` tells where an unfinished one stands."""
+    return {
+        "id": job.user_id,
+        "type": job.type,
+        "name": job.name,
+        "status": job.status,
+        "simulated": job.simulated,
+        "created_at": timestamp(job.created_at),
+        "started_at": timestamp(job.started_at),
+        "finished_at": timestamp(job.finished_at),
+        "position": place.position,
+        "progress": _progress(job),
+        "eta": None if place.eta is None else round(place.eta, 3),
+        "args": job.args,
+        "images": [dict(image) for image in job.images],
+        "init_image": job.init_image,
+        "webui": job.webui,
+        "error": {"slug": job.error_slug, "detail": job.error_detail} if job.error_slug is not None else None,
+    }
+
+
+def _progress(job: Job) -> float:
+    if job.status == "succeeded":
+        return 1.0
+    return round(job.progress or 0.0, 4) if job.status == "running" else 0.0

@@ -1,0 +1,100 @@
+"""Waiting for jobs to finish: sync is async plus waiting.
+
+One watcher thread per process polls the database for all its waiters with one query; a hint (a job finished in this process,
+or a neighbour said so) makes it look at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from app.jobs.errors import DatabaseUnavailable, NoFreeWaiter
+from app.jobs.model import UNFINISHED
+from app.jobs.table import JobTable
+
+_POLL_SECONDS: Final = 0.25
+
+
+class Waiters:
+    """The clients of this process that wait for a job; at most ``limit`` at a time."""
+
+    def __init__(self, table: JobTable, limit: int) -> None:
+        self._table = table
+        self._free = threading.BoundedSemaphore(limit)
+        self._waiting: dict[int, list[threading.Event]] = {}
+        self._lock = threading.Lock()
+        self._hint = threading.Event()
+        self._draining = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Hold a place for one waiting client.
+
+        :raises NoFreeWaiter: all are taken; with the seconds after which one may be free.
+        """
+        if not self._free.acquire(blocking=False):
+            raise NoFreeWaiter(self._table.seconds_until_room())
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    def wait(self, seq: int, seconds: float) -> None:
+        """Return when the job is finished, after ``seconds``, or at once when the process is about to stop."""
+        done = threading.Event()
+        with self._lock:
+            self._waiting.setdefault(seq, []).append(done)
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, name="waiters", daemon=True)
+                self._watcher.start()
+        try:
+            if not self._draining.is_set():
+                self._hint.set()
+                done.wait(min(seconds, threading.TIMEOUT_MAX))
+        finally:
+            self._leave(seq, done)
+
+    def _leave(self, seq: int, done: threading.Event) -> None:
+        with self._lock:
+            left = [event for event in self._waiting.get(seq, []) if event is not done]
+            if left:
+                self._waiting[seq] = left
+            else:
+                self._waiting.pop(seq, None)
+
+    def finished(self, seq: int) -> None:
+        """A hint that this job is finished: its waiters look at once."""
+        with self._lock:
+            events = self._waiting.get(seq, [])
+        for event in events:
+            event.set()
+
+    def drain(self) -> None:
+        """Let every waiter go now; later ones don't wait."""
+        self._draining.set()
+        with self._lock:
+            events = [event for events in self._waiting.values() for event in events]
+        for event in events:
+            event.set()
+
+    def _watch(self) -> None:
+        while True:
+            with self._lock:
+                seqs = list(self._waiting)
+            if not seqs:
+                self._hint.wait()
+            self._hint.clear()
+            with contextlib.suppress(DatabaseUnavailable):
+                self._release_finished(seqs)
+            # Not more often than this, however many hints come: a waiter whose job was done already needs one look only.
+            self._hint.wait(_POLL_SECONDS)
+
+    def _release_finished(self, seqs: list[int]) -> None:
+        statuses = self._table.statuses(seqs) if seqs else {}
+        for seq in seqs:
+            if statuses.get(seq) not in UNFINISHED:
+                self.finished(seq)

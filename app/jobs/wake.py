@@ -1,0 +1,90 @@
+"""Hints between the processes of one host: "a job was accepted", "this job is finished".
+
+Each process binds a Unix datagram socket in one folder beside the database and sends to all the others. A lost hint costs
+nothing but time, for everybody who waits also polls the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+_PREFIX: Final = ".wake-"
+#: What sockaddr_un holds on Linux is 108 bytes (unix(7)); longer paths go round through an open folder.
+_LONGEST_PATH: Final = 100
+ACCEPTED: Final = b"accepted"
+
+
+class Wake:
+    """This process's socket and those of its neighbours.
+
+    ``on_hint`` is called from one background thread with each message of another process, and from the caller's thread with
+    this process's own.
+    """
+
+    def __init__(self, folder: Path, on_hint: Callable[[bytes], None]) -> None:
+        self._folder = folder
+        self._on_hint = on_hint
+        self._name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self._address(self._name))
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sender.setblocking(False)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="wake", daemon=True)
+        self._thread.start()
+
+    def _address(self, name: str) -> str:
+        path = self._folder / name
+        if len(os.fsencode(path)) <= _LONGEST_PATH:
+            return str(path)
+        return f"/proc/self/fd/{self._folder_fd}/{name}"
+
+    def tell(self, message: bytes) -> None:
+        """Hand a hint to this process and to every other process of the host; never blocks, never fails."""
+        self._on_hint(message)
+        for name in self._neighbours():
+            try:
+                self._sender.sendto(message, self._address(name))
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno == errno.ECONNREFUSED:
+                    # Its process was killed; nobody will bind this name again.
+                    (self._folder / name).unlink(missing_ok=True)
+
+    def _neighbours(self) -> list[str]:
+        try:
+            names = [path.name for path in self._folder.glob(_PREFIX + "*")]
+        except OSError:
+            return []
+        return [name for name in names if name != self._name]
+
+    def _listen(self) -> None:
+        while not self._closed.is_set():
+            try:
+                message = self._socket.recv(256)
+            except OSError:
+                return
+            if message:
+                self._on_hint(message)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket."""
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._sender.sendto(b"", self._address(self._name))
+        self._thread.join(timeout=1)
+        for end in (self._socket, self._sender):
+            end.close()
+        (self._folder / self._name).unlink(missing_ok=True)
+        os.close(self._folder_fd)

@@ -1,0 +1,556 @@
+"""The worker: the threads that take jobs to a WebUI and results to disk.
+
+What a WebUI is, and what a result is, the worker does not know: it drives a :class:`Station` for each WebUI. Per station there
+are two threads: a *runner* that claims and generates, one job at a time, and a *keeper* that finds out whether the WebUI
+answers, what it offers and how far it is. Results are decoded and stored by a small pool, so that the next generation starts
+in the meantime. One more thread beats all leases, and the supervisor does what has to be done now and then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+from app.jobs.election import HostLock
+from app.jobs.errors import DatabaseUnavailable, JobsError
+from app.jobs.model import Claim, Failure, Success
+from app.jobs.slots import Slots
+from app.jobs.table import JobTable, Serving
+
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+BEAT_SECONDS: Final = 2.0
+#: How often an idle runner looks into the table although nobody woke it.
+_POLL_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 0.5
+#: What a WebUI offers is asked again so often.
+REFRESH_SECONDS: Final = 60.0
+#: Asking costs generation time, so a WebUI is asked often only while somebody looks at the job.
+LOOK_SECONDS: Final = 1.0
+UNWATCHED_LOOK_SECONDS: Final = 10.0
+WATCHED_FOR_SECONDS: Final = 5.0
+#: A WebUI that says it is idle for so long while it owes us an answer will never send it.
+STUCK_SECONDS: Final = 60.0
+SUSPECT_SECONDS: Final = 10.0
+_UPKEEP_SECONDS: Final = 2.0
+#: Results of one WebUI that may wait to be decoded before its runner waits too.
+_MOST_UNDECODED: Final = 2
+#: How long an interrupted generation gets to answer when we stop.
+_INTERRUPT_SECONDS: Final = 3.0
+
+
+class NotSent(Exception):
+    """No connection to the WebUI came about: the attempt never began."""
+
+
+class AttemptLost(Exception):
+    """The POST went out and no answer came; what the WebUI does now is unknown."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+class StationDown(Exception):
+    """The WebUI does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back from a WebUI. ``ok`` says whether it is a result, whose time tells something about its speed."""
+
+    ok: bool
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far a WebUI is with our task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours."""
+
+    progress: float
+    eta: float | None
+    idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt failed in a way that another one may mend."""
+
+    failure: Failure
+    one_by_one: bool = False
+
+
+class Station(Protocol):
+    """One WebUI, as the worker drives it."""
+
+    key: str
+
+    def refresh(self) -> None:
+        """Ask what the WebUI offers and keep it.
+
+        :raises StationDown: it does not answer.
+        """
+
+    def serving(self) -> Serving:
+        """The demands that this WebUI can be asked for, as of the last refresh."""
+
+    def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
+        """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is."""
+
+    def generate(self, claim: Claim) -> Answer:
+        """Send the job and wait for the answer.
+
+        :raises NotSent, AttemptLost: there is no answer.
+        """
+
+    def look(self, claim: Claim) -> Look | None:
+        """Ask how far the WebUI is; None when it doesn't say."""
+
+    def interrupt(self, claim: Claim) -> None:
+        """Stop the generation of this job if it is the one that runs."""
+
+    def abort(self) -> None:
+        """Break the connection on which :meth:`generate` waits."""
+
+    def store(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
+        """Decode an answer and write its files."""
+
+    def discard(self, claim: Claim) -> None:
+        """Remove the files of an attempt whose job went to somebody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What all threads of one worker share."""
+
+    table: JobTable
+    slots: Slots
+    owner: str
+    #: Called with the number of a job that is finished.
+    on_finished: Callable[[int], None]
+    #: No more claims.
+    stopping: threading.Event
+    #: Nothing more at all.
+    stopped: threading.Event
+
+    def insist(self, action: Callable[[], _T]) -> _T | None:
+        """Do a write that must not be given up only because the database is busy or its disk full for a while.
+
+        None when the worker is told to stop before it worked; then the lease runs out and the job starts again elsewhere.
+        """
+        while True:
+            try:
+                return action()
+            except DatabaseUnavailable:
+                _LOG.exception("the database can't be written; trying again")
+                if self.stopped.wait(_RETRY_SECONDS):
+                    return None
+
+
+def new_task_id() -> str:
+    """A ``force_task_id`` that no WebUI has seen."""
+    return f"task(sdg-{secrets.token_hex(8)})"
+
+
+def new_owner(host: str) -> str:
+    """The name of this process as a holder of leases."""
+    return f"{host}/{os.getpid()}-{secrets.token_hex(6)}"
+
+
+class Runner:
+    """Takes jobs to one WebUI, one at a time."""
+
+    def __init__(self, station: Station, desk: Desk, pool: ThreadPoolExecutor) -> None:
+        self.station = station
+        #: Whether the WebUI answers; its keeper sets and clears this.
+        self.up = threading.Event()
+        self.wake = threading.Event()
+        #: The claim whose answer is awaited.
+        self.current: Claim | None = None
+        self.thread = threading.Thread(target=self._run, name=f"runner {station.key}", daemon=True)
+        self._desk = desk
+        self._pool = pool
+        self._undecoded = 0
+        self._decoded = threading.Condition()
+        self._unwanted: Claim | None = None
+        self._look_again_at = 0.0
+
+    def _run(self) -> None:
+        while not self._desk.stopping.is_set():
+            self.wake.clear()
+            try:
+                claim = self._claim() if self._ready() else None
+                while claim is not None:
+                    claim = self._attempt(claim)
+                    self._await_room()
+            except DatabaseUnavailable:
+                _LOG.warning("the database is unavailable")
+                self._desk.stopping.wait(_RETRY_SECONDS)
+            except Exception:
+                _LOG.exception("the runner of %s failed", self.station.key)
+                self._desk.stopping.wait(_RETRY_SECONDS)
+            else:
+                if not self._desk.stopping.is_set():
+                    self.wake.wait(_POLL_SECONDS)
+
+    def _claim(self) -> Claim | None:
+        return self._desk.table.claim(self.station.key, self._desk.owner, new_task_id(), self.station.serving())
+
+    # -- the slot ----------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> bool:
+        """Whether a job may be sent: the WebUI answers and its slot is clean."""
+        if not self.up.is_set():
+            return False
+        slot = self._desk.slots.get(self.station.key)
+        if slot is None or slot.state == "clean":
+            return slot is not None
+        if slot.state == "suspect" and time.monotonic() < self._look_again_at:
+            return False
+        return self._settle(slot.state)
+
+    def _settle(self, state: str) -> bool:
+        slot = self._desk.slots.begin_settling(self.station.key, self._desk.owner)
+        if slot is None:
+            return False
+        idle = False
+        try:
+            patience = 0.0 if state == "suspect" else STUCK_SECONDS
+            idle = self.station.settle(slot.task_id, patience=patience, stopping=self._desk.stopping)
+        finally:
+            self._look_again_at = time.monotonic() + SUSPECT_SECONDS
+            self._desk.insist(lambda: self._desk.slots.end_settling(slot.key, self._desk.owner, idle=idle))
+        return idle
+
+    # -- one attempt -------------------------------------------------------------------------------------------------
+
+    def _attempt(self, claim: Claim) -> Claim | None:
+        """Send one job; the next one, claimed in the transaction that frees the slot, or None."""
+        self.current = claim
+        started = time.monotonic()
+        try:
+            answer = self.station.generate(claim)
+        except NotSent:
+            self.up.clear()
+            self._give_back(claim, "clean", None)
+            return None
+        except AttemptLost as lost:
+            self._give_back(claim, "unclean", lost.failure)
+            return None
+        finally:
+            self.current = None
+        if self._unwanted is claim:
+            self._give_back(claim, "clean", None)
+            return None
+        return self._pass_on(claim, answer, time.monotonic() - started)
+
+    def _pass_on(self, claim: Claim, answer: Answer, seconds: float) -> Claim | None:
+        """Free the slot, and let the pool decode the answer while the next job runs."""
+        with self._decoded:
+            self._undecoded += 1
+            room = self._undecoded < _MOST_UNDECODED
+        next_task = new_task_id() if room and not self._desk.stopping.is_set() else None
+        following = self._desk.insist(
+            lambda: self._desk.table.answered(claim, seconds if answer.ok else None, next_task, self.station.serving())
+        )
+        self._pool.submit(self._store, claim, answer)
+        return following
+
+    def _give_back(self, claim: Claim, slot: Any, failure: Failure | None) -> None:
+        counted = None if self._unwanted is claim else failure
+        status = self._desk.insist(lambda: self._desk.table.give_back(claim, slot=slot, failure=counted))
+        if status == "failed":
+            self._desk.on_finished(claim.job.seq)
+
+    def _await_room(self) -> None:
+        with self._decoded:
+            self._decoded.wait_for(lambda: self._undecoded < _MOST_UNDECODED)
+
+    # -- the result --------------------------------------------------------------------------------------------------
+
+    def _store(self, claim: Claim, answer: Answer) -> None:
+        """Runs in the pool."""
+        try:
+            self._conclude(claim, self._judge(claim, answer))
+        except Exception:
+            _LOG.exception("job %s could not be concluded", claim.job.name)
+        finally:
+            with self._decoded:
+                self._undecoded -= 1
+                self._decoded.notify_all()
+            self._desk.on_finished(claim.job.seq)
+
+    def _judge(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
+        try:
+            return self.station.store(claim, answer)
+        except Exception:
+            _LOG.exception("storing job %s failed", claim.job.name)
+            return Failure("internal-error", "The gateway failed to store the result.")
+
+    def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> None:
+        table = self._desk.table
+        if isinstance(verdict, Success):
+            if self._desk.insist(lambda: table.succeed(claim, verdict)) is False:
+                self.station.discard(claim)
+        elif isinstance(verdict, Failure):
+            self._desk.insist(lambda: table.fail(claim, verdict))
+        else:
+            self._desk.insist(
+                lambda: table.give_back(claim, slot="clean", failure=verdict.failure, one_by_one=verdict.one_by_one)
+            )
+            self.wake.set()
+
+    # -- stopping ----------------------------------------------------------------------------------------------------
+
+    def idle(self) -> bool:
+        """Whether nothing is generated, decoded or stored."""
+        with self._decoded:
+            return self._undecoded == 0 and not self.thread.is_alive()
+
+    def interrupt(self) -> None:
+        """Stop what runs; its half picture is not wanted, and the job goes back without counting an attempt."""
+        claim = self.current
+        if claim is not None:
+            self._unwanted = claim
+            self.station.interrupt(claim)
+
+    def abandon(self) -> None:
+        """Give back what still runs and leave the WebUI for the next worker to settle."""
+        claim = self.current
+        if claim is not None:
+            self._unwanted = claim
+            self._give_back(claim, "unclean", None)
+            self.station.abort()
+
+
+class Keeper:
+    """Keeps what is known about one WebUI true: whether it answers, what it offers, how far it is."""
+
+    def __init__(self, runner: Runner, desk: Desk) -> None:
+        self.thread = threading.Thread(target=self._run, name=f"keeper {runner.station.key}", daemon=True)
+        self._runner = runner
+        self._station = runner.station
+        self._desk = desk
+        self._was_up: bool | None = None
+        self._refresh_at = 0.0
+        self._looked_at = 0.0
+        self._idle_since: float | None = None
+
+    def _run(self) -> None:
+        while not self._desk.stopped.is_set():
+            try:
+                self._keep()
+                self._follow()
+            except JobsError:
+                _LOG.warning("the database is unavailable")
+            except Exception:
+                _LOG.exception("the keeper of %s failed", self._station.key)
+            self._desk.stopped.wait(LOOK_SECONDS)
+
+    def _keep(self) -> None:
+        up = self._runner.up.is_set()
+        if up and time.monotonic() < self._refresh_at:
+            return
+        if not up and self._was_up is not None and not self._may_ask():
+            return
+        try:
+            self._station.refresh()
+        except StationDown:
+            self._set_up(False)
+        else:
+            self._refresh_at = time.monotonic() + REFRESH_SECONDS
+            self._set_up(True)
+
+    def _may_ask(self) -> bool:
+        if self._was_up:
+            # The runner met a closed door just now; the pause counts from here.
+            self._set_up(False)
+        return self._desk.slots.may_probe(self._station.key)
+
+    def _set_up(self, up: bool) -> None:
+        if up != self._was_up:
+            self._desk.slots.set_health(self._station.key, "up" if up else "down")
+            _LOG.log(logging.INFO if up else logging.WARNING, "%s is %s", self._station.key, "up" if up else "down")
+            if not up:
+                self._desk.slots.may_probe(self._station.key)
+        self._was_up = up
+        if up:
+            self._runner.up.set()
+            self._runner.wake.set()
+        else:
+            self._runner.up.clear()
+
+    def _follow(self) -> None:
+        """Ask how far the running job is: often while somebody looks at it, else only to notice that it is stuck."""
+        claim = self._runner.current
+        if claim is None:
+            self._idle_since = None
+            self._looked_at = time.monotonic()
+            return
+        watched = self._desk.table.seconds_since_look(claim)
+        often = watched is not None and watched < WATCHED_FOR_SECONDS
+        if time.monotonic() < self._looked_at + (LOOK_SECONDS if often else UNWATCHED_LOOK_SECONDS) * 0.95:
+            return
+        self._looked_at = time.monotonic()
+        look = self._station.look(claim)
+        if look is None or self._runner.current is not claim:
+            return
+        if often:
+            self._desk.table.report(claim, look.progress, look.eta)
+        self._notice_stuck(look)
+
+    def _notice_stuck(self, look: Look) -> None:
+        now = time.monotonic()
+        if not look.idle:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since >= STUCK_SECONDS:
+            _LOG.warning("%s is idle but owes an answer; giving up on it", self._station.key)
+            self._idle_since = None
+            self._station.abort()
+
+
+class Worker:
+    """The worker of this process.
+
+    :param stations: makes a station for each WebUI; called once, when this process is the one that works.
+    :param tidy: called once before the first claim, to finish what a crash left of deletions.
+    :param upkeep: called every few seconds for what only the use case can judge.
+    :param lock: elects one process of the host; None for an external worker, which takes over only by leases.
+    """
+
+    def __init__(
+        self,
+        table: JobTable,
+        slots: Slots,
+        host: str,
+        *,
+        stations: Callable[[], Sequence[Station]],
+        tidy: Callable[[], None],
+        upkeep: Callable[[Sequence[Station]], list[int]],
+        on_finished: Callable[[int], None],
+        lock: HostLock | None,
+    ) -> None:
+        self._desk = Desk(table, slots, new_owner(host), on_finished, threading.Event(), threading.Event())
+        self._host = host
+        self._make_stations = stations
+        self._tidy = tidy
+        self._upkeep = upkeep
+        self._lock = lock
+        self._runners: list[Runner] = []
+        self._elected = threading.Event()
+        self._pool: ThreadPoolExecutor | None = None
+        self._supervisor = threading.Thread(target=self._supervise, name="worker", daemon=True)
+
+    def start(self) -> None:
+        """Begin: wait to be elected, take over, work. Returns at once."""
+        self._supervisor.start()
+
+    def wake(self) -> None:
+        """A hint that there may be something to do."""
+        for runner in self._runners:
+            runner.wake.set()
+
+    def stop_claiming(self) -> None:
+        """Take no more jobs; what runs goes on."""
+        self._desk.stopping.set()
+        self.wake()
+
+    def drain(self, timeout: float) -> None:
+        """Stop: let what runs finish within ``timeout`` seconds, then interrupt it and give it back uncounted."""
+        self.stop_claiming()
+        if self._elected.is_set():
+            deadline = time.monotonic() + timeout
+            if not self._await_idle(deadline):
+                for runner in self._runners:
+                    runner.interrupt()
+                self._await_idle(time.monotonic() + _INTERRUPT_SECONDS)
+                for runner in self._runners:
+                    runner.abandon()
+        self._desk.stopped.set()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _await_idle(self, deadline: float) -> bool:
+        for runner in self._runners:
+            runner.thread.join(max(deadline - time.monotonic(), 0.0))
+        while not all(runner.idle() for runner in self._runners) and time.monotonic() < deadline:
+            self._desk.stopped.wait(0.01)
+        return all(runner.idle() for runner in self._runners)
+
+    # -- the supervisor ----------------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        if self._lock is not None:
+            self._be_elected()
+        if self._desk.stopping.is_set() or self._desk.insist(self._begin) is None:
+            return
+        self._elected.set()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        for runner in self._runners:
+            Keeper(runner, self._desk).thread.start()
+            runner.thread.start()
+        while not self._desk.stopping.wait(_UPKEEP_SECONDS):
+            self._look_after()
+
+    def _be_elected(self) -> None:
+        """Wait for the lock of this host; a folder that can't be written is no reason to give up for good."""
+        while self._lock is not None and not self._desk.stopping.is_set():
+            try:
+                self._lock.acquire()
+            except OSError:
+                _LOG.exception("the worker's lock file can't be used; trying again")
+                self._desk.stopping.wait(_RETRY_SECONDS)
+            else:
+                return
+
+    def _begin(self) -> bool:
+        if self._lock is not None:
+            # The lock says that the earlier worker of this host is dead; its leases need not run out first.
+            self._desk.table.take_over(self._host, self._desk.owner)
+        if not self._runners:
+            stations = self._make_stations()
+            self._pool = ThreadPoolExecutor(max_workers=min(len(stations) + 1, 4), thread_name_prefix="store")
+            self._runners = [Runner(station, self._desk, self._pool) for station in stations]
+        self._register()
+        self._tidy()
+        return True
+
+    def _register(self) -> None:
+        keys = [runner.station.key for runner in self._runners]
+        self._desk.slots.register(self._desk.owner, self._host, keys, only=self._lock is not None)
+
+    def _beat(self) -> None:
+        while not self._desk.stopped.wait(BEAT_SECONDS):
+            try:
+                if not self._desk.slots.beat(self._desk.owner):
+                    self._register()
+            except DatabaseUnavailable:
+                _LOG.warning("the database is unavailable; leases were not beaten")
+
+    def _look_after(self) -> None:
+        desk = self._desk
+        try:
+            back = desk.table.reclaim(desk.owner)
+            desk.slots.drop_unconfigured()
+            desk.table.forget_keys()
+            failed = self._upkeep([runner.station for runner in self._runners])
+        except DatabaseUnavailable:
+            _LOG.warning("the database is unavailable")
+            return
+        except Exception:
+            _LOG.exception("the worker's upkeep failed")
+            return
+        for seq in [*back, *failed]:
+            desk.on_finished(seq)
+        if back:
+            self.wake()

@@ -1,0 +1,117 @@
+"""The job table over both engines, and short ways to fill it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from app.config import load
+from app.jobs.database import Database
+from app.jobs.model import Claim, IdempotencyKey, Job, NewJob, Success
+from app.jobs.slots import Slots
+from app.jobs.table import Bounds, JobTable, Serving
+
+EVERYTHING = Serving(known=1000, unservable=frozenset())
+BOUNDS = Bounds(total=1000, per_user=100)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A migrated, empty database of each engine."""
+    url = f"sqlite:///{tmp_path}/gateway.db"
+    if request.param == "postgresql":
+        url = load({"SDG_DATABASE_URL": request.getfixturevalue("postgresql")}, tmp_path).database_url
+    database = Database(url)
+    database.migrate()
+    yield database
+    if request.param == "postgresql":
+        with database.engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
+    database.close()
+
+
+@pytest.fixture
+def table(database: Database) -> JobTable:
+    return JobTable(database)
+
+
+@pytest.fixture
+def slots(database: Database) -> Slots:
+    slots = Slots(database)
+    slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
+    return slots
+
+
+class Gate:
+    """Accepts and claims jobs in one line each."""
+
+    def __init__(self, table: JobTable) -> None:
+        self.table = table
+        self._numbers = itertools.count(1)
+
+    def new(self, user: str = "u1", *, cost: float = 1.0, demand: str = "{}", type_: str = "txt2img") -> NewJob:
+        number = next(self._numbers)
+        return NewJob(
+            user_id=user,
+            type=type_,
+            name=f"20261122T0615{number // 1000 % 60:02d}{number % 1000:03d}-{number:08x}",
+            created_at=1_795_000_000_000 + number,
+            args={"prompt": f"p{number}", "seed": str(number)},
+            init_image=None,
+            demand=demand,
+            cost=cost,
+        )
+
+    def accept(
+        self, user: str = "u1", *, bounds: Bounds = BOUNDS, key: IdempotencyKey | None = None, **fields: object
+    ) -> Job:
+        return self.table.accept(self.new(user, **fields), bounds, key)[0]
+
+    def claim(
+        self, slot: str = "gpu0", owner: str = "host/one", task: str = "task", serving: Serving = EVERYTHING
+    ) -> Claim | None:
+        return self.table.claim(slot, owner, task, serving)
+
+    def finish(self, claim: Claim) -> bool:
+        self.table.answered(claim, 1.0, None, EVERYTHING)
+        return self.table.succeed(claim, success_of(claim))
+
+    def run_next(self, slot: str = "gpu0") -> Job:
+        claim = self.claim(slot)
+        assert claim is not None
+        assert self.finish(claim)
+        return claim.job
+
+
+def success_of(claim: Claim) -> Success:
+    image = {"filename": f"{claim.job.name}-{claim.attempt}-0.png", "seed": claim.job.args["seed"]}
+    return Success(1_795_000_100_000, claim.job.args, [image], {"model": "m"}, simulated=True)
+
+
+@pytest.fixture
+def gate(table: JobTable, slots: Slots) -> Gate:
+    return Gate(table)
+
+
+@pytest.fixture
+def advance(database: Database) -> Callable[[float], None]:
+    """Let so many seconds pass for every lease, probe and key, by moving what the rows say."""
+
+    def move(seconds: float) -> None:
+        columns = {
+            "jobs": ["lease_expires", "claimed_at", "progress_at", "looked_at"],
+            "slots": ["lease_expires", "probed_at"],
+            "workers": ["beat_at"],
+            "idempotency": ["expires_at"],
+        }
+        with database.write() as connection:
+            for table_name, names in columns.items():
+                for name in names:
+                    connection.execute(text(f"UPDATE {table_name} SET {name} = {name} - :s"), {"s": seconds})
+
+    return move
