@@ -1,0 +1,50 @@
+"""Writing that survives a power cut: after :func:`write_files` returned, all files are there for good; after it raised, none is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from app.records.names import temporary_filename
+
+
+def write_files(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
+    """Write files (name, bytes) into an existing folder, each seen by readers either whole or not at all.
+
+    One flush per file and one for the folder: names become durable together. Raises ``OSError`` and leaves nothing behind.
+    """
+    written: list[Path] = []
+    try:
+        renames: list[tuple[Path, Path]] = []
+        for filename, data in files:
+            temporary = folder / temporary_filename(filename)
+            written.append(temporary)
+            _write_durably(temporary, data)
+            renames.append((temporary, folder / filename))
+        for temporary, final in renames:
+            temporary.replace(final)
+            written.append(final)
+        sync_folder(folder)
+    except BaseException:
+        for path in written:
+            with suppress(OSError):
+                path.unlink()
+        raise
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: fsync of a file does not cover its directory entry (fsync(2))."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

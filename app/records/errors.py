@@ -1,0 +1,57 @@
+"""What can go wrong with files and images; ``str(error)`` is safe to show to a client."""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+
+class RecordsError(Exception):
+    """Base of this package's errors. ``slug`` names the problem in the error table; the text holds no path and no cause."""
+
+    slug: ClassVar[str] = "storage-failed"
+
+
+class BadImage(RecordsError):
+    """Bytes or text that hold no usable image: a client's fault, or a WebUI's when they are its answer."""
+
+    slug = "bad-image"
+
+
+class BadDocument(RecordsError):
+    """A parameter document on disk that is not a JSON object any more."""
+
+    slug = "bad-document"
+
+    def __init__(self) -> None:
+        super().__init__("The parameter document of the record is damaged.")
+
+
+class MissingFile(RecordsError):
+    """No such file in the data folder, whatever the reason: never written, deleted, or no file name of ours."""
+
+    slug = "file-missing"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such file.")
+
+
+class StorageFailed(RecordsError):
+    """The operating system refused to read or write a file; it stands in ``__cause__``.
+
+    ``full`` says that the disk, its inodes or a quota ran out, which trying again at once does not help.
+    """
+
+    slug = "storage-failed"
+
+    def __init__(self, cause: OSError, *, doing: str) -> None:
+        """:param doing: ``written``, ``read`` or ``removed``: what did not succeed."""
+        self.full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = " because its disk is full" if self.full else ""
+        super().__init__(f"A file of the record could not be {doing}{reason}.")
+
+
+class StoreUnavailable(RecordsError):
+    """The data folder as a whole cannot take records now."""
+
+    slug = "storage-unavailable"

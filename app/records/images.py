@@ -1,0 +1,235 @@
+"""Everything that looks inside an image: what the WebUI sent, and the reference images that clients send.
+
+Clients' bytes are hostile until proven otherwise: the format is told by its first bytes, the size is read from the header before
+anything is decoded, and only the three decoders that are needed can ever run.
+"""
+
+from __future__ import annotations
+
+import binascii
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from app.records.errors import BadImage
+
+#: No picture of a WebUI is larger; a header that says so is broken, and decoding it would only eat memory.
+RESULT_PIXELS = 2**27
+#: Each scan of a progressive JPEG is one pass over all its pixels, so that a small file can keep a decoder busy for hours. Real
+#: ones have about ten; with 200 the worst takes as long as the costliest honest image.
+_MAX_SCANS = 200
+#: zlib's level for stored reference images: above it pictures shrink by a few percent, and time doubles.
+_COMPRESS_LEVEL = 2
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_WHITESPACE = b" \t\n\r\f\v"
+
+_BROKEN = "The image is broken or truncated."
+_FOREIGN = "The image is neither PNG, JPEG nor WebP."
+
+# Orientation values of EXIF 2.32 (tag 0x0112): what to do with the stored pixels to see them upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sniffed:
+    """What an image turned out to be: its extension (``png``, ``jpg`` or ``webp``), media type and size in pixels."""
+
+    extension: str
+    media_type: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference image ready to be kept and sent: an upright PNG, RGB or RGBA, without metadata; size in pixels."""
+
+    png: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    extension: str
+    media_type: str
+    # The decoder's own class rather than Image.open: that one would hand a JPEG on to other plugins (MPO), and its warning
+    # about large images cannot be silenced for one thread alone. Our own bound stands in for it.
+    reader: Callable[[io.BytesIO], ImageFile]
+
+
+_PNG = _Format("png", "image/png", PngImageFile)
+_JPEG = _Format("jpg", "image/jpeg", JpegImageFile)
+_WEBP = _Format("webp", "image/webp", WebPImageFile)
+
+
+def sniff(data: bytes, max_pixels: int = RESULT_PIXELS) -> Sniffed:
+    """Tell what an image is, and prove that it is whole.
+
+    A PNG is proven by its checksums, which costs no decoding; JPEG and WebP have none and are decoded.
+
+    :raises BadImage: when it is none of the three formats, broken, truncated, or of more than ``max_pixels``.
+    """
+    form = _format(data)
+    with _one_verdict():
+        image = _open(form, data, max_pixels)
+        if form is _PNG:
+            _verify_png(image, data)
+        else:
+            image.load()
+    return Sniffed(form.extension, form.media_type, image.width, image.height)
+
+
+class ReferenceReader:
+    """Turns clients' bytes into reference images.
+
+    ``max_pixels`` bounds width × height. At most ``at_once`` are decoded at the same time, whatever the number of requests: a
+    decoded image takes up to a hundred times the memory of its file.
+    """
+
+    def __init__(self, max_pixels: int, at_once: int = 2) -> None:
+        self._max_pixels = max_pixels
+        self._turns = threading.BoundedSemaphore(at_once)
+
+    def read(self, data: bytes) -> Reference:
+        """Judge, decode, turn upright, strip and encode one image; the first frame of an animated one.
+
+        The same bytes always give the same bytes.
+
+        :raises BadImage: when it is not PNG, JPEG or WebP, is broken or truncated, or has too many pixels.
+        """
+        form = _format(data)
+        with self._turns:
+            with _one_verdict():
+                if form is _PNG:
+                    # The decoder alone is content with a PNG that lacks its end.
+                    _verify_png(_open(form, data, self._max_pixels), data)
+                image = _plain(_upright(_open(form, data, self._max_pixels)))
+            return Reference(_encode(image), image.width, image.height)
+
+
+def decode_base64_image(text: str) -> bytes:
+    """The bytes of one image given as base64 (RFC 4648 §4, padded; white space is skipped) or as a base64 data URI (RFC 2397).
+
+    :raises BadImage: for a URL, broken base64 or nothing at all. What the bytes hold is not looked at.
+    """
+    text = text.strip()
+    head = text[:64].lower()
+    if head.startswith("data:"):
+        description, comma, text = text.partition(",")
+        if not comma or not description.lower().endswith(";base64"):
+            raise BadImage("The data URI of the image is not base64.")
+    elif "://" in head:
+        raise BadImage("A URL is not accepted; send the image itself as base64.")
+    try:
+        data = binascii.a2b_base64(text.encode("ascii").translate(None, _WHITESPACE), strict_mode=True)
+    except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
+        raise BadImage("The image is not valid base64.") from error
+    if not data:
+        raise BadImage("The image is empty.")
+    return data
+
+
+@contextmanager
+def _one_verdict() -> Iterator[None]:
+    """Decoders complain about broken bytes in a dozen exception types: all of them mean a bad image."""
+    try:
+        yield
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImage(_BROKEN) from error
+
+
+def _format(data: bytes) -> _Format:
+    """Tell the format by its signature (PNG §5.2, JPEG SOI, RIFF/WEBP container)."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _PNG
+    if data.startswith(b"\xff\xd8\xff"):
+        return _JPEG
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _WEBP
+    raise BadImage(_FOREIGN)
+
+
+def _open(form: _Format, data: bytes, max_pixels: int) -> ImageFile:
+    """Read the header, refuse what is too large; nothing is decoded yet."""
+    if form is _WEBP:
+        # Its decoder takes memory for the whole canvas as soon as it is made.
+        _bound(_webp_size(data), max_pixels)
+    if form is _JPEG and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise BadImage(_BROKEN)
+    image = form.reader(io.BytesIO(data))
+    _bound(image.size, max_pixels)
+    return image
+
+
+def _verify_png(image: ImageFile, data: bytes) -> None:
+    """Check every chunk's checksum; Pillow stops before that of the last one, whose bytes are always these."""
+    image.verify()
+    if _PNG_END not in data:
+        raise BadImage(_BROKEN)
+
+
+def _bound(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise BadImage(f"The image has {width} × {height} pixels, which are more than the {max_pixels} allowed.")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the first chunk (RFC 9649 for VP8X and VP8L, RFC 6386 §9.1 for VP8).
+
+    Bytes that are cut off count as zeros here; the decoder refuses such a file later.
+    """
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    raise BadImage(_BROKEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    orientation = None
+    # Broken EXIF is no reason to refuse a picture whose pixels are whole; it is thrown away anyway.
+    with suppress(Exception):
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The same picture as 8-bit RGB, or RGBA where it has transparency, with no metadata at all."""
+    if image.mode.startswith("I"):
+        # 16-bit grey: a plain conversion would clip at 255 in the place of scaling.
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    plain = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    plain.info = {}
+    return plain
+
+
+def _encode(image: Image.Image) -> bytes:
+    png = io.BytesIO()
+    image.save(png, "PNG", compress_level=_COMPRESS_LEVEL)
+    return png.getvalue()

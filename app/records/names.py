@@ -1,0 +1,137 @@
+r"""Names of records and their files, and the folders they lie in. Pure text: nothing here touches a disk.
+
+::
+
+    <data>/<user folder>/<type>/<YYYY-MM-DD>/<name>-<attempt>-<index>.(png|jpg|webp)   an image
+                                             <name>-<attempt>.json                     the parameter document
+                                             <name>-init.png                           the reference image
+                                             .<any of these>.<8 hex>.tmp               one of these while it is written
+
+A name is the UTC time of acceptance to the millisecond and 8 random hex digits, ``20261122T061530123-9f2c4e7a``: names sort by
+time, and each says its own day folder. Every file has exactly one spelling (no leading zeros, ASCII only), so that comparing
+names compares files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+from typing import Literal
+
+TYPES = ("txt2img", "img2img")
+
+_NAME = (
+    r"[0-9]{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
+    r"T(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9][0-9]{3}-[0-9a-f]{8}"
+)
+_FILE = re.compile(
+    rf"(?P<name>{_NAME})"
+    r"(?:-(?:(?P<attempt>[1-9][0-9]{0,8})(?:-(?P<index>0|[1-9][0-9]{0,4})\.(?P<image>png|jpg|webp)|\.(?P<document>json))"
+    r"|init\.(?P<init>png)))?\Z"
+)
+_TEMPORARY = re.compile(r"\.(?P<filename>.+)\.[0-9a-f]{8}\.tmp\Z")
+_USER_FOLDER = re.compile(r"[a-z0-9_]{0,24}-[0-9a-f]{16}\Z")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
+_NOT_READABLE = re.compile(r"[^A-Za-z0-9_]+")
+
+Kind = Literal["record", "image", "document", "init"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileName:
+    """A file name taken apart. ``record`` is a bare name, which stands for a whole record and is no file.
+
+    ``attempt`` is set for images and documents, ``index`` (from 0) for images, ``extension`` (no dot) for every file.
+    """
+
+    name: str
+    kind: Kind
+    attempt: int | None = None
+    index: int | None = None
+    extension: str | None = None
+
+
+def new_name(now_ms: int, random: Random) -> str:
+    """Draw the name of a record.
+
+    :param now_ms: milliseconds since the epoch.
+    :param random: ``secrets.SystemRandom()`` in earnest, a seeded one in tests.
+    """
+    seconds, milliseconds = divmod(now_ms, 1000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y%m%dT%H%M%S}{milliseconds:03d}-{random.getrandbits(32):08x}"
+
+
+def parse_filename(text: str) -> FileName | None:
+    """Take a file name or a bare record name apart; ``None`` for everything that the gateway does not name so."""
+    match = _FILE.match(text)
+    if match is None:
+        return None
+    name, attempt, index, image, document, init = match.group("name", "attempt", "index", "image", "document", "init")
+    if image:
+        return FileName(name, "image", int(attempt), int(index), image)
+    if document:
+        return FileName(name, "document", int(attempt), None, document)
+    return FileName(name, "init", extension=init) if init else FileName(name, "record")
+
+
+def image_filename(name: str, attempt: int, index: int, extension: str) -> str:
+    """The file name of an image; raises ``ValueError`` when the parts make none."""
+    return _checked(f"{name}-{attempt}-{index}.{extension}", "image")
+
+
+def document_filename(name: str, attempt: int) -> str:
+    """The file name of a parameter document; raises ``ValueError`` when the parts make none."""
+    return _checked(f"{name}-{attempt}.json", "document")
+
+
+def init_filename(name: str) -> str:
+    """The file name of a reference image; raises ``ValueError`` when ``name`` is no record name."""
+    return _checked(f"{name}-init.png", "init")
+
+
+def _checked(filename: str, kind: Kind) -> str:
+    parsed = parse_filename(filename)
+    if parsed is None or parsed.kind != kind:
+        raise ValueError(f"{filename!r} is no file name of the kind {kind}")
+    return filename
+
+
+def temporary_filename(filename: str) -> str:
+    """A fresh name, hidden and never used by another writer, for a file on its way to ``filename``."""
+    return f".{filename}.{secrets.token_hex(4)}.tmp"
+
+
+def parse_temporary(text: str) -> FileName | None:
+    """The file that a temporary one was about to become; ``None`` for what is no temporary name of ours."""
+    match = _TEMPORARY.match(text)
+    target = parse_filename(match["filename"]) if match else None
+    return None if target is None or target.kind == "record" else target
+
+
+def user_folder(user_id: str) -> str:
+    """The folder of a user: what is readable of the id for people, and a hash that tells ids apart.
+
+    Raises ``UnicodeEncodeError`` (a ``ValueError``) for an unpaired surrogate, which no accepted id contains.
+    """
+    readable = _NOT_READABLE.sub("", user_id).lower()[:24]
+    return f"{readable}-{hashlib.sha256(user_id.encode('utf-8')).hexdigest()[:16]}"
+
+
+def day_of(name: str) -> str:
+    """The day folder of a record name, ``YYYY-MM-DD``."""
+    return f"{name[:4]}-{name[4:6]}-{name[6:8]}"
+
+
+def is_user_folder(text: str) -> bool:
+    """Whether a folder's name could have come from :func:`user_folder`."""
+    return _USER_FOLDER.match(text) is not None
+
+
+def is_day(text: str) -> bool:
+    """Whether a folder's name could have come from :func:`day_of`."""
+    return _DAY.match(text) is not None

@@ -1,0 +1,380 @@
+"""The records on disk: the only code that touches the data folder. :mod:`app.records.names` draws its tree.
+
+Nothing here decides what should exist (the job table does): files appear whole or not at all, are found by name, and go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.records import names
+from app.records.atomic import sync_folder, write_files
+from app.records.errors import BadDocument, BadImage, MissingFile, StorageFailed, StoreUnavailable
+from app.records.images import sniff
+from app.records.names import FileName
+
+#: With less room than this (bytes) the disk counts as full: no picture of a usual size fits any more.
+LEAST_FREE = 2**20
+#: How many day folders a store remembers as durable, to flush their parents once and not at every save.
+_REMEMBERED = 4096
+#: The document goes first, so that a half-deleted record can't be indexed again from its folder.
+_REMOVAL_ORDER = {"document": 0, "image": 1, "init": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file as found in the data folder.
+
+    ``parsed`` is ``None`` for a foreign file, one that the gateway can't have written there. ``temporary`` marks one that was
+    never finished; its ``parsed`` says what it was to become. For foreign files above a day folder the folders they are not
+    in are ``""``. ``size`` is in bytes.
+    """
+
+    user_folder: str
+    type: str
+    day: str
+    filename: str
+    parsed: FileName | None
+    path: Path
+    age_seconds: float
+    size: int
+    temporary: bool
+
+
+class RecordStore:
+    """The files of all records under one folder. Threads and processes may share it.
+
+    The folder itself is made by :meth:`prepare` alone: when a disk is unmounted under a running gateway, saving must fail
+    rather than fill the empty mount point.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._durable: set[Path] = set()
+
+    # The folder as a whole.
+
+    def prepare(self) -> None:
+        """Make the data folder if it is missing.
+
+        :raises StoreUnavailable: when that can't be done.
+        """
+        try:
+            self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable("The data folder cannot be made.") from error
+
+    def check(self) -> None:
+        """Ask, cheaply and without writing, whether records can be saved now.
+
+        :raises StoreUnavailable: when the folder is missing, not writable, or its disk has no room or no inodes left.
+        """
+        try:
+            room = os.statvfs(self._root)
+        except OSError as error:
+            raise StoreUnavailable("The data folder cannot be reached.") from error
+        if not self._root.is_dir() or not os.access(self._root, os.R_OK | os.W_OK | os.X_OK):
+            raise StoreUnavailable("The data folder cannot be written.")
+        # A file system without a fixed number of inodes reports 0 of 0.
+        if room.f_bavail * room.f_frsize < LEAST_FREE or (room.f_files and not room.f_favail):
+            raise StoreUnavailable("The disk of the data folder is full.")
+
+    # Writing.
+
+    def save_init(self, user_id: str, type_: str, name: str, png: bytes) -> str:
+        """Store the reference image of a job and return its file name.
+
+        :raises StorageFailed: nothing was stored.
+        """
+        return self._save(user_id, type_, name, [(names.init_filename(name), png)])[0]
+
+    def save(self, user_id: str, type_: str, name: str, attempt: int, images: Sequence[tuple[bytes, str]]) -> list[str]:
+        """Store the images of one attempt, given as (bytes, extension); return their file names in the same order.
+
+        :raises StorageFailed: none of them was stored.
+        """
+        files = [
+            (names.image_filename(name, attempt, index, extension), data)
+            for index, (data, extension) in enumerate(images)
+        ]
+        return self._save(user_id, type_, name, files)
+
+    def save_document(self, user_id: str, type_: str, name: str, attempt: int, document: dict[str, Any]) -> str:
+        """Store the parameter document of one attempt as JSON (RFC 8259, UTF-8) and return its file name.
+
+        :raises StorageFailed: it was not stored.
+        """
+        return self._save(user_id, type_, name, [(names.document_filename(name, attempt), _dump(document))])[0]
+
+    def _save(self, user_id: str, type_: str, name: str, files: Sequence[tuple[str, bytes]]) -> list[str]:
+        folder = self._folder(user_id, type_, name)
+        with _translated("written"):
+            self._make(folder)
+            write_files(folder, files)
+        return [filename for filename, _ in files]
+
+    def _make(self, folder: Path) -> None:
+        """Make a day folder and what is missing above it, down from the root, durably.
+
+        That a folder exists does not mean that another process has flushed its parent yet, so each store does it once itself.
+        """
+        type_folder = folder.parent
+        user = type_folder.parent
+        made = False
+        for step in (user, type_folder, folder):
+            with suppress(FileExistsError):
+                step.mkdir(mode=0o755)
+                made = True
+        if made or folder not in self._durable:
+            for parent in (self._root, user, type_folder):
+                sync_folder(parent)
+            if len(self._durable) >= _REMEMBERED:
+                self._durable.clear()
+            self._durable.add(folder)
+
+    # Reading.
+
+    def path(self, user_id: str, type_: str, filename: str) -> Path:
+        """Where an existing file lies. Any text may be given: only names the gateway writes can be found, never a symbolic link.
+
+        :raises MissingFile: when there is no such file.
+        """
+        parsed = names.parse_filename(filename)
+        if parsed is None or parsed.kind == "record":
+            raise MissingFile
+        try:
+            path = self._folder(user_id, type_, parsed.name) / filename
+        except ValueError as error:
+            raise MissingFile from error
+        with _translated("read"):
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise MissingFile
+        return path
+
+    def read_init(self, user_id: str, type_: str, name: str) -> bytes:
+        """The reference image of a job, a PNG.
+
+        :raises MissingFile: when there is none.
+        """
+        return self._read(user_id, type_, f"{name}-init.png")
+
+    def read_document(self, user_id: str, type_: str, name: str, attempt: int) -> dict[str, Any]:
+        """The parameter document of one attempt.
+
+        :raises MissingFile: when there is none.
+        :raises BadDocument: when it is damaged.
+        """
+        return _load(self._read(user_id, type_, f"{name}-{attempt}.json"))
+
+    def _read(self, user_id: str, type_: str, filename: str) -> bytes:
+        path = self.path(user_id, type_, filename)
+        with _translated("read"):
+            return path.read_bytes()
+
+    def files_of(self, user_id: str, type_: str, name: str) -> list[StoredFile]:
+        """Every file of a record, whatever attempt it is of and unfinished ones too, in the order in which they should go."""
+        try:
+            folder = self._folder(user_id, type_, name)
+        except ValueError:
+            return []
+        found = [
+            (_removal_order(file.parsed, temporary=file.temporary), file)
+            for file in self._list(folder, (folder.parts[-3], type_, folder.name))
+            if file.parsed is not None and file.parsed.name == name
+        ]
+        return [file for _, file in sorted(found, key=lambda pair: pair[0])]
+
+    # Removing.
+
+    def discard(self, user_id: str, type_: str, name: str, attempt: int) -> None:
+        """Remove what one attempt has left, finished or not; never the reference image.
+
+        :raises StorageFailed: some file could not be removed.
+        """
+        for file in self.files_of(user_id, type_, name):
+            if file.parsed is not None and file.parsed.attempt == attempt:
+                self.remove_stored(file)
+
+    def remove(self, user_id: str, type_: str, name: str) -> list[str]:
+        """Remove every file of a record, of whatever attempt, its document first; return the names of the finished ones.
+
+        :raises StorageFailed: some file could not be removed; a repetition goes on from there.
+        """
+        removed = [file for file in self.files_of(user_id, type_, name) if self.remove_stored(file)]
+        if removed:
+            self._settle(removed[0].path.parent)
+        return [file.filename for file in removed if not file.temporary]
+
+    def remove_file(self, user_id: str, type_: str, filename: str) -> bool:
+        """Remove one file; say whether it was there.
+
+        :raises StorageFailed: it could not be removed.
+        """
+        try:
+            path = self.path(user_id, type_, filename)
+        except MissingFile:
+            return False
+        removed = _unlink(path)
+        if removed:
+            self._settle(path.parent)
+        return removed
+
+    def remove_stored(self, stored: StoredFile) -> bool:
+        """Remove a file that :meth:`scan` or :meth:`files_of` found; say whether it was still there.
+
+        :raises ValueError: for a foreign file: those are not ours to remove.
+        :raises StorageFailed: it could not be removed.
+        """
+        if stored.parsed is None:
+            raise ValueError("a foreign file is never removed")
+        return _unlink(stored.path)
+
+    def _settle(self, folder: Path) -> None:
+        """Make removals durable: what a user deleted must not come back with a power cut."""
+        with _translated("removed"):
+            sync_folder(folder)
+
+    # The whole tree, for sweep, verify and reindex.
+
+    def scan(self) -> Iterator[StoredFile]:
+        """Every regular file of the data folder, also foreign ones in our folders; files that come and go meanwhile do no harm.
+
+        Left out are hidden files beside the user folders (the worker's lock is one) and folders that are not ours.
+
+        :raises StorageFailed: when one of our folders can't be read.
+        """
+        yield from self._walk(self._root, ())
+
+    def _walk(self, folder: Path, parts: tuple[str, ...]) -> Iterator[StoredFile]:
+        yield from self._list(folder, parts)
+        if len(parts) == len(_IS_OURS):
+            return
+        for entry in _entries(folder):
+            if _IS_OURS[len(parts)](entry.name) and entry.is_dir(follow_symlinks=False):
+                yield from self._walk(folder / entry.name, (*parts, entry.name))
+
+    def _list(self, folder: Path, parts: tuple[str, ...]) -> Iterator[StoredFile]:
+        for entry in _entries(folder):
+            if parts or not entry.name.startswith("."):
+                file = _examine(entry, folder, parts)
+                if file is not None:
+                    yield file
+
+    def read_stored(self, stored: StoredFile) -> dict[str, Any]:
+        """The parameter document that :meth:`scan` found, for which no user id is needed.
+
+        :raises MissingFile: when it has gone.
+        :raises BadDocument: when it is damaged.
+        """
+        with _translated("read"):
+            return _load(stored.path.read_bytes())
+
+    def verify_file(self, path: Path) -> None:
+        """Prove that a file of ours opens: an image is whole and of the format its name says, a document is a JSON object.
+
+        :raises MissingFile: when it is not there.
+        :raises BadImage: for a damaged image.
+        :raises BadDocument: for a damaged document.
+        """
+        parsed = names.parse_filename(path.name)
+        if parsed is None or parsed.kind == "record":
+            raise MissingFile
+        with _translated("read"):
+            data = path.read_bytes()
+        if parsed.kind == "document":
+            _load(data)
+        elif sniff(data).extension != parsed.extension:
+            raise BadImage("The image is not of the format that its name says.")
+
+    def _folder(self, user_id: str, type_: str, name: str) -> Path:
+        """The day folder of a record; raises ``ValueError`` when these can't be a record's."""
+        parsed = names.parse_filename(name)
+        if type_ not in names.TYPES or parsed is None or parsed.kind != "record":
+            raise ValueError("no record can have this type and name")
+        return self._root / names.user_folder(user_id) / type_ / names.day_of(name)
+
+
+# What a folder's name must look like to be one of ours, by its depth below the root.
+_IS_OURS = (names.is_user_folder, names.TYPES.__contains__, names.is_day)
+
+
+@contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    """Operating system errors as this package's; a file or folder that is not there is a missing file unless one writes."""
+    try:
+        yield
+    except OSError as error:
+        if doing == "read" and isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise MissingFile from error
+        raise StorageFailed(error, doing=doing) from error
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name; nothing when it is not there."""
+    with suppress(MissingFile), _translated("read"), os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+    return []
+
+
+def _examine(entry: os.DirEntry[str], folder: Path, parts: tuple[str, ...]) -> StoredFile | None:
+    """A directory entry as a file of the tree; ``None`` when it is no regular file or has just gone."""
+    with suppress(MissingFile), _translated("read"):
+        status = entry.stat(follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        user, type_, day = (*parts, "", "", "")[:3]
+        unfinished = names.parse_temporary(entry.name)
+        parsed = unfinished or names.parse_filename(entry.name)
+        if parsed is not None and (parsed.kind == "record" or names.day_of(parsed.name) != day):
+            parsed = None
+        return StoredFile(
+            user_folder=user,
+            type=type_,
+            day=day,
+            filename=entry.name,
+            parsed=parsed,
+            path=folder / entry.name,
+            age_seconds=max(0.0, time.time() - status.st_mtime),
+            size=status.st_size,
+            temporary=parsed is not None and unfinished is not None,
+        )
+    return None
+
+
+def _removal_order(parsed: FileName, *, temporary: bool) -> tuple[bool, int, int, int]:
+    return temporary, _REMOVAL_ORDER[parsed.kind], parsed.attempt or 0, parsed.index or 0
+
+
+def _unlink(path: Path) -> bool:
+    with _translated("removed"):
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError:
+        # A WebUI's text may hold an unpaired surrogate, which UTF-8 can't; escaped it survives.
+        return json.dumps(document, allow_nan=False).encode("ascii")
+
+
+def _load(data: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadDocument from error
+    if not isinstance(document, dict):
+        raise BadDocument
+    return document

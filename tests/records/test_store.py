@@ -1,0 +1,667 @@
+"""The store: what is written is there whole or not at all, and nothing outside its own names is ever touched."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import random
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from app.records import atomic, names, store
+from app.records.errors import (
+    BadDocument,
+    BadImage,
+    MissingFile,
+    RecordsError,
+    StorageFailed,
+    StoreUnavailable,
+)
+from app.records.store import RecordStore
+
+NAME = "20261122T061530123-9f2c4e7a"
+OTHER = "20261122T061530123-00000000"
+USER = "用户-Alice"
+PLACE = (USER, "img2img", NAME)
+
+
+def encode(form: str) -> bytes:
+    data = io.BytesIO()
+    Image.frombytes("RGB", (16, 8), random.Random(3).randbytes(16 * 8 * 3)).save(data, form)
+    return data.getvalue()
+
+
+PNG, JPG, WEBP = encode("PNG"), encode("JPEG"), encode("WEBP")
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def records(root) -> RecordStore:
+    made = RecordStore(root)
+    made.prepare()
+    return made
+
+
+def day_folder(root: Path) -> Path:
+    return root / names.user_folder(USER) / "img2img" / "2026-11-22"
+
+
+def everything(root: Path) -> set[str]:
+    return {path.name for path in root.rglob("*") if path.is_file()}
+
+
+def fill(records: RecordStore) -> None:
+    records.save_init(*PLACE, PNG)
+    for attempt in (1, 2):
+        records.save(*PLACE, attempt, [(PNG, "png"), (JPG, "jpg")])
+        records.save_document(*PLACE, attempt, {"attempt": attempt})
+    records.save(USER, "img2img", OTHER, 1, [(WEBP, "webp")])
+
+
+# Saving and reading.
+
+
+def test_files_lie_where_the_design_says(records, root):
+    assert records.save_init(*PLACE, PNG) == f"{NAME}-init.png"
+    assert records.save(*PLACE, 3, [(PNG, "png"), (JPG, "jpg"), (WEBP, "webp")]) == [
+        f"{NAME}-3-0.png",
+        f"{NAME}-3-1.jpg",
+        f"{NAME}-3-2.webp",
+    ]
+    assert records.save_document(*PLACE, 3, {"prompt": "猫"}) == f"{NAME}-3.json"
+    folder = day_folder(root)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        f"{NAME}-init.png": PNG,
+        f"{NAME}-3-0.png": PNG,
+        f"{NAME}-3-1.jpg": JPG,
+        f"{NAME}-3-2.webp": WEBP,
+        f"{NAME}-3.json": '{"prompt": "猫"}'.encode(),
+    }
+
+
+def test_what_was_saved_is_read(records):
+    document = {"z": 1, "a": [None, True, 0.1, "猫\n"], "id": USER}
+    records.save_init(*PLACE, PNG)
+    records.save_document(*PLACE, 1, document)
+    assert records.read_init(*PLACE) == PNG
+    read = records.read_document(*PLACE, 1)
+    assert read == document
+    assert list(read) == ["z", "a", "id"]
+    assert records.path(USER, "img2img", f"{NAME}-init.png").read_bytes() == PNG
+
+
+def test_an_unpaired_surrogate_in_a_webuis_text_survives(records):
+    document = {"infotext": "\ud800 猫"}
+    records.save_document(*PLACE, 1, document)
+    assert records.read_document(*PLACE, 1) == document
+
+
+def test_nan_is_no_json(records, root):
+    with pytest.raises(ValueError, match="JSON"):
+        records.save_document(*PLACE, 1, {"eta": float("nan")})
+    assert everything(root) == set()
+
+
+@pytest.mark.parametrize(
+    ("user_id", "type_", "filename"),
+    [
+        (USER, "img2img", f"{NAME}-2-0.png"),
+        (USER, "img2img", f"{NAME}-1-1.png"),
+        (USER, "img2img", NAME),
+        (USER, "txt2img", f"{NAME}-1-0.png"),
+        (USER, "..", f"{NAME}-1-0.png"),
+        (USER, "", f"{NAME}-1-0.png"),
+        ("somebody else", "img2img", f"{NAME}-1-0.png"),
+        ("\ud800", "img2img", f"{NAME}-1-0.png"),
+        (USER, "img2img", "../../secret.png"),
+        (USER, "img2img", "/etc/passwd"),
+        (USER, "img2img", f"{NAME}-1-0.png\0"),
+        (USER, "img2img", ".."),
+        (USER, "img2img", ""),
+        (USER, "img2img", "x" * 10_000),
+    ],
+)
+def test_what_is_not_there_is_missing(records, root, user_id, type_, filename):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    (root / "secret.png").write_bytes(PNG)
+    with pytest.raises(MissingFile, match=r"\AThere is no such file\.\Z"):
+        records.path(user_id, type_, filename)
+    assert records.remove_file(user_id, type_, filename) is False
+    assert everything(root) == {f"{NAME}-1-0.png", "secret.png"}
+
+
+def test_reading_what_is_missing(records):
+    with pytest.raises(MissingFile):
+        records.read_init(*PLACE)
+    with pytest.raises(MissingFile):
+        records.read_document(*PLACE, 1)
+    with pytest.raises(MissingFile):
+        records.read_document(USER, "img2img", "../x", 1)
+
+
+def test_links_and_folders_are_no_files(records, root):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    (root.parent / "secret.png").write_bytes(PNG)
+    (day_folder(root) / f"{NAME}-1-1.png").symlink_to(root.parent / "secret.png")
+    (day_folder(root) / f"{NAME}-1-2.png").mkdir()
+    for index in (1, 2):
+        with pytest.raises(MissingFile):
+            records.path(USER, "img2img", f"{NAME}-1-{index}.png")
+    assert [file.filename for file in records.scan()] == [f"{NAME}-1-0.png"]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 200_000], ids=range(6))
+def test_a_damaged_document_is_told_apart(records, root, data):
+    records.save_document(*PLACE, 1, {})
+    (day_folder(root) / f"{NAME}-1.json").write_bytes(data)
+    with pytest.raises(BadDocument, match="damaged"):
+        records.read_document(*PLACE, 1)
+    [stored] = records.scan()
+    with pytest.raises(BadDocument):
+        records.read_stored(stored)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda records: records.save(USER, "..", NAME, 1, [(PNG, "png")]),
+        lambda records: records.save(USER, "img2img", "../x", 1, [(PNG, "png")]),
+        lambda records: records.save(*PLACE, 0, [(PNG, "png")]),
+        lambda records: records.save(*PLACE, 1, [(PNG, "exe")]),
+        lambda records: records.save_init(USER, "img2img", f"{NAME}-1", PNG),
+        lambda records: records.save_document(USER, "", NAME, 1, {}),
+    ],
+)
+def test_what_could_not_be_found_again_is_never_written(records, root, call):
+    with pytest.raises(ValueError, match=r"no (file name|record)"):
+        call(records)
+    assert everything(root) == set()
+
+
+# Durability.
+
+
+@pytest.fixture
+def events(monkeypatch) -> list[tuple[str, str]]:
+    """Flushes and renames in the order in which they happen, by the name of the file or folder."""
+    seen: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def note_fsync(descriptor):
+        seen.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        fsync(descriptor)
+
+    def note_replace(path, target):
+        seen.append(("rename", Path(target).name))
+        return replace(path, target)
+
+    monkeypatch.setattr(atomic.os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    return seen
+
+
+def test_files_are_flushed_then_renamed_then_their_folder_is_flushed(records, events):
+    records.save(*PLACE, 1, [(PNG, "png"), (JPG, "jpg")])
+    folders, files, renames, last = events[:3], events[3:5], events[5:7], events[7:]
+    assert folders == [("fsync", "data"), ("fsync", names.user_folder(USER)), ("fsync", "img2img")]
+    assert [names.parse_temporary(name).index for what, name in files if what == "fsync"] == [0, 1]
+    assert renames == [("rename", f"{NAME}-1-0.png"), ("rename", f"{NAME}-1-1.jpg")]
+    assert last == [("fsync", "2026-11-22")]
+
+
+def test_a_usual_save_costs_few_flushes(records, events):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    events.clear()
+    records.save(USER, "img2img", OTHER, 1, [(PNG, "png")])
+    records.save_document(USER, "img2img", OTHER, 1, {})
+    assert [what for what, _ in events].count("fsync") == 4
+
+
+def test_folders_made_by_another_process_are_flushed_once_too(records, root, events):
+    RecordStore(root).save(*PLACE, 1, [(PNG, "png")])
+    events.clear()
+    records.save(*PLACE, 2, [(PNG, "png")])
+    assert events[:3] == [("fsync", "data"), ("fsync", names.user_folder(USER)), ("fsync", "img2img")]
+
+
+def test_what_is_remembered_of_folders_is_bounded(records, monkeypatch):
+    monkeypatch.setattr(store, "_REMEMBERED", 3)
+    for number in range(10):
+        records.save(f"user{number}", "txt2img", NAME, 1, [(PNG, "png")])
+        assert len(records._durable) <= 3
+
+
+def test_removals_are_flushed(records, events):
+    fill(records)
+    events.clear()
+    records.remove_file(USER, "img2img", f"{NAME}-1-0.png")
+    assert events == [("fsync", "2026-11-22")]
+    records.remove(*PLACE)
+    assert events == [("fsync", "2026-11-22")] * 2
+
+
+def failing(number: int, times_before: int, call):
+    """``call`` that works ``times_before`` times and then fails with the system error ``number``."""
+    left = [times_before]
+
+    def wrapped(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(number, os.strerror(number), "/a/secret/path")
+        return call(*arguments)
+
+    return wrapped
+
+
+# Flushes of the second save are: file, file, folder; its renames: file, file.
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize(("step", "before"), [("fsync", 0), ("fsync", 1), ("fsync", 2), ("rename", 0), ("rename", 1)])
+def test_after_any_failure_nothing_of_that_save_is_left(records, root, monkeypatch, number, step, before):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    with monkeypatch.context() as patch:
+        if step == "fsync":
+            patch.setattr(atomic.os, "fsync", failing(number, before, os.fsync))
+        else:
+            patch.setattr(Path, "replace", failing(number, before, Path.replace))
+        with pytest.raises(StorageFailed) as caught:
+            records.save(*PLACE, 2, [(PNG, "png"), (JPG, "jpg")])
+    full = number != errno.EIO
+    assert caught.value.full is full
+    assert ("full" in str(caught.value)) is full
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__.errno == number
+    assert everything(root) == {f"{NAME}-1-0.png"}
+    assert records.save(*PLACE, 2, [(PNG, "png")]) == [f"{NAME}-2-0.png"]
+
+
+def test_an_interruption_leaves_nothing_either(records, root, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic, "sync_folder", interrupt)
+    monkeypatch.setattr(store, "sync_folder", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        records.save(*PLACE, 1, [(PNG, "png")])
+    assert everything(root) == set()
+
+
+def test_readers_see_a_file_whole_or_not_at_all(records, root, monkeypatch):
+    seen = []
+    write = atomic._write_durably
+
+    def look_before_the_rename(path, data):
+        write(path, data)
+        seen.append(records.files_of(*PLACE))
+        with pytest.raises(MissingFile):
+            records.path(USER, "img2img", f"{NAME}-1-0.png")
+
+    monkeypatch.setattr(atomic, "_write_durably", look_before_the_rename)
+    records.save(*PLACE, 1, [(PNG, "png")])
+    assert [(file.temporary, file.parsed.attempt, file.size) for file in seen[0]] == [(True, 1, len(PNG))]
+    assert everything(root) == {f"{NAME}-1-0.png"}
+
+
+def test_a_name_occupied_by_a_file_is_an_error_not_a_crash(records, root):
+    (root / names.user_folder(USER)).write_text("in the way")
+    with pytest.raises(StorageFailed):
+        records.save(*PLACE, 1, [(PNG, "png")])
+
+
+def test_many_writers_share_a_new_folder(root):
+    RecordStore(root).prepare()
+    stores = [RecordStore(root) for _ in range(2)]
+    start, failures = threading.Barrier(16), []
+
+    def work(number):
+        start.wait(10)
+        try:
+            stores[number % 2].save(*PLACE, number + 1, [(PNG, "png")] * 2)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    assert len(everything(root)) == 32
+
+
+# Removing.
+
+
+def test_files_of_a_record_in_the_order_of_removal(records, root):
+    fill(records)
+    stray = names.temporary_filename(f"{NAME}-3-0.png")
+    (day_folder(root) / stray).write_bytes(b"half")
+    assert [file.filename for file in records.files_of(*PLACE)] == [
+        f"{NAME}-1.json",
+        f"{NAME}-2.json",
+        f"{NAME}-1-0.png",
+        f"{NAME}-1-1.jpg",
+        f"{NAME}-2-0.png",
+        f"{NAME}-2-1.jpg",
+        f"{NAME}-init.png",
+        stray,
+    ]
+
+
+def test_remove_takes_every_file_of_the_name_and_no_other(records, root):
+    fill(records)
+    (day_folder(root) / names.temporary_filename(f"{NAME}-3-0.png")).write_bytes(b"half")
+    (day_folder(root) / f"{NAME}-notes.txt").write_text("a person's")
+    assert records.remove(*PLACE) == [
+        f"{NAME}-1.json",
+        f"{NAME}-2.json",
+        f"{NAME}-1-0.png",
+        f"{NAME}-1-1.jpg",
+        f"{NAME}-2-0.png",
+        f"{NAME}-2-1.jpg",
+        f"{NAME}-init.png",
+    ]
+    assert everything(root) == {f"{OTHER}-1-0.webp", f"{NAME}-notes.txt"}
+    assert records.remove(*PLACE) == []
+
+
+@pytest.mark.parametrize("place", [("nobody", "img2img", NAME), (USER, "..", NAME), (USER, "img2img", "..")])
+def test_removing_what_never_was_is_nothing(records, place):
+    fill(records)
+    assert records.remove(*place) == []
+    records.discard(*place, 1)
+    assert len(records.files_of(*PLACE)) == 7
+
+
+def test_the_document_goes_first(records, root, monkeypatch):
+    fill(records)
+    monkeypatch.setattr(Path, "unlink", failing(errno.EIO, 2, Path.unlink))
+    with pytest.raises(StorageFailed, match="could not be removed"):
+        records.remove(*PLACE)
+    assert not [name for name in everything(root) if name.endswith(".json")]
+    monkeypatch.undo()
+    assert len(records.remove(*PLACE)) == 5
+
+
+def test_discard_takes_one_attempt_and_never_the_reference_image(records, root):
+    fill(records)
+    half = names.temporary_filename(f"{NAME}-1-2.png")
+    other = names.temporary_filename(f"{NAME}-2-2.png")
+    for stray in (half, other):
+        (day_folder(root) / stray).write_bytes(b"half")
+    records.discard(*PLACE, 1)
+    assert everything(root) == {
+        f"{NAME}-2.json",
+        f"{NAME}-2-0.png",
+        f"{NAME}-2-1.jpg",
+        f"{NAME}-init.png",
+        f"{OTHER}-1-0.webp",
+        other,
+    }
+
+
+def test_remove_file_takes_one(records, root):
+    fill(records)
+    assert records.remove_file(USER, "img2img", f"{NAME}-1-0.png") is True
+    assert records.remove_file(USER, "img2img", f"{NAME}-1-0.png") is False
+    assert len(everything(root)) == 7
+
+
+# The whole tree.
+
+
+def test_scan_tells_what_each_file_is(records, root):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    folder = day_folder(root)
+    half = names.temporary_filename(f"{NAME}-1.json")
+    (folder / half).write_bytes(b"{")
+    (folder / "notes.txt").write_text("foreign")
+    (folder / NAME).write_text("a bare name is no file")
+    (folder / "20261123T061530123-9f2c4e7a-1-0.png").write_bytes(PNG)
+    (folder.parent / f"{NAME}-1-0.png").write_bytes(PNG)
+    (root / "README").write_text("foreign")
+    (root / ".worker-host.lock").touch()
+    (root / "lost+found").mkdir()
+    (root / "lost+found" / f"{NAME}-1-0.png").write_bytes(PNG)
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / f"{NAME}-1-0.png").write_bytes(PNG)
+    os.utime(folder / f"{NAME}-1-0.png", (0, 0))
+
+    found = {(file.day, file.filename): file for file in records.scan()}
+    ours = found["2026-11-22", f"{NAME}-1-0.png"]
+    assert (ours.user_folder, ours.type, ours.size) == (names.user_folder(USER), "img2img", len(PNG))
+    assert ours.parsed == names.parse_filename(f"{NAME}-1-0.png")
+    assert ours.path.read_bytes() == PNG
+    assert ours.age_seconds > 1e9
+    assert not ours.temporary
+    unfinished = found["2026-11-22", half]
+    assert unfinished.temporary
+    assert unfinished.parsed == names.parse_filename(f"{NAME}-1.json")
+    assert 0 <= unfinished.age_seconds < 3600
+    foreign = {key for key, file in found.items() if file.parsed is None}
+    assert foreign == {
+        ("", "README"),
+        ("", f"{NAME}-1-0.png"),
+        ("2026-11-22", "notes.txt"),
+        ("2026-11-22", NAME),
+        ("2026-11-22", "20261123T061530123-9f2c4e7a-1-0.png"),
+    }
+    assert len(found) == 7
+
+
+def test_a_file_of_the_future_is_new(records, root):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    os.utime(day_folder(root) / f"{NAME}-1-0.png", (2**32, 2**32))
+    assert [file.age_seconds for file in records.scan()] == [0.0]
+
+
+def test_scan_of_a_missing_folder_is_empty(root):
+    assert list(RecordStore(root).scan()) == []
+
+
+def test_files_that_vanish_during_a_scan_do_no_harm(records, monkeypatch):
+    fill(records)
+    entries = store._entries
+
+    def list_then_delete(folder):
+        listed = entries(folder)
+        for entry in listed:
+            if entry.name == f"{NAME}-1-0.png":
+                Path(entry.path).unlink()
+        return listed
+
+    monkeypatch.setattr(store, "_entries", list_then_delete)
+    found = [file.filename for file in records.scan()]
+    assert f"{NAME}-1-0.png" not in found
+    assert len(found) == 7
+
+
+def test_remove_stored(records, root):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    (day_folder(root) / "notes.txt").write_text("foreign")
+    ours, foreign = records.scan()
+    assert records.remove_stored(ours) is True
+    assert records.remove_stored(ours) is False
+    with pytest.raises(ValueError, match="foreign"):
+        records.remove_stored(foreign)
+    assert everything(root) == {"notes.txt"}
+
+
+def test_a_document_is_read_without_knowing_its_user(records):
+    records.save_document(*PLACE, 1, {"id": USER})
+    [stored] = records.scan()
+    assert records.read_stored(stored) == {"id": USER}
+    records.remove_stored(stored)
+    with pytest.raises(MissingFile):
+        records.read_stored(stored)
+
+
+def test_verify_proves_that_files_open(records):
+    fill(records)
+    for file in records.scan():
+        records.verify_file(file.path)
+
+
+@pytest.mark.parametrize(
+    ("filename", "data", "error"),
+    [
+        (f"{NAME}-1-0.png", PNG[:-20], BadImage),
+        (f"{NAME}-1-0.png", JPG, BadImage),
+        (f"{NAME}-1-0.png", b"", BadImage),
+        (f"{NAME}-1-1.jpg", JPG[:-20], BadImage),
+        (f"{NAME}-init.png", WEBP, BadImage),
+        (f"{NAME}-1.json", b"{", BadDocument),
+        (f"{NAME}-1.json", b"[]", BadDocument),
+        (f"{NAME}-1.json", None, MissingFile),
+        ("notes.txt", b"", MissingFile),
+    ],
+)
+def test_verify_notices_damage(records, root, filename, data, error):
+    fill(records)
+    path = day_folder(root) / filename
+    if data is None:
+        path.unlink()
+    else:
+        path.write_bytes(data)
+    with pytest.raises(error):
+        records.verify_file(path)
+
+
+# The folder as a whole, on real small disks where the machine allows it.
+
+
+def test_a_healthy_folder_passes(records):
+    records.check()
+
+
+def test_prepare_makes_the_folder_and_may_be_repeated(tmp_path):
+    records = RecordStore(tmp_path / "a" / "b")
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        records.check()
+    records.prepare()
+    records.prepare()
+    records.check()
+
+
+def test_a_vanished_folder_is_not_made_anew_by_saving(records, root):
+    root.rmdir()
+    with pytest.raises(StoreUnavailable):
+        records.check()
+    with pytest.raises(StorageFailed):
+        records.save(*PLACE, 1, [(PNG, "png")])
+    assert not root.exists()
+
+
+def test_a_file_in_the_place_of_the_folder(root):
+    root.write_text("in the way")
+    records = RecordStore(root)
+    with pytest.raises(StoreUnavailable, match="cannot be written"):
+        records.check()
+    with pytest.raises(StoreUnavailable, match="cannot be made"):
+        records.prepare()
+
+
+@pytest.mark.parametrize(("free", "inodes", "left"), [(2**20 - 1, 100, 50), (2**30, 100, 0)])
+def test_no_room_or_no_inodes_is_full(records, monkeypatch, free, inodes, left):
+    real = os.statvfs(records._root)
+
+    class Room:
+        f_bavail, f_frsize, f_files, f_favail, f_flag = free, 1, inodes, left, real.f_flag
+
+    monkeypatch.setattr(store.os, "statvfs", lambda _: Room)
+    with pytest.raises(StoreUnavailable, match="full"):
+        records.check()
+
+
+def test_a_file_system_without_a_count_of_inodes_is_not_full(records, monkeypatch):
+    class Room:
+        f_bavail, f_frsize, f_files, f_favail = 2**30, 1, 0, 0
+
+    monkeypatch.setattr(store.os, "statvfs", lambda _: Room)
+    records.check()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, str(folder)], check=False, capture_output=True).returncode
+
+    if mount("-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+        pytest.skip("only root of a real machine may mount a small disk")
+    yield folder, mount
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk):
+    folder, _ = small_disk
+    records = RecordStore(folder)
+    records.save(*PLACE, 1, [(PNG, "png")])
+    with pytest.raises(StorageFailed, match="disk is full") as caught:
+        records.save(*PLACE, 2, [(PNG, "png"), (bytes(100_000), "png")])
+    assert caught.value.full
+    assert everything(folder) == {f"{NAME}-1-0.png"}
+    with pytest.raises(StoreUnavailable, match="full"):
+        records.check()
+    records.save(*PLACE, 2, [(PNG, "png")])
+    assert len(records.remove(*PLACE)) == 2
+
+
+def test_a_read_only_disk(small_disk):
+    folder, mount = small_disk
+    records = RecordStore(folder)
+    records.save(*PLACE, 1, [(PNG, "png")])
+    assert mount("-o", "remount,ro") == 0
+    with pytest.raises(StoreUnavailable, match="cannot be written"):
+        records.check()
+    with pytest.raises(StorageFailed, match="could not be written") as caught:
+        records.save(*PLACE, 2, [(PNG, "png")])
+    assert not caught.value.full
+    with pytest.raises(StorageFailed, match="could not be removed"):
+        records.remove(*PLACE)
+    assert records.path(USER, "img2img", f"{NAME}-1-0.png").read_bytes() == PNG
+
+
+def test_a_disk_that_cannot_be_read(records, monkeypatch):
+    fill(records)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing(errno.EIO, 0, Path.read_bytes))
+        with pytest.raises(StorageFailed, match="could not be read"):
+            records.read_init(*PLACE)
+    monkeypatch.setattr(store.os, "scandir", failing(errno.EACCES, 0, os.scandir))
+    with pytest.raises(StorageFailed, match="could not be read"):
+        list(records.scan())
+
+
+def test_every_error_has_a_slug_of_its_own():
+    def below(cls):
+        return {cls, *(inner for child in cls.__subclasses__() for inner in below(child))}
+
+    found = below(RecordsError) - {RecordsError}
+    assert {error.slug for error in found} == {
+        "bad-image",
+        "bad-document",
+        "file-missing",
+        "storage-failed",
+        "storage-unavailable",
+    }
+    assert len(found) == 5
+
+
+def test_documents_are_plain_json_for_other_tools(records, root):
+    records.save_document(*PLACE, 1, {"prompt": "猫"})
+    text = (day_folder(root) / f"{NAME}-1.json").read_text(encoding="utf-8")
+    assert "猫" in text
+    assert json.loads(text) == {"prompt": "猫"}
