@@ -1,0 +1,282 @@
+"""What users have made: history, images, parameters, deletion; and the upkeep that holds table and folder together.
+
+The row is the truth: a file is shown when its row names it, and goes when no row does.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from app.jobs.errors import JobNotFound
+from app.jobs.model import Job, NewJob, Success
+from app.jobs.table import JobTable
+from app.jobs.view import describe, milliseconds
+from app.records.errors import MissingFile, RecordsError
+from app.records.names import FileName, document_filename, parse_filename, user_folder
+from app.records.store import RecordStore, StoredFile
+
+_LOG = logging.getLogger(__name__)
+
+#: A file without any row may belong to a request that is being accepted; after so long it does not.
+_ORPHAN_SECONDS: Final = 3600.0
+_BATCH: Final = 500
+_FORMAT: Final = 1
+
+Page = tuple[list[dict[str, Any]], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """An image to be sent: where it lies, its media type, and an entity tag (files never change, so the name is one)."""
+
+    path: Path
+    media_type: str
+    etag: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run over the whole data folder found."""
+
+    count: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class Archive:
+    """The records of all users."""
+
+    def __init__(self, table: JobTable, records: RecordStore) -> None:
+        self._table = table
+        self._records = records
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def history(self, user_id: str, type_: str, limit: int, before: int | None) -> Page:
+        """Succeeded jobs of one type, newest first; and the cursor of the next page, None on the last."""
+        return self._page(self._table.history(user_id, type_, limit + 1, before), limit)
+
+    def jobs(self, user_id: str, status: str | None, limit: int, before: int | None) -> Page:
+        """The user's jobs in any state, or in one, newest first."""
+        return self._page(self._table.of_user(user_id, status, limit + 1, before), limit)
+
+    def _page(self, found: list[Job], limit: int) -> Page:
+        shown = found[:limit]
+        return [self._describe(job) for job in shown], shown[-1].seq if len(found) > limit else None
+
+    def _describe(self, job: Job) -> dict[str, Any]:
+        return describe(job) if job.finished else describe(job, self._table.place(job))
+
+    def job(self, user_id: str, type_: str, name: str) -> dict[str, Any]:
+        """One job; while it runs, its WebUI is asked how far it is.
+
+        :raises JobNotFound: there is none.
+        """
+        job = self._table.get(user_id, type_, name)
+        if job.status == "running":
+            self._table.looked_at(job)
+        return self._describe(job)
+
+    def file(self, user_id: str, type_: str, filename: str) -> File:
+        """One image of a record, or the reference image of a job.
+
+        :raises JobNotFound: no row names it.
+        :raises MissingFile: its row does, but it is gone from the disk.
+        """
+        parsed = _parse(filename)
+        job = self._table.get(user_id, type_, parsed.name)
+        for image in (*job.images, *filter(None, [job.init_image])):
+            if image["filename"] == filename:
+                return File(self._records.path(user_id, type_, filename), image["media_type"], filename)
+        raise JobNotFound
+
+    def args(self, user_id: str, type_: str, filename: str) -> dict[str, Any]:
+        """The complete parameters of a record, or of one of its images, ready to be posted again.
+
+        :raises JobNotFound: no succeeded job has this name or image.
+        """
+        parsed = _parse(filename)
+        job = self._table.get(user_id, type_, parsed.name)
+        if job.status != "succeeded":
+            raise JobNotFound
+        args = dict(job.args)
+        if parsed.kind != "record":
+            image = next((image for image in job.images if image["filename"] == filename), None)
+            if image is None:
+                raise JobNotFound
+            args |= {"seed": image["seed"], "batch_size": 1}
+        if job.init_image is not None:
+            png = self._records.read_init(user_id, type_, job.name)
+            args["init_images"] = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+        return args
+
+    # -- deleting ----------------------------------------------------------------------------------------------------
+
+    def delete(self, user_id: str, type_: str, filename: str) -> list[str]:
+        """Delete a record by its name, or one image by its file name; the names of the deleted files.
+
+        :raises JobNotFound: there is no such record or image.
+        :raises JobUnfinished: the job is queued or running.
+        """
+        parsed = _parse(filename)
+        if parsed.kind == "record":
+            job, whole = self._table.delete(user_id, type_, filename), True
+        elif parsed.kind == "image":
+            job, whole = self._table.delete_image(user_id, type_, parsed.name, filename)
+        else:
+            raise JobNotFound
+        deleted = _files(job) if whole else [filename]
+        try:
+            self._unlink(job, None if whole else {filename})
+        except RecordsError:
+            # The row is committed: the record is gone for its user, and the worker unlinks what is left at its next start.
+            _LOG.exception("the files of a deleted record could not be removed yet")
+        return deleted
+
+    def _unlink(self, job: Job, filenames: set[str] | None) -> None:
+        if filenames is None:
+            self._records.remove(job.user_id, job.type, job.name)
+        else:
+            for filename in filenames:
+                self._records.remove_file(job.user_id, job.type, filename)
+        self._table.debris_removed(job)
+
+    def tidy(self) -> None:
+        """Unlink what a crash left of deletions whose rows were committed."""
+        for job, whole in self._table.debris():
+            try:
+                self._unlink(job, None if whole else self._unnamed_images(job))
+            except RecordsError:
+                _LOG.exception("the files of a deleted record could not be removed")
+
+    def _unnamed_images(self, job: Job) -> set[str]:
+        named = {image["filename"] for image in job.images}
+        files = self._records.files_of(job.user_id, job.type, job.name)
+        return {file.filename for file in files if _kind(file) == "image" and file.filename not in named}
+
+    # -- upkeep ------------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> Report:
+        """Remove every file of ours that no row accounts for; ``count`` is how many went."""
+        report = Report()
+        for file in self._records.scan():
+            if file.parsed is None or self._is_accounted_for(file, file.parsed):
+                continue
+            try:
+                report.count += self._records.remove_stored(file)
+            except RecordsError as error:
+                report.problems.append(f"{file.path}: {error}")
+        return report
+
+    def _is_accounted_for(self, file: StoredFile, parsed: FileName) -> bool:
+        rows = self._table.rows_named(parsed.name, file.type)
+        mine = next((row for row in rows if user_folder(row[0].user_id) == file.user_folder), None)
+        if mine is None:
+            return file.age_seconds < _ORPHAN_SECONDS
+        job, live = mine
+        if parsed.kind == "init":
+            return job.status in ("queued", "running", "succeeded") and not file.temporary
+        if live:
+            return parsed.attempt == job.claims
+        return job.status == "succeeded" and file.filename in _files(job)
+
+    def verify(self) -> Report:
+        """Open every file of every succeeded job; ``count`` is the number of jobs looked at."""
+        report = Report()
+        for job in self._succeeded():
+            report.count += 1
+            for filename in _files(job):
+                try:
+                    self._records.verify_file(self._records.path(job.user_id, job.type, filename))
+                except RecordsError as error:
+                    report.problems.append(f"{job.user_id} {job.type} {filename}: {error}")
+        return report
+
+    def _succeeded(self) -> Iterator[Job]:
+        after = 0
+        while page := self._table.succeeded(after, _BATCH):
+            yield from page
+            after = page[-1].seq
+
+    def reindex(self) -> Report:
+        """Add a row for every record that only the folder knows; ``count`` is how many were added."""
+        report = Report()
+        for file in self._highest_documents():
+            try:
+                report.count += self._restore(file)
+            except (RecordsError, ValueError, KeyError, TypeError) as error:
+                report.problems.append(f"{file.path}: not a readable record ({type(error).__name__})")
+        return report
+
+    def _highest_documents(self) -> list[StoredFile]:
+        """Of every record the document of the highest claim, the oldest record first."""
+        highest: dict[tuple[str, str, str], StoredFile] = {}
+        for file in self._records.scan():
+            if file.parsed is None or file.parsed.kind != "document" or file.temporary:
+                continue
+            key = (file.parsed.name, file.type, file.user_folder)
+            known = highest.get(key)
+            if known is None or _attempt(file) > _attempt(known):
+                highest[key] = file
+        return [highest[key] for key in sorted(highest)]
+
+    def _restore(self, file: StoredFile) -> bool:
+        document = self._records.read_stored(file)
+        if document["format"] != _FORMAT or document["type"] != file.type:
+            raise ValueError("not a document of this version")
+        if user_folder(document["id"]) != file.user_folder:
+            raise ValueError("not a document of this folder")
+        images = [image for image in document["images"] if self._exists(document, image["filename"])]
+        if not images:
+            raise MissingFile
+        new = NewJob(
+            user_id=document["id"],
+            type=document["type"],
+            name=document["name"],
+            created_at=milliseconds(document["created_at"]),
+            args=document["args"],
+            init_image=document["init_image"],
+            demand="",
+            cost=0.0,
+        )
+        success = Success(
+            milliseconds(document["finished_at"]), new.args, images, document["webui"], document["simulated"]
+        )
+        started = document["started_at"]
+        return self._table.restore(new, success, milliseconds(started) if started else None, _attempt(file))
+
+    def _exists(self, document: dict[str, Any], filename: str) -> bool:
+        try:
+            self._records.path(document["id"], document["type"], filename)
+        except MissingFile:
+            return False
+        return True
+
+
+def _parse(filename: str) -> FileName:
+    parsed = parse_filename(filename)
+    if parsed is None:
+        raise JobNotFound
+    return parsed
+
+
+def _kind(file: StoredFile) -> str | None:
+    return file.parsed.kind if file.parsed is not None else None
+
+
+def _attempt(file: StoredFile) -> int:
+    return (file.parsed.attempt or 0) if file.parsed is not None else 0
+
+
+def _files(job: Job) -> list[str]:
+    """The files that a job's row accounts for: images, document, reference image."""
+    names = [str(image["filename"]) for image in job.images]
+    if job.status == "succeeded":
+        names.append(document_filename(job.name, job.claims))
+    if job.init_image is not None:
+        names.append(job.init_image["filename"])
+    return names

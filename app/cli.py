@@ -1,0 +1,132 @@
+"""The ``sd-gateway`` command."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from app.archive import Archive, Report
+from app.config import ConfigError, load
+from app.jobs.errors import JobsError
+from app.records.errors import RecordsError
+from app.services import Services, build
+from app.webui.presets import PresetError
+from app.webui.simulator import FLAVOURS, SimulatorServer, SimulatorSettings, parse_fault
+
+
+def _services() -> Services:
+    try:
+        return build(load())
+    except (ConfigError, PresetError, JobsError, RecordsError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group()
+def main() -> None:
+    """A service in front of AUTOMATIC1111 Stable Diffusion WebUI servers."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def _stop_event() -> threading.Event:
+    """An event that SIGTERM and Ctrl-C set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@main.command()
+def worker() -> None:
+    """Run a worker of its own, for SDG_WORKER=external."""
+    services = _services()
+    if services.config.worker != "external":
+        raise click.ClickException("SDG_WORKER is not 'external': the web processes run the worker themselves.")
+    stop = _stop_event()
+    services.start(worker=True, elected=False)
+    click.echo(f"working for {len(services.config.webuis)} WebUIs", err=True)
+    stop.wait()
+    services.drain()
+
+
+def _fault(_context: Any, _parameter: Any, texts: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    try:
+        return tuple(parse_fault(text) for text in texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), required=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--seconds-per-image", type=click.FloatRange(0), default=0.2, show_default=True)
+@click.option("--flavour", type=click.Choice(FLAVOURS), default="a1111-1.10", show_default=True)
+@click.option("--model", "models", multiple=True, help="Name of a model that it has; may be given again.")
+@click.option(
+    "--fault", "faults", multiple=True, callback=_fault, metavar="KIND:N", help="The next N generations fail so."
+)
+@click.option("--precomputed", is_flag=True, help="Serve the same picture for every seed, which costs no time to draw.")
+def simulate(
+    host: str,
+    port: int,
+    seconds_per_image: float,
+    flavour: str,
+    models: tuple[str, ...],
+    faults: tuple[tuple[str, int], ...],
+    precomputed: bool,
+) -> None:
+    """Run a simulated WebUI that draws instead of diffusing."""
+    settings = SimulatorSettings(
+        seconds_per_image=seconds_per_image,
+        flavour=flavour,
+        models=models or SimulatorSettings.models,
+        faults=faults,
+        precomputed=precomputed,
+    )
+    stop = _stop_event()
+    with SimulatorServer(settings, host=host, port=port) as server:
+        click.echo(f"simulated WebUI ({flavour}) at {server.url}", err=True)
+        stop.wait()
+
+
+@main.group()
+def records() -> None:
+    """Look after the records on disk."""
+
+
+def _report(run: Callable[[Archive], Report], words: str) -> Report:
+    services = _services()
+    try:
+        report = run(services.archive)
+    except (JobsError, RecordsError) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        services.database.close()
+    for problem in report.problems:
+        click.echo(problem, err=True)
+    click.echo(words.format(count=report.count, problems=len(report.problems)))
+    return report
+
+
+@records.command()
+def sweep() -> None:
+    """Remove every file that no job accounts for."""
+    _report(Archive.sweep, "{count} stray files removed")
+
+
+@records.command()
+def verify() -> None:
+    """Open every file of every record; exits 1 when one is missing or damaged."""
+    if _report(Archive.verify, "{count} records looked at, {problems} problems").problems:
+        sys.exit(1)
+
+
+@records.command()
+def reindex() -> None:
+    """Add to the database the records that only the folder knows."""
+    _report(Archive.reindex, "{count} records added, {problems} not readable")

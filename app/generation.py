@@ -1,0 +1,312 @@
+"""The use case: a job goes to a WebUI, its pictures to disk, and its row is committed.
+
+:class:`WebuiStation` is one WebUI as the worker drives it. Read :meth:`WebuiStation.generate` and :meth:`WebuiStation.store` for
+the story; the rest is how the WebUI is asked, stopped and left clean.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from app.jobs.model import Claim, Failure, Success
+from app.jobs.slots import Slots
+from app.jobs.table import JobTable, Serving
+from app.jobs.view import describe
+from app.jobs.worker import Answer, AttemptLost, Look, NotSent, Retry, StationDown
+from app.offers import Offers
+from app.records.errors import BadImage, RecordsError
+from app.records.images import Sniffed, sniff
+from app.records.names import image_filename
+from app.records.store import RecordStore
+from app.webui import payloads
+from app.webui.answers import (
+    Generation,
+    Picture,
+    generation_images_base64,
+    read_generation,
+    read_upscaled,
+)
+from app.webui.catalogue import Catalogue, Demand
+from app.webui.client import Webui
+from app.webui.errors import ConnectionBroken, JobTimeout, OutOfMemory, Unreachable, WebuiError
+from app.webui.exchange import Reply
+
+_LOG = logging.getLogger(__name__)
+
+#: Looked at twice, at least so far apart, a WebUI is idle (seconds).
+_IDLE_TWICE_SECONDS: Final = 0.3
+_DOCUMENT_FORMAT: Final = 1
+_OK: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class _Replies:
+    """What a WebUI answered to one job: the generation, and for upscaled img2img the extras."""
+
+    generation: Reply
+    upscaled: Reply | None = None
+
+
+class WebuiStation:
+    """One WebUI with its catalogue, as the worker drives it (see :class:`app.jobs.worker.Station`)."""
+
+    def __init__(
+        self, webui: Webui, table: JobTable, slots: Slots, records: RecordStore, offers: Offers, job_timeout: float
+    ) -> None:
+        self.key = webui.key
+        self._webui = webui
+        self._table = table
+        self._slots = slots
+        self._records = records
+        self._offers = offers
+        self._job_timeout = job_timeout
+        self._lock = threading.Lock()
+        self._catalogue = Catalogue()
+        self._demands: dict[int, Demand] = {}
+        self._unservable: frozenset[int] = frozenset()
+        self._queued_since: tuple[str, float] | None = None
+
+    # -- what the WebUI offers ---------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Ask the WebUI what it offers and keep that.
+
+        :raises StationDown: it does not answer.
+        """
+        try:
+            catalogue = self._webui.catalogue()
+        except WebuiError as error:
+            raise StationDown from error
+        self._slots.put_catalogue(self.key, catalogue.to_json())
+        self._offers.keep_default_model()
+        with self._lock:
+            self._catalogue = catalogue
+            self._unservable = self._judge(self._demands)
+
+    def serving(self) -> Serving:
+        """The demands that this WebUI can be asked for; new ones are judged first."""
+        with self._lock:
+            new = {
+                number: Demand.from_json(body)
+                for number, body in self._table.demands_after(max(self._demands, default=0))
+            }
+            self._demands |= new
+            self._unservable |= self._judge(new)
+            return Serving(max(self._demands, default=0), self._unservable)
+
+    def _judge(self, demands: dict[int, Demand]) -> frozenset[int]:
+        return frozenset(number for number, demand in demands.items() if not self._catalogue.serves(demand))
+
+    # -- the generation ----------------------------------------------------------------------------------------------
+
+    def generate(self, claim: Claim) -> Answer:
+        """Send the job and wait for the WebUI's answer.
+
+        :raises NotSent: no connection came about.
+        :raises AttemptLost: the POST went out, and there is no answer.
+        """
+        try:
+            payload = self._payload(claim)
+        except (RecordsError, WebuiError) as error:
+            return Answer(ok=False, content=error)
+        try:
+            replies = self._post(claim, payload)
+        except Unreachable as error:
+            raise NotSent from error
+        except (ConnectionBroken, JobTimeout) as error:
+            raise AttemptLost(Failure(error.slug, str(error))) from error
+        last = replies.upscaled or replies.generation
+        return Answer(ok=last.status == _OK, content=replies)
+
+    def _payload(self, claim: Claim) -> dict[str, Any]:
+        job, catalogue, presets = claim.job, self._catalogue, self._offers.presets
+        if job.type == "txt2img":
+            return payloads.txt2img(job.args, catalogue, presets, claim.task_id, one_by_one=job.one_by_one)
+        init = self._records.read_init(job.user_id, job.type, job.name)
+        return payloads.img2img(job.args, init, catalogue, presets, claim.task_id, one_by_one=job.one_by_one)
+
+    def _post(self, claim: Claim, payload: dict[str, Any]) -> _Replies:
+        job = claim.job
+        reply = self._webui.generate(job.type, payload)
+        if job.type == "txt2img" or not payloads.upscales(job.args) or reply.status != _OK:
+            return _Replies(reply)
+        try:
+            pictures = generation_images_base64(reply, expected=job.args["batch_size"])
+            return _Replies(reply, self._webui.upscale(payloads.upscale(pictures, job.args)))
+        except Unreachable as error:
+            # The attempt did begin: its first half was answered.
+            raise ConnectionBroken from error
+        except (ConnectionBroken, JobTimeout):
+            raise
+        except WebuiError:
+            # Unreadable, as storing will find too and say properly.
+            return _Replies(reply)
+
+    def abort(self) -> None:
+        """Break the connection of the generation in flight."""
+        self._webui.abort()
+
+    # -- the result --------------------------------------------------------------------------------------------------
+
+    def store(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
+        """Decode the answer, write the images and the parameter JSON, and tell what the row shall say."""
+        try:
+            if isinstance(answer.content, Exception):
+                raise answer.content
+            return self._write(claim, self._read(claim, answer.content))
+        except OutOfMemory as error:
+            return Retry(Failure(error.slug, str(error)), one_by_one=True)
+        except BadImage:
+            return Retry(Failure("webui-bad-answer", "The WebUI answered with a broken picture."))
+        except WebuiError as error:
+            failure = Failure(error.slug, str(error))
+            return Retry(failure) if error.retryable else failure
+        except RecordsError as error:
+            return Failure(error.slug, str(error))
+
+    def _read(self, claim: Claim, replies: _Replies) -> Generation:
+        job = claim.job
+        model = payloads.model_of(job.args, self._catalogue)
+        generation = read_generation(replies.generation, expected=job.args["batch_size"], model=model)
+        if replies.upscaled is None:
+            return generation
+        return replace(generation, pictures=read_upscaled(replies.upscaled, generation.pictures))
+
+    def _write(self, claim: Claim, generation: Generation) -> Success:
+        job, attempt = claim.job, claim.attempt
+        sniffed = [sniff(picture.data) for picture in generation.pictures]
+        images = [
+            _image(image_filename(job.name, attempt, index, kind.extension), picture, kind)
+            for index, (picture, kind) in enumerate(zip(generation.pictures, sniffed, strict=True))
+        ]
+        files = [(picture.data, kind.extension) for picture, kind in zip(generation.pictures, sniffed, strict=True)]
+        self._records.save(job.user_id, job.type, job.name, attempt, files)
+        success = Success(
+            finished_at=time.time_ns() // 1_000_000,
+            args=job.args,
+            images=images,
+            webui={"model": generation.model, "sampler": generation.sampler, "version": generation.version},
+            simulated=generation.simulated,
+        )
+        self._records.save_document(job.user_id, job.type, job.name, attempt, _document(claim, success))
+        return success
+
+    def discard(self, claim: Claim) -> None:
+        """Remove the files of an attempt whose job went to somebody else."""
+        self._records.discard(claim.job.user_id, claim.job.type, claim.job.name, claim.attempt)
+
+    # -- asking and stopping -----------------------------------------------------------------------------------------
+
+    def look(self, claim: Claim) -> Look | None:
+        """Ask how far the WebUI is with this job; None when it doesn't say."""
+        try:
+            task = self._webui.task(claim.task_id) if self._catalogue.task_ids else None
+            if task is not None and (task.active or task.queued):
+                return Look(task.progress or 0.0, task.eta, idle=False)
+            state = self._webui.server_state()
+        except WebuiError:
+            return None
+        if task is not None:
+            # Not ours any more: the extras of the same job, the encoding of its pictures, or nothing at all.
+            return Look(1.0 if task.completed else 0.0, None, idle=state.job_count == 0)
+        return Look(state.progress, state.eta or None, idle=state.job_count == 0)
+
+    def interrupt(self, claim: Claim) -> None:
+        """Stop the generation of this job if it is the one that runs: an interrupt names no task, it hits whatever runs."""
+        try:
+            if self._ours_is_active(claim.task_id):
+                self._webui.interrupt()
+        except WebuiError:
+            _LOG.warning("%s could not be interrupted", self.key)
+
+    def _ours_is_active(self, task_id: str | None) -> bool:
+        if self._webui.server_state().job_count == 0:
+            return False
+        task = self._webui.task(task_id) if task_id is not None else None
+        # Where tasks can't be asked for, what runs on a slot that we hold is ours.
+        return task.active if task is not None else True
+
+    def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
+        """The orphan rule: send nothing until the WebUI is idle, after one interrupt if our lost task is the one that runs.
+
+        :param patience: seconds to wait; with 0 it is only looked at.
+        :returns: whether it is idle: seen so twice, some time apart.
+        """
+        deadline = time.monotonic() + patience
+        seen_idle, interrupted = False, patience == 0
+        while not stopping.is_set():
+            try:
+                idle = self._is_idle(task_id)
+                if idle and seen_idle:
+                    return True
+                if not idle and not interrupted and self._ours_is_active(task_id):
+                    self._webui.interrupt()
+                    interrupted = True
+            except WebuiError:
+                idle = False
+            if not idle and time.monotonic() >= deadline:
+                return False
+            seen_idle = idle
+            stopping.wait(_IDLE_TWICE_SECONDS)
+        return False
+
+    def _is_idle(self, task_id: str | None) -> bool:
+        state = self._webui.server_state()
+        task = self._webui.task(task_id) if task_id is not None else None
+        active = task is not None and task.active
+        # A failed extras call leaves this behind until the next job begins (modules/postprocessing.py).
+        leftover = not active and state.job == "Upscale" and state.progress >= 1.0
+        if state.job_count != 0 and not leftover:
+            return False
+        if task is None or task_id is None or not task.queued:
+            self._queued_since = None
+            return True
+        return self._queued_for_too_long(task_id)
+
+    def _queued_for_too_long(self, task_id: str) -> bool:
+        """A request that failed before its turn stays queued for ever; after as long as a job may take it is such a one."""
+        now = time.monotonic()
+        if self._queued_since is None or self._queued_since[0] != task_id:
+            self._queued_since = (task_id, now)
+        return now - self._queued_since[1] >= self._job_timeout
+
+
+def _image(filename: str, picture: Picture, kind: Sniffed) -> dict[str, Any]:
+    return {
+        "filename": filename,
+        "seed": str(picture.seed),
+        "width": kind.width,
+        "height": kind.height,
+        "bytes": len(picture.data),
+        "media_type": kind.media_type,
+        "infotext": picture.infotext,
+    }
+
+
+def _document(claim: Claim, success: Success) -> dict[str, Any]:
+    """The parameter JSON: the job as it will stand in its row, so that the folder alone is a full backup."""
+    finished = replace(
+        claim.job,
+        status="succeeded",
+        finished_at=success.finished_at,
+        args=success.args,
+        images=tuple(success.images),
+        webui=success.webui,
+        simulated=success.simulated,
+    )
+    return {"format": _DOCUMENT_FORMAT} | describe(finished)
+
+
+def hopeless_demands(demands: dict[int, str], catalogues: dict[str, Catalogue], configured: Sequence[str]) -> list[int]:
+    """The demands that no configured WebUI can serve; none while the catalogue of one of them was never seen."""
+    if not configured or any(key not in catalogues for key in configured):
+        return []
+    parsed = {number: Demand.from_json(body) for number, body in demands.items()}
+    return [
+        number for number, demand in parsed.items() if not any(catalogues[key].serves(demand) for key in configured)
+    ]

@@ -1,0 +1,212 @@
+"""Builds the long-lived objects of a process and wires them: nothing else knows them all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from app.archive import Archive
+from app.config import SIMULATOR, Config, WebuiAddress
+from app.generation import WebuiStation, hopeless_demands
+from app.jobs.database import Database
+from app.jobs.election import HostLock
+from app.jobs.model import Failure
+from app.jobs.slots import Slots
+from app.jobs.table import JobTable
+from app.jobs.waiters import Waiters
+from app.jobs.wake import ACCEPTED, Wake
+from app.jobs.worker import Station, Worker
+from app.offers import Offers
+from app.records.store import RecordStore
+from app.submission import Submissions
+from app.webui.client import Webui
+from app.webui.presets import load_presets
+from app.webui.simulator import SimulatorServer, SimulatorSettings
+
+_FINISHED = b"finished "
+
+
+@dataclass
+class _Hints:
+    """Passes hints between the processes of this host, once the process has started; before that only within it."""
+
+    waiters: Waiters
+    wake: Wake | None = None
+    worker: Worker | None = None
+
+    def accepted(self) -> None:
+        """A job waits."""
+        self._tell(ACCEPTED)
+
+    def finished(self, seq: int) -> None:
+        """A job ended, or went back into the queue."""
+        self._tell(_FINISHED + b"%d" % seq)
+
+    def _tell(self, message: bytes) -> None:
+        if self.wake is not None:
+            self.wake.tell(message)
+        else:
+            self.heard(message)
+
+    def heard(self, message: bytes) -> None:
+        """Act on a hint from this process or another."""
+        if message == ACCEPTED and self.worker is not None:
+            self.worker.wake()
+        elif message.startswith(_FINISHED) and message.removeprefix(_FINISHED).isdigit():
+            self.waiters.finished(int(message.removeprefix(_FINISHED)))
+
+
+@dataclass
+class Services:
+    """What one process of the gateway works with; :func:`build` makes it.
+
+    Nothing runs before :meth:`start`. A process that is about to stop calls :meth:`begin_drain` and then :meth:`drain`.
+    """
+
+    config: Config
+    database: Database
+    table: JobTable
+    slots: Slots
+    records: RecordStore
+    offers: Offers
+    waiters: Waiters
+    submissions: Submissions
+    archive: Archive
+    hints: _Hints
+    worker: Worker | None = None
+    simulator: SimulatorServer | None = field(default=None, repr=False)
+
+    # -- what the API asks -------------------------------------------------------------------------------------------
+
+    def options(self) -> dict[str, Any]:
+        """The names that a request may use."""
+        return self.offers.options()
+
+    def readiness(self) -> list[str]:
+        """Why pictures may have to wait, in words; empty when all is well.
+
+        :raises DatabaseUnavailable, StoreUnavailable: nothing can be accepted.
+        """
+        self.database.check()
+        self.records.check()
+        reasons = {
+            "No worker is running.": not self.slots.worker_alive(),
+            "No WebUI answers.": not self.slots.any_up(),
+            "No WebUI has told what it offers yet.": not self.offers.catalogues(),
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self, *, worker: bool, elected: bool = True) -> None:
+        """Open the hint channel; with ``worker`` also start the worker, by default only if this host elects it."""
+        folder = self.database.folder or self.config.data_dir
+        self.hints.wake = Wake(folder, self.hints.heard)
+        if worker:
+            lock = HostLock(self.config.data_dir / f".worker-{self.config.host_id}.lock") if elected else None
+            self.worker = self.hints.worker = self._make_worker(lock)
+            self.worker.start()
+
+    def _make_worker(self, lock: HostLock | None) -> Worker:
+        return Worker(
+            self.table,
+            self.slots,
+            self.config.host_id,
+            stations=self._stations,
+            tidy=self.archive.tidy,
+            upkeep=self._upkeep,
+            on_finished=self.hints.finished,
+            lock=lock,
+        )
+
+    def _stations(self) -> list[WebuiStation]:
+        return [self._station(address) for address in self.config.webuis]
+
+    def _station(self, address: WebuiAddress) -> WebuiStation:
+        if address.url == SIMULATOR:
+            self.simulator = SimulatorServer(SimulatorSettings())
+            self.simulator.start()
+            address = WebuiAddress(address.key, self.simulator.url)
+        webui = Webui(address, job_timeout=self.config.job_timeout)
+        return WebuiStation(webui, self.table, self.slots, self.records, self.offers, self.config.job_timeout)
+
+    def _upkeep(self, _stations: Sequence[Station]) -> list[int]:
+        """Fail the waiting jobs that no configured WebUI can serve any more."""
+        demands = self.table.queued_demands()
+        hopeless = hopeless_demands(dict(demands), self.offers.catalogues(), self.slots.configured())
+        if not hopeless:
+            return []
+        failure = Failure("no-longer-available", "No WebUI offers any more what this job was accepted with.")
+        return self.table.fail_queued(hopeless, failure)
+
+    def begin_drain(self) -> None:
+        """Answer every waiter now and take no more jobs; what runs goes on."""
+        self.waiters.drain()
+        if self.worker is not None:
+            self.worker.stop_claiming()
+
+    def drain_on(self, number: signal.Signals) -> None:
+        """Begin to drain when this signal arrives, and then do what was done at it before.
+
+        The handler only writes a byte: it may interrupt any code of the main thread, also one that holds a lock which draining
+        would wait for.
+        """
+        reader, writer = os.pipe()
+        before = signal.getsignal(number)
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            os.write(writer, b"!")
+            if callable(before):
+                before(signum, frame)
+
+        def await_signal() -> None:
+            if os.read(reader, 1):
+                self.begin_drain()
+
+        threading.Thread(target=await_signal, name="drain", daemon=True).start()
+        signal.signal(number, handle)
+
+    def drain(self) -> None:
+        """Stop: what runs is finished within ``SDG_DRAIN_TIMEOUT``, or interrupted and given back."""
+        self.begin_drain()
+        if self.worker is not None:
+            self.worker.drain(self.config.drain_timeout)
+        if self.simulator is not None:
+            self.simulator.stop()
+        if self.hints.wake is not None:
+            wake, self.hints.wake = self.hints.wake, None
+            wake.close()
+        self.database.close()
+
+
+def build(config: Config) -> Services:
+    """Make the objects of one process, and bring the database's schema up to date.
+
+    :raises DatabaseUnavailable, SchemaTooNew: the database can't be used.
+    :raises StoreUnavailable: the data folder can't be made.
+    :raises PresetError: styles.toml can't be read.
+    """
+    database = Database(config.database_url)
+    database.migrate()
+    table, slots, records = JobTable(database), Slots(database), RecordStore(config.data_dir)
+    records.prepare()
+    offers = Offers(slots, load_presets(config.instance / "styles.toml"), config.default_model)
+    waiters = Waiters(table, config.max_waiters)
+    hints = _Hints(waiters)
+    return Services(
+        config=config,
+        database=database,
+        table=table,
+        slots=slots,
+        records=records,
+        offers=offers,
+        waiters=waiters,
+        submissions=Submissions(config, table, waiters, offers, records, hints.accepted),
+        archive=Archive(table, records),
+        hints=hints,
+    )

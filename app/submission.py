@@ -1,0 +1,177 @@
+"""Accepting a request: its names are checked, its seed fixed, its reference image stored, and its row committed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from app.config import Config
+from app.jobs.model import IdempotencyKey, Job, NewJob, Type
+from app.jobs.table import Bounds, JobTable
+from app.jobs.view import describe
+from app.jobs.waiters import Waiters
+from app.offers import Offers
+from app.records.errors import BadImage, RecordsError
+from app.records.images import Reference, ReferenceReader, decode_base64_image
+from app.records.names import new_name
+from app.records.store import RecordStore
+from app.webui.names import Resolved, resolve
+from app.webui.payloads import upscales
+
+_LOG = logging.getLogger(__name__)
+
+_SEEDS: Final = 2**32
+_RANDOM_SEEDS: Final = ("", "-1")
+
+
+class BadReferenceImage(Exception):
+    """The reference image can't be used; names the field."""
+
+    slug = BadImage.slug
+
+    def __init__(self, cause: BadImage) -> None:
+        super().__init__(str(cause))
+        self.errors = {"init_images": [str(cause)]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A request on its way to be accepted."""
+
+    new: NewJob
+    reference: Reference | None
+
+
+class Submissions:
+    """The front door of the queue.
+
+    :param on_accepted: called after a job was committed, so that the worker looks at once.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        table: JobTable,
+        waiters: Waiters,
+        offers: Offers,
+        records: RecordStore,
+        on_accepted: Callable[[], None],
+    ) -> None:
+        self._table = table
+        self._waiters = waiters
+        self._offers = offers
+        self._records = records
+        self._on_accepted = on_accepted
+        self._bounds = Bounds(config.max_queue, config.max_queue_per_user)
+        self._references = ReferenceReader(config.max_output_pixels)
+        self._random: Random = secrets.SystemRandom()
+
+    def post(
+        self, type_: Type, fields: dict[str, Any], *, canonical: str, idempotency_key: str | None, wait: float
+    ) -> dict[str, Any]:
+        """Accept a request, wait up to ``wait`` seconds for its end, and describe the job as it is then.
+
+        :param fields: the request after schema validation; for img2img ``init_images`` is the posted text.
+        :param canonical: the posted body as canonical JSON, which a repeated key is compared by.
+        :raises Exception: with a slug; then nothing was accepted.
+        """
+        key = _key(type_, canonical, idempotency_key)
+        known = self._table.find_key(fields["id"], key) if key is not None else None
+        if known is not None and known.finished:
+            return describe(known)
+        if wait <= 0:
+            return self._describe(known or self._accept(type_, fields, key))
+        with self._waiters.reserve():
+            job = known or self._accept(type_, fields, key)
+            self._waiters.wait(job.seq, wait)
+            return self._describe(self._table.by_seq(job.seq))
+
+    def _describe(self, job: Job) -> dict[str, Any]:
+        return describe(job, self._table.place(job))
+
+    def _accept(self, type_: Type, fields: dict[str, Any], key: IdempotencyKey | None) -> Job:
+        draft = self._draft(type_, fields)
+        new = draft.new
+        if draft.reference is not None:
+            self._records.save_init(new.user_id, new.type, new.name, draft.reference.png)
+        accepted = False
+        try:
+            job, accepted = self._table.accept(new, self._bounds, key)
+        finally:
+            if not accepted and draft.reference is not None:
+                self._remove_files(new)
+        self._on_accepted()
+        return job
+
+    def _draft(self, type_: Type, fields: dict[str, Any]) -> _Draft:
+        resolved = resolve(
+            type_,
+            fields | {"seed": self._seed(fields)},
+            self._offers.known(),
+            self._offers.presets,
+            self._offers.default_model(),
+        )
+        reference = self._reference(fields["init_images"]) if type_ == "img2img" else None
+        now = time.time_ns() // 1_000_000
+        name = new_name(now, self._random)
+        new = NewJob(
+            user_id=fields["id"],
+            type=type_,
+            name=name,
+            created_at=now,
+            args=resolved.args,
+            init_image=_init_image(name, reference) if reference is not None else None,
+            demand=resolved.demand.to_json(),
+            cost=_cost(type_, resolved),
+        )
+        return _Draft(new, reference)
+
+    def _seed(self, fields: dict[str, Any]) -> str:
+        """The seed that the job will use; a random one leaves room for the rest of the batch."""
+        seed = str(fields["seed"])
+        if seed in _RANDOM_SEEDS:
+            return str(self._random.randrange(_SEEDS - fields["batch_size"] + 1))
+        return seed
+
+    def _reference(self, text: str) -> Reference:
+        try:
+            return self._references.read(decode_base64_image(text))
+        except BadImage as error:
+            raise BadReferenceImage(error) from error
+
+    def _remove_files(self, new: NewJob) -> None:
+        try:
+            self._records.remove(new.user_id, new.type, new.name)
+        except RecordsError:
+            # The sweep takes it: a file without any row goes after an hour.
+            _LOG.exception("the reference image of a refused request could not be removed")
+
+
+def _key(type_: str, canonical: str, key: str | None) -> IdempotencyKey | None:
+    if key is None:
+        return None
+    return IdempotencyKey(key, hashlib.sha256(f"{type_}\n{canonical}".encode()).hexdigest())
+
+
+def _init_image(name: str, reference: Reference) -> dict[str, Any]:
+    return {
+        "filename": f"{name}-init.png",
+        "width": reference.width,
+        "height": reference.height,
+        "bytes": len(reference.png),
+        "media_type": "image/png",
+    }
+
+
+def _cost(type_: str, resolved: Resolved) -> float:
+    """The service units that fair queueing charges: pixel steps, the second pass of the hires fix included."""
+    args = resolved.args
+    cost = args["steps"] * args["width"] * args["height"] * args["batch_size"]
+    hires = type_ == "txt2img" and upscales(args)
+    return float(cost * (1 + args["hr_scale"] ** 2)) if hires else float(cost)
