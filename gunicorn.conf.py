@@ -22,6 +22,8 @@ keepalive = 5
 timeout = 30
 # Longer than draining may take, so that a stopping worker is never killed over it.
 graceful_timeout = int(_config.drain_timeout) + 10
+# Its default lies in the home folder, where two gateways of one user would meet.
+control_socket_disable = True
 accesslog = None
 errorlog = "-"
 

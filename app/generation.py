@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from app.jobs.model import Claim, Failure, Success
 from app.jobs.slots import Slots
+from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, StationDown
 from app.jobs.table import JobTable, Serving
 from app.jobs.view import describe
-from app.jobs.worker import Answer, AttemptLost, Look, NotSent, Retry, StationDown
 from app.offers import Offers
 from app.records.errors import BadImage, RecordsError
 from app.records.images import Sniffed, sniff
@@ -53,7 +53,7 @@ class _Replies:
 
 
 class WebuiStation:
-    """One WebUI with its catalogue, as the worker drives it (see :class:`app.jobs.worker.Station`)."""
+    """One WebUI with its catalogue, as the worker drives it (see :class:`app.jobs.station.Station`)."""
 
     def __init__(
         self, webui: Webui, table: JobTable, slots: Slots, records: RecordStore, offers: Offers, job_timeout: float

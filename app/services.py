@@ -17,10 +17,11 @@ from app.jobs.database import Database
 from app.jobs.election import HostLock
 from app.jobs.model import Failure
 from app.jobs.slots import Slots
+from app.jobs.station import Station
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
 from app.jobs.wake import ACCEPTED, Wake
-from app.jobs.worker import Station, Worker
+from app.jobs.worker import Worker
 from app.offers import Offers
 from app.records.store import RecordStore
 from app.submission import Submissions

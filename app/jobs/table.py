@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
+from app.jobs import places
 from app.jobs.database import Database
 from app.jobs.errors import (
     JobNotFound,
@@ -46,9 +47,6 @@ LEASE_SECONDS: Final = 10.0
 MAX_ATTEMPTS: Final = 3
 MAX_LOSSES: Final = 20
 KEY_SECONDS: Final = 24 * 3600.0
-#: Retry-After when nothing was measured yet, and its bounds otherwise, seconds.
-_UNKNOWN_WAIT: Final = 5.0
-_LONGEST_WAIT: Final = 3600.0
 
 SlotState = Literal["clean", "unclean"]
 
@@ -132,12 +130,12 @@ class JobTable:
         """Count the job in and return its start tag."""
         clock = connection.execute(select(CLOCK.c.virtual, CLOCK.c.unfinished)).one()
         if clock.unfinished >= bounds.total:
-            raise QueueFull(self._wait_for_room(connection, None))
+            raise QueueFull(places.seconds_until_room(connection))
         user = connection.execute(
             select(USERS.c.finish, USERS.c.unfinished).where(USERS.c.user_id == new.user_id)
         ).first()
         if user is not None and user.unfinished >= bounds.per_user:
-            raise UserQueueFull(self._wait_for_room(connection, new.user_id))
+            raise UserQueueFull(places.seconds_until_room(connection, new.user_id))
         tag = max(clock.virtual, user.finish) if user is not None else clock.virtual
         finish = tag + new.cost
         if user is None:
@@ -431,31 +429,12 @@ class JobTable:
     def place(self, job: Job) -> Place:
         """Where an unfinished job stands in the queue, and how long it will take at the speed measured so far."""
         with self.database.read() as connection:
-            speed = _Speed.measured(connection)
-            if job.status == "queued":
-                return _place_in_queue(connection, job, speed)
-            if job.status == "running":
-                return Place(None, _seconds_left(connection, job, speed))
-            return Place(None, None)
+            return places.place(connection, job)
 
     def seconds_until_room(self) -> float:
         """Seconds until the next unfinished job is likely to end; for Retry-After."""
         with self.database.read() as connection:
-            return self._wait_for_room(connection, None)
-
-    def _wait_for_room(self, connection: Connection, user_id: str | None) -> float:
-        """Seconds until the next job (of this user) is likely to end."""
-        speed = _Speed.measured(connection)
-        mine = [JOBS.c.user_id == user_id] if user_id is not None else []
-        running = connection.execute(select(JOBS).where(JOBS.c.status == RUNNING, *mine)).all()
-        waits = [_seconds_left(connection, Job.of(row), speed) for row in running]
-        if not waits:
-            row = connection.execute(
-                select(JOBS).where(JOBS.c.status == QUEUED, *mine).order_by(JOBS.c.start_tag, JOBS.c.seq).limit(1)
-            ).first()
-            waits = [_place_in_queue(connection, Job.of(row), speed).eta] if row is not None else []
-        known = [wait for wait in waits if wait is not None]
-        return min(max(min(known, default=_UNKNOWN_WAIT), 1.0), _LONGEST_WAIT)
+            return places.seconds_until_room(connection)
 
     # -- delete ------------------------------------------------------------------------------------------------------
 
@@ -618,47 +597,3 @@ def _mark_deleted(connection: Connection, job: Job) -> None:
             debris=True,
         )
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Speed:
-    """How fast the WebUIs are: seconds per unit of cost (None before anything was measured), and how many are up."""
-
-    seconds_per_cost: float | None
-    webuis: int
-
-    @classmethod
-    def measured(cls, connection: Connection) -> _Speed:
-        up = SLOTS.c.health == "up"
-        row = connection.execute(select(func.avg(SLOTS.c.seconds_per_cost), func.count()).where(up)).one()
-        return cls(row[0], max(row[1], 1))
-
-
-def _place_in_queue(connection: Connection, job: Job, speed: _Speed) -> Place:
-    ahead = connection.execute(
-        select(func.count(), func.coalesce(func.sum(JOBS.c.cost), 0.0)).where(
-            JOBS.c.status == QUEUED,
-            or_(
-                JOBS.c.start_tag < job.start_tag,
-                and_(JOBS.c.start_tag == job.start_tag, JOBS.c.seq < job.seq),
-            ),
-        )
-    ).one()
-    if speed.seconds_per_cost is None:
-        return Place(ahead[0] + 1, None)
-    running = connection.execute(select(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.phase == "generating")).all()
-    left = sum(_seconds_left(connection, Job.of(row), speed) or 0.0 for row in running)
-    waiting = (left + ahead[1] * speed.seconds_per_cost) / speed.webuis
-    return Place(ahead[0] + 1, waiting + job.cost * speed.seconds_per_cost)
-
-
-def _seconds_left(connection: Connection, job: Job, speed: _Speed) -> float | None:
-    """What the WebUI said last, else what the measured speed promises."""
-    if job.phase == "storing":
-        return 0.0
-    now = float(connection.execute(select(db_now())).scalar_one())
-    if job.eta is not None and job.progress_at is not None:
-        return max(job.eta - (now - job.progress_at), 0.0)
-    if speed.seconds_per_cost is None or job.claimed_at is None:
-        return None
-    return max(job.cost * speed.seconds_per_cost - (now - job.claimed_at), 0.0)

@@ -302,9 +302,7 @@ class TestFinish:
 class TestGiveBack:
     def test_attempts_that_ended_at_the_webui_are_limited(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
-        outcomes = []
-        for _ in range(MAX_ATTEMPTS):
-            outcomes.append(table.give_back(gate.claim(), slot="clean", failure=FAILURE))
+        outcomes = [table.give_back(gate.claim(), slot="clean", failure=FAILURE) for _ in range(MAX_ATTEMPTS)]
         assert outcomes == ["queued"] * (MAX_ATTEMPTS - 1) + ["failed"]
         assert table.by_seq(job.seq).error_slug == "webui-error"
         assert gate.claim() is None

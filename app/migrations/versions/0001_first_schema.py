@@ -85,7 +85,9 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("jobs_by_name", "jobs", ["name", "type", "user_id"], unique=True)
-    op.create_index("jobs_debris", "jobs", ["seq"], unique=False, sqlite_where=sa.text("debris"), postgresql_where=sa.text("debris"))
+    op.create_index(
+        "jobs_debris", "jobs", ["seq"], unique=False, sqlite_where=sa.text("debris"), postgresql_where=sa.text("debris")
+    )
     op.create_index("jobs_history", "jobs", ["user_id", "type", "status", "seq"], unique=False)
     op.create_index("jobs_of_user", "jobs", ["user_id", "status", "seq"], unique=False)
     op.create_index("jobs_of_user_any", "jobs", ["user_id", "seq"], unique=False)

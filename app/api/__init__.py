@@ -1,0 +1,73 @@
+"""The HTTP side of the gateway: reads requests strictly, calls one service, writes the answer. :func:`init_app` adds it."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import cast
+
+from flask import Flask, Response, request
+from flask.json.provider import DefaultJSONProvider
+
+from app import errors
+from app.api import archive, docs, generation, health, paths
+from app.api.blueprint import Api
+from app.api.ports import Services
+from app.api.present import Presenter
+from app.api.requests import MAX_BODY, MEBIBYTE, GatewayRequest
+from app.api.schemas import InitImage, Webui
+
+EXTENSION = "sd-gateway"
+#: The version of the HTTP contract, not of the program.
+CONTRACT_VERSION = "1"
+
+
+class _Json(DefaultJSONProvider):
+    """UTF-8 as it is, members in the order of the contract."""
+
+    ensure_ascii = False
+    sort_keys = False
+
+
+def init_app(app: Flask, services: Services) -> None:
+    """Register everything under this package on ``app``: endpoints, OpenAPI document, docs page, error handlers.
+
+    The services are closed over by the views, and stand in ``app.extensions["sd-gateway"]`` for whoever has only the app.
+    """
+    app.extensions[EXTENSION] = services
+    app.request_class = GatewayRequest
+    app.json = _Json(app)
+    # An empty path segment is a 404 and never a redirect to another user's path.
+    app.url_map.merge_slashes = False
+    app.config[MAX_BODY] = services.config.max_body_mb * MEBIBYTE
+    paths.register(app)
+    errors.register(app)
+    app.after_request(_finish)
+    app.register_blueprint(docs.blueprint())
+    _register_endpoints(app, services)
+
+
+def _register_endpoints(app: Flask, services: Services) -> None:
+    app.config.update(
+        API_TITLE="sd-gateway",
+        API_VERSION=CONTRACT_VERSION,
+        OPENAPI_VERSION="3.0.3",
+        OPENAPI_URL_PREFIX="/",
+        OPENAPI_JSON_PATH="openapi.json",
+    )
+    public_url = services.config.public_url
+    options = {"info": {"description": docs.description()}, "servers": [{"url": public_url or "/"}]}
+    api = Api(app, spec_kwargs=options)
+    for schema in (InitImage, Webui):
+        # Named only inside anyOf, where apispec does not look.
+        api.spec.components.schema(schema.__name__, schema=schema)
+    presenter = Presenter(public_url, services.config.sync_timeout)
+    api.register_blueprint(generation.blueprint(services, presenter))
+    api.register_blueprint(archive.blueprint(services, presenter))
+    api.register_blueprint(health.blueprint(services))
+
+
+def _finish(response: Response) -> Response:
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if response.status_code >= HTTPStatus.BAD_REQUEST:
+        cast("GatewayRequest", request).drain()
+    return response

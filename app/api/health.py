@@ -1,0 +1,38 @@
+"""What a client may choose from, and whether the gateway lives and can make pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.api.blueprint import Blueprint
+from app.api.ports import Services
+from app.api.schemas import Liveness, Options, Readiness
+
+
+def blueprint(services: Services) -> Blueprint:
+    """The endpoints over these services."""
+    blp = Blueprint("gateway", __name__, description="The gateway itself")
+
+    @blp.route("/options")
+    @blp.answers(200, Options, "Of all WebUIs together.")
+    @blp.problems("no-catalogue", "database-unavailable")
+    @blp.about("The names a request may use · 查询可选项")
+    def options() -> dict[str, Any]:
+        return services.options()
+
+    @blp.route("/livez")
+    @blp.answers(200, Liveness, "The process answers; nothing was looked at.")
+    @blp.problems()
+    @blp.about("Liveness · 存活检查")
+    def livez() -> dict[str, Any]:
+        return {"status": "ok"}
+
+    @blp.route("/readyz")
+    @blp.answers(200, Readiness, "Requests are accepted; degraded: no picture can be made now.")
+    @blp.problems("database-unavailable", "storage-unavailable")
+    @blp.about("Readiness · 就绪检查")
+    def readyz() -> dict[str, Any]:
+        reasons = services.readiness()
+        return {"status": "degraded" if reasons else "ok", "reasons": reasons}
+
+    return blp

@@ -1,0 +1,87 @@
+"""What stands in a path: judged for every route at once, before any view runs, so that no view can forget it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+from urllib.parse import unquote_to_bytes
+
+from flask import Flask, request
+
+from app.api.ports import JobType
+from app.api.refusals import InvalidRequestError, NotFoundError, UnknownTypeError, ValidationFailedError, shown
+
+TYPES: tuple[JobType, ...] = get_args(JobType)
+LONGEST_USER_ID = 64
+
+#: What the gateway calls its own files: a record, one of its images, its parameters, or its reference image.
+NAME = r"[0-9]{8}T[0-9]{9}-[0-9a-f]{8}"
+FILENAME = rf"{NAME}(?:-[1-9][0-9]{{0,8}}-[0-9]{{1,4}}\.(?:png|jpg|webp)|-[1-9][0-9]{{0,8}}\.json|-init\.png)?"
+_NAME = re.compile(NAME)
+_FILENAME = re.compile(FILENAME)
+
+
+def user_id_fault(text: str) -> str | None:
+    """Why a text is no user id, or ``None`` when it is one.
+
+    Printable is what Unicode's categories call neither Other nor Separator, and the ASCII space. Ids are compared by code
+    point: nothing is normalised.
+    """
+    if not 1 <= len(text) <= LONGEST_USER_ID:
+        return f"Must be 1 to {LONGEST_USER_ID} characters long."
+    if not text.isprintable():
+        return "Must consist of printable characters."
+    if "/" in text or "\\" in text:
+        return "Must not contain a slash or a backslash."
+    return "Must not be . or .." if text in (".", "..") else None
+
+
+def register(app: Flask) -> None:
+    """Judge the path and the query of every request, and hand ``id`` and ``type`` to the views as ``user`` and ``kind``."""
+    app.url_value_preprocessor(_judge)
+
+
+def _judge(_endpoint: str | None, values: dict[str, Any] | None) -> None:
+    # Called even when no route fits: an ill-formed path gets its 400 and not a 404 for what it was replaced by.
+    _check_encoding()
+    values = values or {}
+    if "id" in values:
+        values["user"] = _user(values.pop("id"))
+    if "type" in values:
+        values["kind"] = _kind(values.pop("type"))
+    for member, pattern in (("filename", _FILENAME), ("name", _NAME)):
+        if member in values and not pattern.fullmatch(values[member]):
+            raise NotFoundError(f"The {member} {shown(values[member])!r} is none that the gateway gives.")
+
+
+def _check_encoding() -> None:
+    path: str = request.environ.get("PATH_INFO", "")
+    if not _is_utf8(path.encode("latin-1", "replace")):  # WSGI: the bytes of the path, one character each
+        raise InvalidRequestError("The path is not UTF-8, percent-encoded.")
+    if not _is_utf8(unquote_to_bytes(request.environ.get("QUERY_STRING", ""))):
+        raise InvalidRequestError("The query is not UTF-8, percent-encoded.")
+    # Both servers in use keep the path as it came; where none does, the decoded slash makes another path.
+    raw: str = request.environ.get("RAW_URI", "")
+    if "%2f" in raw.partition("?")[0].lower():
+        raise NotFoundError("id, type, filename and name are single path segments: none may contain %2F.")
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _user(text: str) -> str:
+    fault = user_id_fault(text)
+    if fault:
+        raise ValidationFailedError({"id": [fault]})
+    return text
+
+
+def _kind(text: str) -> str:
+    if text not in TYPES:
+        raise UnknownTypeError(f"The type {shown(text)!r} is none; the types are {' and '.join(TYPES)}.")
+    return text

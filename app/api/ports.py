@@ -1,0 +1,109 @@
+"""What the API needs from the rest of the gateway, as protocols: the services that the views call.
+
+A *view* (``dict``) is the job object of the HTTP contract without its ``url`` members, and with ``error`` as ``None`` or
+``{"slug": …, "detail": …}``; times are RFC 3339 strings. Every method may raise an exception that carries a ``slug`` of
+:data:`app.errors.PROBLEMS` and whose text may be shown to the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from app.config import Config
+
+JobType = Literal["txt2img", "img2img"]
+JobView = Mapping[str, Any]
+
+
+class File(Protocol):
+    """A stored file: where it is, its media type, and an entity tag that changes with its bytes (without quotes)."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """What it is."""
+        ...
+
+    @property
+    def etag(self) -> str:
+        """Its entity tag, without quotes."""
+        ...
+
+
+class Submissions(Protocol):
+    """The way into the queue."""
+
+    def post(
+        self, kind: JobType, fields: dict[str, Any], /, *, canonical: str, idempotency_key: str | None, wait: float
+    ) -> JobView:
+        """Accept a request and wait up to ``wait`` seconds for its end; 0 does not wait and needs no free waiter.
+
+        :param fields: the request as the schema loaded it; ``init_images`` is the posted text of the one image.
+        :param canonical: the posted body as canonical JSON, by which a repeated Idempotency-Key is judged.
+        """
+        ...
+
+
+class Archive(Protocol):
+    """The jobs of a user and what they left on disk."""
+
+    def history(
+        self, user: str, kind: JobType, limit: int, before: int | None, /
+    ) -> tuple[Sequence[JobView], int | None]:
+        """The succeeded jobs before that sequence, newest first, and the sequence the next page starts before."""
+        ...
+
+    def jobs(
+        self, user: str, status: str | None, limit: int, before: int | None, /
+    ) -> tuple[Sequence[JobView], int | None]:
+        """The same for jobs of both types in any one state, or in all of them."""
+        ...
+
+    def job(self, user: str, kind: JobType, name: str, /) -> JobView:
+        """One job."""
+        ...
+
+    def file(self, user: str, kind: JobType, filename: str, /) -> File:
+        """An image of a record, or its reference image."""
+        ...
+
+    def args(self, user: str, kind: JobType, filename: str, /) -> dict[str, Any]:
+        """The complete parameters of a record or of one of its images, ready to be posted again."""
+        ...
+
+    def delete(self, user: str, kind: JobType, filename: str, /) -> list[str]:
+        """Delete a record or one of its images; the names of the deleted files."""
+        ...
+
+
+class Services(Protocol):
+    """Everything that the views call."""
+
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        ...
+
+    @property
+    def submissions(self) -> Submissions:
+        """The way into the queue."""
+        ...
+
+    @property
+    def archive(self) -> Archive:
+        """The jobs and their files."""
+        ...
+
+    def options(self) -> dict[str, Any]:
+        """The names that a request may use, as ``GET /options`` lists them."""
+        ...
+
+    def readiness(self) -> list[str]:
+        """Why the gateway is degraded, one sentence each; empty when it is not."""
+        ...

@@ -1,0 +1,99 @@
+"""From the services' views to what a client sees: the ``url`` members, a stored error as a problem, pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from flask import Response, jsonify, request, send_file
+
+from app import errors
+from app.api import cursor
+from app.api.ports import File, JobView
+from app.api.prefer import Preference
+from app.api.refusals import FileGoneError
+
+#: A stored file never changes under its name, so that a cache may keep it; it is somebody's own picture, so that only the
+#: client's cache may. Seconds: the year that RFC 2616, section 14.21, took for ever.
+_FILE_MAX_AGE = 31_536_000
+
+
+@dataclass(frozen=True)
+class Presenter:
+    """Writes answers; ``public_url`` stands before every URL, and when it is empty they are rooted paths."""
+
+    public_url: str
+    sync_timeout: float
+
+    def job(self, view: JobView) -> dict[str, Any]:
+        """The job object of the contract."""
+        folder = (view["id"], view["type"])
+        image = view["init_image"]
+        return {
+            **view,
+            "images": [self._with_url(folder, entry) for entry in view["images"]],
+            "init_image": None if image is None else self._with_url(folder, image),
+            "error": None if view["error"] is None else errors.problem(**view["error"]),
+            "url": self._job_url(view),
+        }
+
+    def posted(self, view: JobView, preference: Preference) -> Response:
+        """The answer to a POST: the finished job, the job as it is with 202, or why there is no picture."""
+        if view["status"] == "succeeded":
+            response = jsonify(self.job(view))
+        elif view["status"] in ("queued", "running"):
+            response = jsonify(self.job(view))
+            response.status_code = HTTPStatus.ACCEPTED
+            response.headers["Location"] = self._job_url(view)
+        else:
+            response = self._ended_badly(view)
+        accepted_only = response.status_code == HTTPStatus.ACCEPTED
+        applied = preference.applied(self.sync_timeout, accepted_only=accepted_only)
+        if applied:
+            response.headers["Preference-Applied"] = applied
+        response.headers["Vary"] = "Prefer"
+        return response
+
+    def page(self, member: str, views: Sequence[JobView], before: int | None, path: Sequence[str]) -> dict[str, Any]:
+        """One page of jobs under ``member``, and ``next``: the URL of the page after it, which keeps the query."""
+        following = None if before is None else self._next(path, before)
+        return {member: [self.job(view) for view in views], "next": following}
+
+    def file(self, file: File) -> Response:
+        """A stored file, with Range, If-None-Match and If-Modified-Since answered as RFC 9110 has them.
+
+        :raises FileGoneError: it was deleted a moment ago.
+        """
+        try:
+            response = send_file(
+                file.path, mimetype=file.media_type, etag=file.etag, conditional=True, max_age=_FILE_MAX_AGE
+            )
+        except FileNotFoundError as error:
+            raise FileGoneError("The file was deleted.") from error
+        response.cache_control.public = False
+        response.cache_control.private = True
+        response.cache_control.immutable = True
+        return response
+
+    def _ended_badly(self, view: JobView) -> Response:
+        error = view["error"] or {"slug": "job-cancelled", "detail": "The job was cancelled before it had a picture."}
+        return errors.respond(**error, url=self._job_url(view))
+
+    def _next(self, path: Sequence[str], before: int) -> str:
+        kept = {name: request.args[name] for name in ("limit", "status") if name in request.args}
+        return self._url(*path) + "?" + urlencode({**kept, "before": cursor.encode(before)})
+
+    def _job_url(self, view: JobView) -> str:
+        return self._url("jobs", view["id"], view["type"], view["name"])
+
+    def _with_url(self, folder: tuple[str, str], entry: Mapping[str, Any]) -> dict[str, Any]:
+        url = self._url("get_images", *folder, entry["filename"])
+        return {"filename": entry["filename"], "url": url, **entry}
+
+    def _url(self, *segments: str) -> str:
+        # The path that a proxy mounted the gateway under belongs to a rooted path.
+        root = self.public_url or quote(request.script_root)
+        return root + "".join("/" + quote(segment, safe="") for segment in segments)

@@ -1,0 +1,80 @@
+"""The requests that the API refuses by itself, before any service hears of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+_LONGEST_SHOWN = 64
+_MOST_NAMED = 10
+
+
+def shown(text: str) -> str:
+    """A name that a client sent, fit for a message: short, and without anything that no UTF-8 text can hold."""
+    cut = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class RefusalError(Exception):
+    """Base of this room's exceptions; ``str(exc)`` is shown to the client."""
+
+    slug: ClassVar[str]
+
+
+class InvalidJsonError(RefusalError):
+    """The body is not JSON, or not in UTF-8."""
+
+    slug = "invalid-json"
+
+
+class InvalidRequestError(RefusalError):
+    """The path, the query or a header is malformed."""
+
+    slug = "invalid-request"
+
+
+class UnsupportedMediaTypeError(RefusalError):
+    """The body is declared as something else than JSON."""
+
+    slug = "unsupported-media-type"
+
+
+class BodyTooLargeError(RefusalError):
+    """The body is over the limit."""
+
+    slug = "body-too-large"
+
+
+class NotFoundError(RefusalError):
+    """A path names what cannot exist."""
+
+    slug = "not-found"
+
+
+class UnknownTypeError(RefusalError):
+    """A path names a type of job that does not exist."""
+
+    slug = "unknown-type"
+
+
+class FileGoneError(RefusalError):
+    """A file was deleted between being found and being opened."""
+
+    slug = "file-missing"
+
+
+class ValidationFailedError(RefusalError):
+    """Fields of the body, the path or the query break the contract; ``errors`` holds the messages of each."""
+
+    slug = "validation-failed"
+
+    def __init__(self, errors: Mapping[str, Sequence[str]]) -> None:
+        self.errors = {shown(field): list(messages) for field, messages in errors.items()}
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        if list(self.errors) == ["_schema"]:
+            return " ".join(self.errors["_schema"])
+        names = list(self.errors)
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        return f"Refused: {', '.join(names[:_MOST_NAMED])}{more}. The messages are in errors."

@@ -1,0 +1,93 @@
+"""What the worker and one WebUI have to say to each other: the wall between the queue and the generation.
+
+The worker drives a :class:`Station`; the use case implements it.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from app.jobs.model import Claim, Failure, Success
+from app.jobs.table import Serving
+
+
+class NotSent(Exception):
+    """No connection to the WebUI came about: the attempt never began."""
+
+
+class AttemptLost(Exception):
+    """The POST went out and no answer came; what the WebUI does now is unknown."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+class StationDown(Exception):
+    """The WebUI does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back from a WebUI. ``ok`` says whether it is a result, whose time tells something about its speed."""
+
+    ok: bool
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far a WebUI is with our task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours."""
+
+    progress: float
+    eta: float | None
+    idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The attempt failed in a way that another one may mend."""
+
+    failure: Failure
+    one_by_one: bool = False
+
+
+class Station(Protocol):
+    """One WebUI, as the worker drives it."""
+
+    key: str
+
+    def refresh(self) -> None:
+        """Ask what the WebUI offers and keep it.
+
+        :raises StationDown: it does not answer.
+        """
+
+    def serving(self) -> Serving:
+        """The demands that this WebUI can be asked for, as of the last refresh."""
+
+    def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
+        """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is."""
+
+    def generate(self, claim: Claim) -> Answer:
+        """Send the job and wait for the answer.
+
+        :raises NotSent, AttemptLost: there is no answer.
+        """
+
+    def look(self, claim: Claim) -> Look | None:
+        """Ask how far the WebUI is; None when it doesn't say."""
+
+    def interrupt(self, claim: Claim) -> None:
+        """Stop the generation of this job if it is the one that runs."""
+
+    def abort(self) -> None:
+        """Break the connection on which :meth:`generate` waits."""
+
+    def store(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
+        """Decode an answer and write its files."""
+
+    def discard(self, claim: Claim) -> None:
+        """Remove the files of an attempt whose job went to somebody else."""
