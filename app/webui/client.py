@@ -1,0 +1,271 @@
+"""The client of one WebUI: generations, which are long and sent exactly once, and light questions beside them.
+
+Route names and answers: ``modules/api/api.py`` and ``modules/progress.py`` of the WebUI.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from app.config import WebuiAddress
+from app.webui.catalogue import Catalogue, read_models, read_names, read_schedulers, read_styles
+from app.webui.errors import ConnectionBroken, JobTimeout, NotAnswering
+from app.webui.exchange import Exchange, Reply, prepare, send
+
+#: Largest answers that are read, bytes: of a generation (base64 pictures), and of a light question.
+GENERATION_LIMIT = 1 << 30
+LOOK_LIMIT = 64 << 20
+
+_API = "/sdapi/v1"
+_HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+    "User-Agent": "sd-gateway",
+}
+_OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
+#: An id that no attempt bears: asking for it tells whether the route is there.
+_NO_TASK = "sd-gateway-probe"
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """What the WebUI says about one task id; all false for an id that it does not know."""
+
+    active: bool
+    queued: bool
+    completed: bool
+    #: 0…1, None when the task is not active.
+    progress: float | None
+    #: Seconds until it ends, as the WebUI guesses; None when it does not.
+    eta: float | None
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What the WebUI as a whole is doing, whoever asked for it."""
+
+    #: 0…1; 0.01 before the first step.
+    progress: float
+    #: Seconds, linearly guessed; meaningless before the first step.
+    eta: float
+    #: Such as ``scripts_txt2img`` or, for extras, ``Upscale``; "" when idle.
+    job: str
+    #: 0 when idle, -1 while a job prepares itself, else its parts (doubled by the hires fix).
+    job_count: int
+    #: The part that runs, from 0.
+    job_no: int
+    #: Of that part; may still be those of the job before.
+    sampling_step: int
+    sampling_steps: int
+    interrupted: bool
+    skipped: bool
+
+
+class Webui:
+    """One WebUI by its address.
+
+    Every method uses a connection of its own and may be called from any thread; at most one generation (or upscaling) at a
+    time. Credentials in the address go into HTTP Basic authentication and nowhere else.
+    """
+
+    def __init__(
+        self, address: WebuiAddress, *, job_timeout: float, connect_timeout: float = 5.0, look_timeout: float = 5.0
+    ) -> None:
+        """Make a client; nothing is sent.
+
+        :param job_timeout: seconds that one generation may take, from connecting to the last byte.
+        :param connect_timeout: seconds to connect.
+        :param look_timeout: seconds that any other call may take as a whole.
+        """
+        self.key = address.key
+        self._base, self._credentials = _split_credentials(address.url)
+        self._job_timeout = job_timeout
+        self._connect_timeout = connect_timeout
+        self._look_timeout = look_timeout
+        self._lock = threading.Lock()
+        self._running: Exchange | None = None
+
+    def __repr__(self) -> str:
+        return f"Webui({self.key!r})"
+
+    # -- generations ------------------------------------------------------------------------------------------------------
+
+    def generate(self, path: str, payload: Mapping[str, Any]) -> Reply:
+        """Post a generation once and wait for its whole answer, whatever its status; ``path`` is txt2img or img2img.
+
+        :raises Unreachable: no connection was made, so the WebUI knows nothing of it.
+        :raises ConnectionBroken: it was sent, and the answer broke off, was too large or :meth:`abort` was called; the
+            WebUI may still work on it.
+        :raises JobTimeout: it was sent and took too long; the WebUI may still work on it.
+        """
+        return self._post_once(f"{_API}/{path}", payload)
+
+    def upscale(self, payload: Mapping[str, Any]) -> Reply:
+        """Post pictures to be upscaled; raises as :meth:`generate` does."""
+        return self._post_once(f"{_API}/extra-batch-images", payload)
+
+    def abort(self) -> None:
+        """Break the connection of the generation in flight, if there is one; the WebUI itself is not stopped by that."""
+        with self._lock:
+            if self._running is not None:
+                self._running.cut()
+
+    def _post_once(self, route: str, payload: Mapping[str, Any]) -> Reply:
+        exchange = Exchange()
+        with self._lock:
+            self._running = exchange
+        try:
+            return self._send("POST", route, payload, exchange, self._job_timeout, GENERATION_LIMIT)
+        finally:
+            with self._lock:
+                self._running = None
+
+    # -- light questions --------------------------------------------------------------------------------------------------
+
+    def task(self, task_id: str) -> TaskState | None:
+        """Return what the WebUI knows of an attempt's task, or None where it cannot be asked.
+
+        No preview is asked for: making one would cost the generation its time on the GPU.
+
+        :raises Unreachable: no connection was made.
+        :raises NotAnswering: the answer is of no use.
+        """
+        body = self._ask("POST", "/internal/progress", _task_question(task_id), may_lack=True)
+        if body is None:
+            return None
+        state = _object(body)
+        return TaskState(
+            active=state.get("active") is True,
+            queued=state.get("queued") is True,
+            completed=state.get("completed") is True,
+            progress=_number(state.get("progress")),
+            eta=_number(state.get("eta")),
+        )
+
+    def server_state(self) -> ServerState:
+        """Return what the WebUI is doing; raises as :meth:`task` does."""
+        body = _object(self._ask("GET", f"{_API}/progress?skip_current_image=true"))
+        state = _object(body.get("state"))
+        return ServerState(
+            progress=_number(body.get("progress")) or 0.0,
+            eta=_number(body.get("eta_relative")) or 0.0,
+            job=str(state.get("job") or ""),
+            job_count=_count(state, "job_count"),
+            job_no=_count(state, "job_no"),
+            sampling_step=_count(state, "sampling_step"),
+            sampling_steps=_count(state, "sampling_steps"),
+            interrupted=state.get("interrupted") is True,
+            skipped=state.get("skipped") is True,
+        )
+
+    def interrupt(self) -> None:
+        """Stop whatever the WebUI is making now, whoever asked for it; raises as :meth:`task` does.
+
+        Its generation then answers 200 with what is done so far. Sent while nothing runs, it has no effect.
+        """
+        self._ask("POST", f"{_API}/interrupt")
+
+    def catalogue(self) -> Catalogue:
+        """Return the names that the WebUI offers now; raises as :meth:`task` does.
+
+        A WebUI that is starting can be killed by requests, so the rest is only asked after one good answer. A list whose
+        route is missing is empty.
+        """
+        options = _object(self._ask("GET", f"{_API}/options"))
+        found = Catalogue(
+            samplers=read_names(self._list("samplers")),
+            schedulers=read_schedulers(self._list("schedulers")),
+            upscalers=read_names(self._list("upscalers")),
+            latent_modes=read_names(self._list("latent-upscale-modes")),
+            styles=read_styles(self._list("prompt-styles")),
+            models=read_models(self._list("sd-models")),
+            prompt_comments="enable_prompt_comments" in options,
+            task_ids=self.task(_NO_TASK) is not None,
+            forge=self._ask("GET", f"{_API}/sd-modules", may_lack=True) is not None,
+        )
+        loaded = found.model(str(options.get("sd_model_checkpoint") or ""))
+        return found if loaded is None else found.with_loaded(loaded)
+
+    def _list(self, name: str) -> list[dict[str, Any]]:
+        body = self._ask("GET", f"{_API}/{name}", may_lack=True)
+        if body is None:
+            return []
+        if not isinstance(body, list):
+            raise NotAnswering
+        return [entry for entry in body if isinstance(entry, dict)]
+
+    def _ask(
+        self, method: str, route: str, payload: Mapping[str, Any] | None = None, *, may_lack: bool = False
+    ) -> object | None:
+        """Return the JSON that a light question is answered with, or None where the route may be missing and is."""
+        try:
+            reply = self._send(method, route, payload, Exchange(), self._look_timeout, LOOK_LIMIT)
+        except (ConnectionBroken, JobTimeout) as error:
+            raise NotAnswering from error
+        if reply.status == _NOT_FOUND and may_lack:
+            return None
+        if reply.status != _OK:
+            raise NotAnswering(_why(reply.status))
+        try:
+            # A route that answers null is there all the same.
+            answer: object = json.loads(reply.body)
+        except (ValueError, RecursionError) as error:
+            raise NotAnswering from error
+        return {} if answer is None else answer
+
+    def _send(
+        self,
+        method: str,
+        route: str,
+        payload: Mapping[str, Any] | None,
+        exchange: Exchange,
+        seconds: float,
+        limit: int,
+    ) -> Reply:
+        body = None if payload is None else json.dumps(payload, allow_nan=False).encode()
+        headers = _HEADERS if body is None else _HEADERS | {"Content-Type": "application/json"}
+        request = prepare(method, self._base + route, body, self._credentials, headers)
+        return send(request, exchange, connect_timeout=self._connect_timeout, seconds=seconds, limit=limit)
+
+
+def _split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:
+    """Return the URL without user and password, and those, percent-decoded."""
+    parts = urlsplit(url.rstrip("/"))
+    userinfo, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return parts.geturl(), None
+    user, _, password = userinfo.partition(":")
+    return parts._replace(netloc=host).geturl(), (unquote(user).encode(), unquote(password).encode())
+
+
+def _task_question(task_id: str) -> dict[str, Any]:
+    return {"id_task": task_id, "live_preview": False, "id_live_preview": -1}
+
+
+def _why(status: int) -> str:
+    if status in (_UNAUTHORIZED, _FORBIDDEN):
+        return "The WebUI refuses the gateway's credentials."
+    if status == _NOT_FOUND:
+        return "The WebUI has no API: it must be started with --api."
+    return f"The WebUI answers with status {status}."
+
+
+def _object(body: object) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise NotAnswering
+    return body
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _count(state: Mapping[str, Any], name: str) -> int:
+    value = state.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

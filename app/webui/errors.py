@@ -1,0 +1,131 @@
+"""Everything that can go wrong between the gateway and a WebUI, one class per ending.
+
+The text of each exception is meant for clients: it says what happened and what to do, and never holds anything that the WebUI
+sent, a host name or a credential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+
+class WebuiError(Exception):
+    """Base of the room's exceptions.
+
+    ``slug`` names the problem for clients; ``retryable`` says whether another attempt at the same job may end better;
+    ``detail`` is the text used when none is given.
+    """
+
+    slug: ClassVar[str] = "webui-error"
+    retryable: ClassVar[bool] = False
+    detail: ClassVar[str] = "The WebUI failed."
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail or self.detail)
+
+
+class Unreachable(WebuiError):
+    """No connection was made (refused, unknown host, connect timeout, failed TLS handshake), so nothing was sent."""
+
+    slug = "webui-unreachable"
+    retryable = True
+    detail = "The WebUI cannot be reached."
+
+
+class NotAnswering(WebuiError):
+    """A light question (never a generation) got no usable answer, though a connection was made."""
+
+    slug = "webui-unreachable"
+    retryable = True
+    detail = "The WebUI does not answer properly."
+
+
+class ConnectionBroken(WebuiError):
+    """A generation was sent, and the connection ended before its answer was complete."""
+
+    slug = "webui-disconnected"
+    retryable = True
+    detail = "The connection to the WebUI broke before its answer was complete."
+
+
+class JobTimeout(WebuiError):
+    """A generation was sent, and its answer was not complete within the time that one attempt may take."""
+
+    slug = "webui-timeout"
+    retryable = True
+    detail = "The WebUI did not finish in time. Ask for fewer or smaller pictures, or for fewer steps."
+
+
+class BadAnswer(WebuiError):
+    """The WebUI answered 200, but not with what was asked for."""
+
+    slug = "webui-bad-answer"
+    retryable = True
+    detail = "The WebUI's answer could not be read."
+
+
+class WrongModel(WebuiError):
+    """The pictures were made with another model than the job names."""
+
+    slug = "webui-wrong-model"
+    detail = "The WebUI used another model than the one asked for; it may no longer have that model."
+
+
+class Refused(WebuiError):
+    """The WebUI answered 4xx: the same request would be refused again."""
+
+    slug = "webui-refused"
+    detail = "The WebUI refused the request."
+
+
+class WebuiFailed(WebuiError):
+    """The WebUI answered 5xx, or asked to come again later."""
+
+    slug = "webui-error"
+    retryable = True
+    detail = "The WebUI failed while it made the pictures. Its own log says why."
+
+
+class OutOfMemory(WebuiError):
+    """The GPU's memory was not enough.
+
+    Not retryable as it stands; a job with several pictures has one more way, making them one after another.
+    """
+
+    slug = "webui-out-of-memory"
+    detail = "The WebUI ran out of GPU memory, also one picture at a time. Ask for smaller pictures or less upscaling."
+
+
+class NoLongerAvailable(WebuiError):
+    """A name that was valid when the job was accepted is gone by the time it is sent."""
+
+    slug = "no-longer-available"
+    detail = "A name that the job uses is no longer available."
+
+
+class NoDefaultModel(WebuiError):
+    """The request names no model, and the gateway has none to put in its place."""
+
+    slug = "no-default-model"
+    detail = "The request names no model, and no default model is known. Name one in `model`."
+
+
+class UnknownNames(WebuiError):
+    """Names in a request that no WebUI has, or that no single WebUI has together.
+
+    ``errors`` maps each field to its messages, ``accepted`` a field to the names it would take.
+    """
+
+    slug = "unknown-name"
+    detail = "The request uses names that no WebUI offers."
+
+    def __init__(
+        self,
+        errors: Mapping[str, Sequence[str]],
+        accepted: Mapping[str, Sequence[str]],
+        detail: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.errors: dict[str, list[str]] = {field: list(messages) for field, messages in errors.items()}
+        self.accepted: dict[str, list[str]] = {field: list(names) for field, names in accepted.items()}

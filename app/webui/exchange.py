@@ -1,0 +1,191 @@
+"""One HTTP request and its answer, on a connection of its own, so that two questions always have an answer:
+
+was a connection made (else nothing was sent), and when does it end at the latest. ``requests`` alone answers neither: its
+sessions may pick up a connection that the other side has just closed, and its read timeout starts anew with every byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from app.webui.errors import ConnectionBroken, JobTimeout, Unreachable, WebuiError
+
+_CHUNK = 1 << 20
+_NO_CONTENT = 204
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that arrived whole: the HTTP status and the body's bytes."""
+
+    status: int
+    body: bytes
+
+
+class Exchange:
+    """The connection of one request, which a clock or another thread may cut."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._line: socket.socket | None = None
+        self._connected = False
+        self._cut = False
+        self._expired = False
+
+    def opened(self, connection: socket.socket) -> None:
+        """Note that the connection is made; called before the first byte of the request is sent."""
+        # Our own descriptor of the connection, closed under our lock: cutting can never hit a number that the process
+        # has given to something else meanwhile. It also lies below TLS, where shutting down is safe from any thread.
+        line = socket.fromfd(connection.fileno(), connection.family, connection.type)
+        with self._lock:
+            self._line = line
+            self._connected = True
+            if self._cut:
+                _shut(line)
+
+    def cut(self) -> None:
+        """Break the connection now, or as soon as it is made."""
+        with self._lock:
+            self._cut = True
+            if self._line is not None:
+                _shut(self._line)
+
+    def expire(self) -> None:
+        """Break the connection because its time is up."""
+        self._expired = True
+        self.cut()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        with self._lock:
+            line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    @property
+    def broken(self) -> bool:
+        """Whether it was cut, so that an answer that ends with the connection only seems to be whole."""
+        return self._cut
+
+    def failure(self) -> WebuiError:
+        """Return what a failed request means, by how far it got."""
+        if not self._connected:
+            return Unreachable()
+        return JobTimeout() if self._expired else ConnectionBroken()
+
+
+def _shut(line: socket.socket) -> None:
+    # The other side may have closed it already.
+    with contextlib.suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+class _OwnConnection(HTTPAdapter):
+    """An adapter for one request, which tells the exchange of its connection."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _watched_pools(self._exchange)
+
+
+def _watched_pools(exchange: Exchange) -> dict[str, type[HTTPConnectionPool]]:
+    """Return urllib3's two kinds of pools, whose connections tell the exchange when they are made."""
+
+    def connected(connection: HTTPConnection) -> None:
+        # The connect timeout must not bound the sending of a large body too; the clock bounds the whole.
+        connection.sock.settimeout(None)
+        exchange.opened(connection.sock)
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            connected(self)
+
+    class Tls(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            connected(self)
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class TlsPool(HTTPSConnectionPool):
+        ConnectionCls = Tls
+
+    return {"http": PlainPool, "https": TlsPool}
+
+
+def send(
+    request: requests.PreparedRequest, exchange: Exchange, *, connect_timeout: float, seconds: float, limit: int
+) -> Reply:
+    """Send a request on a new connection and read its answer whole: no retry, no redirect, no proxy, no cookies.
+
+    :param connect_timeout: seconds to connect, for each address of the host; a slow name server may add its own time.
+    :param seconds: from now to the last byte of the answer.
+    :param limit: most bytes of the answer's body.
+    :raises Unreachable: no connection was made, so nothing was sent.
+    :raises ConnectionBroken: it ended before the answer was complete, or the answer's body is larger than ``limit``.
+    :raises JobTimeout: its time was up before the answer was complete.
+    """
+    clock = threading.Timer(seconds, exchange.expire)
+    clock.daemon = True
+    clock.start()
+    adapter = _OwnConnection(exchange)
+    try:
+        with adapter.send(request, stream=True, timeout=(min(connect_timeout, seconds), None)) as response:
+            reply = Reply(response.status_code, _read(response, limit))
+            whole = bool(reply.body) or _says_empty(response)
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise exchange.failure() from error
+    finally:
+        clock.cancel()
+        adapter.close()
+        exchange.close()
+    if exchange.broken:
+        raise exchange.failure()
+    if not whole:
+        raise ConnectionBroken
+    return reply
+
+
+def _read(response: requests.Response, limit: int) -> bytes:
+    body = bytearray()
+    for chunk in response.iter_content(_CHUNK):
+        body += chunk
+        if len(body) > limit:
+            raise ConnectionBroken("The WebUI's answer was larger than the gateway accepts.")
+    return bytes(body)
+
+
+def _says_empty(response: requests.Response) -> bool:
+    """Whether an empty body is meant; without a length it may be a connection that ended amid the head (http.client)."""
+    return response.status_code == _NO_CONTENT or not {"Content-Length", "Transfer-Encoding"}.isdisjoint(
+        response.headers
+    )
+
+
+def prepare(
+    method: str, url: str, body: bytes | None, credentials: tuple[bytes, bytes] | None, headers: Mapping[str, str]
+) -> requests.PreparedRequest:
+    """Build a request from its parts alone: nothing of the environment (proxies, .netrc) takes part.
+
+    :param credentials: user and password for HTTP Basic.
+    """
+    request = requests.PreparedRequest()
+    request.prepare(method=method, url=url, headers=headers, data=body, auth=credentials, hooks={})
+    return request

@@ -1,0 +1,133 @@
+"""What is posted to a WebUI, built from a job's ``args``. Nothing of a client's goes through but the fields set here.
+
+Field names and their traps: ``modules/api/models.py`` and ``modules/processing.py`` of the WebUI (and of Forge, where named).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.webui.catalogue import NO_UPSCALER, Catalogue, Model
+from app.webui.errors import NoLongerAvailable
+from app.webui.presets import Presets
+
+#: The WebUI numbers its ways of fitting the reference image into width × height.
+RESIZE_MODES = {"stretch": 0, "crop": 1, "fill": 2}
+
+
+def upscales(args: Mapping[str, Any]) -> bool:
+    """Whether the job asks for upscaling: the hires fix for txt2img, the extras for img2img."""
+    return args["hr_upscaler"] not in NO_UPSCALER
+
+
+def txt2img(
+    args: Mapping[str, Any], catalogue: Catalogue, presets: Presets, task_id: str, *, one_by_one: bool
+) -> dict[str, Any]:
+    """Build the body of ``POST /sdapi/v1/txt2img``.
+
+    :param args: the job's args, names resolved, ``seed`` a string of digits.
+    :param catalogue: of the WebUI that it goes to.
+    :param task_id: the attempt's id, sent where the WebUI can be asked about it.
+    :param one_by_one: make the pictures one after another instead of as one batch; takes less GPU memory.
+    :raises NoLongerAvailable: when the WebUI lacks the job's model or style.
+    """
+    payload = _common(args, catalogue, presets, task_id, one_by_one=one_by_one)
+    return payload | _hires(args, catalogue) if upscales(args) else payload
+
+
+def img2img(
+    args: Mapping[str, Any],
+    init_png: bytes,
+    catalogue: Catalogue,
+    presets: Presets,
+    task_id: str,
+    *,
+    one_by_one: bool,
+) -> dict[str, Any]:
+    """Build the body of ``POST /sdapi/v1/img2img``; ``init_png`` is the reference image's file, the rest as for txt2img."""
+    return _common(args, catalogue, presets, task_id, one_by_one=one_by_one) | {
+        "init_images": [base64.b64encode(init_png).decode("ascii")],
+        "denoising_strength": args["denoising_strength"],
+        "resize_mode": RESIZE_MODES[args["resize_mode"]],
+    }
+
+
+def upscale(images: Sequence[str], args: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the body of ``POST /sdapi/v1/extra-batch-images`` that upscales pictures, given as base64, by ``hr_scale``."""
+    return {
+        "imageList": [{"data": image, "name": f"{index}.png"} for index, image in enumerate(images)],
+        "resize_mode": 0,
+        "upscaling_resize": args["hr_scale"],
+        "upscaler_1": args["hr_upscaler"],
+    }
+
+
+def model_of(args: Mapping[str, Any], catalogue: Catalogue) -> Model:
+    """Return the WebUI's entry for the job's model.
+
+    :raises NoLongerAvailable: when the WebUI has it no more.
+    """
+    model = catalogue.model(args["model"])
+    if model is None:
+        raise NoLongerAvailable("The WebUI no longer has the job's model.")
+    return model
+
+
+def _common(
+    args: Mapping[str, Any], catalogue: Catalogue, presets: Presets, task_id: str, *, one_by_one: bool
+) -> dict[str, Any]:
+    prompt, negative_prompt = presets.apply(args["style"], args["prompt"], args["negative_prompt"])
+    payload: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": int(args["seed"]),
+        "steps": args["steps"],
+        "cfg_scale": args["cfg_scale"],
+        "width": args["width"],
+        "height": args["height"],
+        "sampler_name": args["sampler_name"],
+        "batch_size": 1 if one_by_one else args["batch_size"],
+        "n_iter": args["batch_size"] if one_by_one else 1,
+        "send_images": True,
+        # Saving would leave copies in the WebUI's own folders and put a grid in front of the pictures.
+        "save_images": False,
+        "override_settings": _overrides(args, catalogue),
+        # Restoring would only reload the model that the last job left; every job names its own.
+        "override_settings_restore_afterwards": False,
+    }
+    if "scheduler" in args:
+        payload["scheduler"] = args["scheduler"]
+    if args["style"] and presets.get(args["style"]) is None:
+        payload["styles"] = _webui_styles(args["style"], catalogue)
+    if catalogue.task_ids:
+        payload["force_task_id"] = task_id
+    return payload
+
+
+def _overrides(args: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
+    overrides: dict[str, Any] = {"sd_model_checkpoint": model_of(args, catalogue).checkpoint}
+    # A key that the WebUI does not know fails the whole generation.
+    return overrides | ({"enable_prompt_comments": False} if catalogue.prompt_comments else {})
+
+
+def _webui_styles(style: str, catalogue: Catalogue) -> list[str]:
+    # The WebUI ignores an unknown style without a word.
+    if not catalogue.has("style", style):
+        raise NoLongerAvailable("The job's style is no longer available.")
+    return [style]
+
+
+def _hires(args: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
+    hires: dict[str, Any] = {
+        "enable_hr": True,
+        "hr_upscaler": args["hr_upscaler"],
+        "hr_scale": args["hr_scale"],
+        # Left out, the second pass fails after the first one's work is done.
+        "denoising_strength": args["denoising_strength"],
+    }
+    if catalogue.forge:
+        # Forge's own defaults fail the second pass, and would let it ignore the negative prompt (modules/processing.py).
+        hires |= {"hr_additional_modules": ["Use same choices"], "hr_cfg": args["cfg_scale"]}
+    return hires

@@ -1,0 +1,115 @@
+"""Answers on their way out: counted to the last byte, and spoilt where a fault says so."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flask import Response, request
+
+from app.webui.simulator.engine import Engine
+from app.webui.simulator.faults import Fault
+from app.webui.simulator.stats import Visit
+
+#: The last bytes of an answer go out by themselves, so that "over" can be noted right before them and never after.
+_TAIL = 1024
+#: Seconds between two bytes of a trickle.
+_DRIP = 0.05
+
+
+def as_json(value: Any, status: int = 200) -> Response:
+    """Compact JSON in UTF-8, as the server writes it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode("utf-8", "surrogatepass"), status, content_type="application/json")
+
+
+class Delivery:
+    """Turns the body of one POST into the response that is really sent."""
+
+    def __init__(self, engine: Engine, visit: Visit, fault: Fault | None) -> None:
+        self._engine = engine
+        self._visit = visit
+        self._fault = fault
+
+    def send(self, response: Response) -> Response:
+        """The response as it goes out; the visit ends just before its last bytes do, or when the client has left."""
+        effect = None if self._fault is None else self._fault.effect
+        spoil: Callable[[bytes, Response], Response] | None = {
+            "close": self._close,
+            "hang-idle": self._hang,
+            "torn": self._tear,
+            "trickle": self._trickle,
+            "bad-json": self._break_json,
+        }.get(effect or "")
+        data = response.get_data()
+        if spoil is not None:
+            return spoil(data, response)
+        return self._counted(self._in_two(data), response, len(data))
+
+    def _counted(self, chunks: Iterator[bytes], response: Response, length: int) -> Response:
+        answer = Response(chunks, response.status_code, response.headers)
+        answer.headers["Content-Length"] = str(length)
+        answer.call_on_close(lambda: self._visit.end(time.perf_counter(), answered=False))
+        return answer
+
+    def _in_two(self, data: bytes) -> Iterator[bytes]:
+        head, tail = data[:-_TAIL], data[-_TAIL:]
+        if head:
+            yield head
+        self._visit.end(time.perf_counter())
+        yield tail
+
+    def _close(self, _data: bytes, response: Response) -> Response:
+        """Hang up instead of answering; outside a server there is no line to hang up on."""
+        self._visit.end(time.perf_counter(), answered=False)
+        connection = request.environ.get("werkzeug.socket")
+        if isinstance(connection, socket.socket):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        return Response(b"", response.status_code, {"Connection": "close"})
+
+    def _hang(self, data: bytes, response: Response) -> Response:
+        """The work is over and the server idle, but the answer stays away; in the end the line is cut."""
+        self._visit.end(time.perf_counter(), answered=False)
+        self._engine.wait_for_stop(self._lasts(3600))
+        return self._close(data, response)
+
+    def _tear(self, data: bytes, response: Response) -> Response:
+        answer = self._counted(iter((data[: len(data) // 2],)), response, len(data))
+        answer.headers["Connection"] = "close"
+        return answer
+
+    def _trickle(self, data: bytes, response: Response) -> Response:
+        return self._counted(self._drops(data), response, len(data))
+
+    def _drops(self, data: bytes) -> Iterator[bytes]:
+        until = time.perf_counter() + self._lasts(10)
+        sent = 0
+        while sent < len(data) - 1 and time.perf_counter() < until and not self._engine.wait_for_stop(_DRIP):
+            yield data[sent : sent + 1]
+            sent += 1
+        yield from self._in_two(data[sent:])
+
+    def _break_json(self, data: bytes, response: Response) -> Response:
+        half = data[: len(data) // 2]
+        return self._counted(self._in_two(half), response, len(half))
+
+    def _lasts(self, otherwise: float) -> float:
+        return otherwise if self._fault is None else self._fault.lasts(otherwise)
+
+
+def spoil_images(images: list[str], fault: Fault | None) -> list[str]:
+    """The list of base64 pictures that a faulty server would send."""
+    effect = None if fault is None else fault.effect
+    if effect == "no-images":
+        return []
+    if effect == "fewer-images":
+        return images[:-1]
+    if effect == "bad-base64":
+        return ["*" + base64.b64encode(b"no picture").decode()[1:-1] for _ in images]
+    return images

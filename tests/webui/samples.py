@@ -1,0 +1,44 @@
+"""Values that several tests of this folder start from: WebUIs, a request, a job's args."""
+
+from typing import Any
+
+from app.webui.catalogue import Catalogue, Model, Scheduler
+
+
+def model(name: str, **changes: Any) -> Model:
+    values = {"title": f"{name}.safetensors [0123456789]", "model_name": name, "checkpoint": name, "names": (name,)}
+    return Model(**values | changes)
+
+
+def catalogue(**changes: Any) -> Catalogue:
+    values = {
+        "samplers": ("DPM++ 2M", "Euler"),
+        "schedulers": (Scheduler("automatic", "Automatic"), Scheduler("karras", "Karras")),
+        "upscalers": ("None", "Lanczos", "Nearest"),
+        "latent_modes": ("Latent", "Latent (nearest)"),
+        "styles": ("anime", "photo"),
+        "models": (model("alpha"), model("beta")),
+        "loaded_model": "alpha",
+    }
+    return Catalogue(**values | changes)
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    values = {
+        "id": "u1",
+        "prompt": "a cat",
+        "negative_prompt": "blurry",
+        "width": 512,
+        "height": 768,
+        "seed": "42",
+        "steps": 20,
+        "hr_upscaler": "",
+        "cfg_scale": 7.5,
+        "style": "",
+        "batch_size": 2,
+    }
+    return values | changes
+
+
+def args(**changes: Any) -> dict[str, Any]:
+    return fields(sampler_name="Euler", model="alpha") | changes

@@ -1,0 +1,238 @@
+import base64
+import json
+import logging
+
+import pytest
+
+from app.webui import errors
+from app.webui.answers import Generation, Picture, generation_images_base64, read_generation, read_upscaled
+from app.webui.exchange import Reply
+from tests.webui.samples import model
+
+ALPHA = model("alpha")
+INFO = {
+    "all_seeds": [42, 43],
+    "infotexts": ["one", "two"],
+    "index_of_first_image": 0,
+    "sd_model_name": "alpha",
+    "sd_model_hash": "0123456789",
+    "sampler_name": "Euler",
+    "version": "v1.10.1",
+}
+ONE, TWO, GRID = (base64.b64encode(data).decode() for data in (b"picture one", b"picture two", b"grid"))
+
+
+def reply(images=(ONE, TWO), status=200, **info):
+    return Reply(
+        status, json.dumps({"images": list(images), "parameters": {}, "info": json.dumps(INFO | info)}).encode()
+    )
+
+
+def read(answer, expected=2):
+    return read_generation(answer, expected=expected, model=ALPHA)
+
+
+def test_pictures_come_with_their_seeds_and_infotexts():
+    assert read(reply()) == Generation(
+        pictures=(Picture(b"picture one", 42, "one"), Picture(b"picture two", 43, "two")),
+        model="alpha",
+        sampler="Euler",
+        version="v1.10.1",
+        simulated=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply([GRID, ONE, TWO], index_of_first_image=1, infotexts=["grid", "one", "two"]),
+        reply([ONE, TWO, GRID, "", None]),
+        reply(["data:image/png;base64," + ONE, TWO]),
+    ],
+)
+def test_a_grid_extra_pictures_and_data_uris_change_nothing(answer):
+    assert read(answer).pictures == read(reply()).pictures
+
+
+@pytest.mark.parametrize(
+    ("infotexts", "expected"), [(["one"], ["one", ""]), (None, ["", ""]), ("text", ["", ""]), ([None, 5], ["", ""])]
+)
+def test_missing_infotexts_lose_no_picture(infotexts, expected):
+    assert [picture.infotext for picture in read(reply(infotexts=infotexts)).pictures] == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "simulated"),
+    [("simulator 1.7.0", True), ("simulator", True), ("v1.7.0-simulator", False), (None, False)],
+)
+def test_only_the_version_tells_a_simulator(version, simulated):
+    assert read(reply(version=version)).simulated is simulated
+
+
+def test_what_the_info_lacks_is_none():
+    found = read(reply(version=5, sampler_name=None, index_of_first_image=0))
+    assert (found.version, found.sampler, found.simulated) == (None, None, False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Reply(200, b""),
+        Reply(200, b"{"),
+        Reply(200, b"\xff\xfe{}"),
+        Reply(200, b"[" * 100_000),
+        Reply(200, b"[]"),
+        Reply(200, b"null"),
+        Reply(200, b"{}"),
+        Reply(200, b'{"images": [], "info": "{"}'),
+        Reply(200, b'{"images": [], "info": "[]"}'),
+        Reply(200, b'{"images": [], "info": {"sd_model_name": "alpha"}}'),
+        reply([]),
+        reply([ONE]),
+        reply([GRID, ONE], index_of_first_image=1),
+        reply([ONE, TWO], index_of_first_image=-1),
+        reply([ONE, TWO], index_of_first_image="0"),
+        reply([ONE, TWO], index_of_first_image=True),
+        reply([ONE, None]),
+        reply([ONE, ""]),
+        reply([ONE, "***"]),
+        reply([ONE, TWO[:-3]]),
+        reply([ONE, "é" + TWO]),
+        reply([ONE, "data:image/png;base64," + TWO[:-1]]),
+        reply(all_seeds=[42]),
+        reply(all_seeds=[42, "43"]),
+        reply(all_seeds=[42, True]),
+        reply(all_seeds=None),
+        Reply(200, json.dumps({"images": {}, "info": json.dumps(INFO)}).encode()),
+    ],
+)
+def test_a_bad_answer(answer):
+    with pytest.raises(errors.BadAnswer) as caught:
+        read(answer)
+    assert caught.value.retryable
+
+
+def test_fewer_pictures_are_said():
+    with pytest.raises(errors.BadAnswer, match="fewer pictures"):
+        read(reply([ONE]))
+
+
+@pytest.mark.parametrize("name", ["beta", "", None, 5, ["alpha"]])
+def test_another_model_is_never_taken(name):
+    with pytest.raises(errors.WrongModel) as caught:
+        read(reply(sd_model_name=name))
+    assert not caught.value.retryable
+
+
+def test_a_model_of_the_same_name_and_another_hash_is_never_taken():
+    twin = model("alpha", digest="ffffffffff")
+    with pytest.raises(errors.WrongModel):
+        read_generation(reply(), expected=2, model=twin)
+
+
+OOM_TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; /home/someone/models)"
+FAILURES = [
+    # A1111: an unhandled exception, an HTTPException, a refused body.
+    (500, {"error": "RuntimeError", "detail": "", "body": "", "errors": "secret /path"}, errors.WebuiFailed),
+    (404, {"error": "HTTPException", "detail": "Sampler not found", "body": "", "errors": ""}, errors.Refused),
+    (422, {"detail": [{"loc": ["body", "steps"], "msg": "secret", "type": "type_error"}]}, errors.Refused),
+    (500, {"error": "HTTPException", "detail": "Invalid encoded image", "body": "", "errors": ""}, errors.WebuiFailed),
+    # Forge.
+    (500, {"error": "TypeError", "detail": "", "body": "", "message": "secret"}, errors.WebuiFailed),
+    (404, {"detail": "Not Found"}, errors.Refused),
+    # Bare bodies.
+    (500, "secret text", errors.WebuiFailed),
+    (500, b"Internal Server Error", errors.WebuiFailed),
+    (500, b"", errors.WebuiFailed),
+    (500, b"\xff\xff", errors.WebuiFailed),
+    (500, b"[" * 100_000, errors.WebuiFailed),
+    (502, b"<html>bad gateway</html>", errors.WebuiFailed),
+    # About the moment, or about the gateway.
+    (429, b"", errors.WebuiFailed),
+    (408, b"", errors.WebuiFailed),
+    (401, {"detail": "Not authenticated"}, errors.Refused),
+    (403, b"", errors.Refused),
+    (307, b"", errors.Refused),
+    (204, b"", errors.Refused),
+    # Out of memory, in every shape.
+    (500, {"error": "OutOfMemoryError", "detail": "", "body": "", "errors": OOM_TEXT}, errors.OutOfMemory),
+    (500, {"error": "OutOfMemoryError"}, errors.OutOfMemory),
+    (500, {"error": "torch.cuda.OutOfMemoryError", "errors": 5}, errors.OutOfMemory),
+    (500, {"error": "RuntimeError", "detail": "", "body": "", "errors": OOM_TEXT}, errors.OutOfMemory),
+    (500, {"error": "RuntimeError", "detail": "", "body": "", "message": OOM_TEXT}, errors.OutOfMemory),
+    (500, {"error": "HTTPException", "detail": OOM_TEXT, "body": "", "errors": ""}, errors.OutOfMemory),
+    (500, OOM_TEXT, errors.OutOfMemory),
+    (500, OOM_TEXT.encode(), errors.OutOfMemory),
+    # A refused request may echo a prompt that speaks of memory.
+    (422, {"detail": "out of memory"}, errors.Refused),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "kind"), FAILURES)
+def test_a_failure_is_told_by_its_shape(status, body, kind, caplog):
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with caplog.at_level(logging.DEBUG), pytest.raises(errors.WebuiError) as caught:
+        read(Reply(status, raw))
+    assert type(caught.value) is kind
+    for text in (str(caught.value), caplog.text):
+        assert "secret" not in text
+        assert "/home" not in text
+    with pytest.raises(kind):
+        generation_images_base64(Reply(status, raw), 2)
+    with pytest.raises(kind):
+        read_upscaled(Reply(status, raw), [])
+
+
+def test_the_class_of_the_error_is_logged(caplog):
+    with caplog.at_level(logging.WARNING, "app.webui"), pytest.raises(errors.WebuiFailed):
+        read(Reply(500, b'{"error": "ZeroDivisionError", "errors": "division by zero"}'))
+    assert caplog.messages == ["the WebUI answered a generation with status 500, error ZeroDivisionError"]
+
+
+@pytest.mark.parametrize("name", ["no class at all: secret", "x" * 81, 5, None, ""])
+def test_what_is_no_class_name_is_not_logged(name, caplog):
+    with caplog.at_level(logging.WARNING, "app.webui"), pytest.raises(errors.WebuiFailed):
+        read(Reply(500, json.dumps({"error": name}).encode()))
+    assert caplog.messages == ["the WebUI answered a generation with status 500, error unknown"]
+
+
+def test_the_pictures_are_handed_on_as_they_came():
+    answer = reply([GRID, ONE, TWO, "extra"], index_of_first_image=1)
+    assert generation_images_base64(answer, 2) == [ONE, TWO]
+    with pytest.raises(errors.BadAnswer):
+        generation_images_base64(answer, 4)
+
+
+def test_upscaled_pictures_keep_seed_and_infotext():
+    pictures = read(reply()).pictures
+    big = [base64.b64encode(data).decode() for data in (b"BIG ONE", b"BIG TWO")]
+    answer = Reply(200, json.dumps({"html_info": "<p></p>", "images": big}).encode())
+    assert read_upscaled(answer, pictures) == (Picture(b"BIG ONE", 42, "one"), Picture(b"BIG TWO", 43, "two"))
+
+
+@pytest.mark.parametrize("images", [[ONE], [], None, [ONE, "***"], [ONE, 5]])
+def test_a_bad_answer_of_the_extras(images):
+    answer = Reply(200, json.dumps({"html_info": "", "images": images}).encode())
+    with pytest.raises(errors.BadAnswer):
+        read_upscaled(answer, read(reply()).pictures)
+
+
+KINDS = {
+    errors.Unreachable: ("webui-unreachable", True),
+    errors.NotAnswering: ("webui-unreachable", True),
+    errors.ConnectionBroken: ("webui-disconnected", True),
+    errors.JobTimeout: ("webui-timeout", True),
+    errors.BadAnswer: ("webui-bad-answer", True),
+    errors.WebuiFailed: ("webui-error", True),
+    errors.WrongModel: ("webui-wrong-model", False),
+    errors.Refused: ("webui-refused", False),
+    errors.OutOfMemory: ("webui-out-of-memory", False),
+    errors.NoLongerAvailable: ("no-longer-available", False),
+    errors.NoDefaultModel: ("no-default-model", False),
+}
+
+
+def test_every_error_says_what_it_is():
+    assert {kind: (kind.slug, kind.retryable) for kind in KINDS} == KINDS
+    assert set(errors.WebuiError.__subclasses__()) == {*KINDS, errors.UnknownNames}
+    assert len({str(kind()) for kind in KINDS}) == len(KINDS)

@@ -1,0 +1,121 @@
+import base64
+
+import pytest
+
+from app.webui import payloads
+from app.webui.errors import NoLongerAvailable
+from app.webui.presets import Preset, Presets
+from tests.webui.samples import args, catalogue, model
+
+PRESETS = Presets({"oil": Preset(prompt="oil of {prompt}", negative_prompt="photo")})
+PLAIN = {
+    "prompt": "a cat",
+    "negative_prompt": "blurry",
+    "seed": 42,
+    "steps": 20,
+    "cfg_scale": 7.5,
+    "width": 512,
+    "height": 768,
+    "sampler_name": "Euler",
+    "batch_size": 2,
+    "n_iter": 1,
+    "send_images": True,
+    "save_images": False,
+    "override_settings": {"sd_model_checkpoint": "alpha"},
+    "override_settings_restore_afterwards": False,
+}
+HIRES = {"hr_upscaler": "Latent", "hr_scale": 2, "denoising_strength": 0.7}
+IMG2IMG = {"denoising_strength": 0.75, "resize_mode": "stretch"}
+
+
+def txt2img(*, one_by_one=False, webui=None, **changes):
+    return payloads.txt2img(args(**changes), webui or catalogue(), PRESETS, "task-1", one_by_one=one_by_one)
+
+
+@pytest.mark.parametrize(
+    ("changes", "traits", "difference"),
+    [
+        ({}, {}, {}),
+        ({"seed": "4294967295"}, {}, {"seed": 4294967295}),
+        ({"scheduler": "karras"}, {}, {"scheduler": "karras"}),
+        ({"style": "anime"}, {}, {"styles": ["anime"]}),
+        ({"style": "oil"}, {}, {"prompt": "oil of a cat", "negative_prompt": "blurry, photo"}),
+        ({}, {"task_ids": True}, {"force_task_id": "task-1"}),
+        (
+            {},
+            {"prompt_comments": True},
+            {"override_settings": {"sd_model_checkpoint": "alpha", "enable_prompt_comments": False}},
+        ),
+        (
+            {"model": "x.ckpt"},
+            {"models": (model("x.ckpt", title="x.ckpt [11]", checkpoint="x.ckpt [11]"),)},
+            {"override_settings": {"sd_model_checkpoint": "x.ckpt [11]"}},
+        ),
+        ({"hr_upscaler": "None"}, {"forge": True}, {}),
+        (HIRES, {}, HIRES | {"enable_hr": True}),
+        (HIRES | {"hr_upscaler": "Lanczos"}, {}, HIRES | {"hr_upscaler": "Lanczos", "enable_hr": True}),
+        (
+            HIRES,
+            {"forge": True},
+            HIRES | {"enable_hr": True, "hr_cfg": 7.5, "hr_additional_modules": ["Use same choices"]},
+        ),
+    ],
+)
+def test_txt2img(changes, traits, difference):
+    assert txt2img(webui=catalogue(**traits), **changes) == PLAIN | difference
+
+
+def test_one_by_one_asks_for_as_many_pictures():
+    assert txt2img(one_by_one=True) == PLAIN | {"batch_size": 1, "n_iter": 2}
+
+
+@pytest.mark.parametrize(("mode", "number"), [("stretch", 0), ("crop", 1), ("fill", 2)])
+def test_img2img(mode, number):
+    job = args(**IMG2IMG | {"resize_mode": mode})
+    payload = payloads.img2img(job, b"\x89PNG", catalogue(task_ids=True), PRESETS, "task-1", one_by_one=False)
+    assert payload == PLAIN | {
+        "init_images": [base64.b64encode(b"\x89PNG").decode()],
+        "denoising_strength": 0.75,
+        "resize_mode": number,
+        "force_task_id": "task-1",
+    }
+
+
+def test_img2img_is_upscaled_afterwards_and_not_by_the_hires_fix():
+    job = args(**IMG2IMG, hr_upscaler="Lanczos", hr_scale=2)
+    payload = payloads.img2img(job, b"png", catalogue(forge=True), PRESETS, "t", one_by_one=True)
+    assert not [key for key in payload if key.startswith(("hr_", "enable_hr"))]
+    assert (payload["batch_size"], payload["n_iter"]) == (1, 2)
+
+
+def test_upscale():
+    assert payloads.upscale(["aa", "bb"], args(hr_upscaler="Lanczos", hr_scale=1.5)) == {
+        "imageList": [{"data": "aa", "name": "0.png"}, {"data": "bb", "name": "1.png"}],
+        "resize_mode": 0,
+        "upscaling_resize": 1.5,
+        "upscaler_1": "Lanczos",
+    }
+
+
+@pytest.mark.parametrize(("upscaler", "expected"), [("", False), ("None", False), ("Latent", True), ("Lanczos", True)])
+def test_what_counts_as_upscaling(upscaler, expected):
+    assert payloads.upscales(args(hr_upscaler=upscaler)) is expected
+
+
+def test_nothing_else_of_the_args_goes_through():
+    smuggled = {"alwayson_scripts": {}, "script_name": "x", "override_settings": {"samples_format": "gif"}, "id": "u2"}
+    assert txt2img(**smuggled) == PLAIN
+
+
+@pytest.mark.parametrize("changes", [{"model": "gone"}, {"style": "gone"}])
+def test_what_the_webui_would_silently_ignore_is_checked_once_more(changes):
+    with pytest.raises(NoLongerAvailable) as caught:
+        txt2img(**changes)
+    assert caught.value.slug == "no-longer-available"
+
+
+def test_the_args_are_left_as_they_were():
+    job = args(**HIRES, style="oil")
+    before = dict(job)
+    payloads.txt2img(job, catalogue(), PRESETS, "t", one_by_one=True)
+    assert job == before
