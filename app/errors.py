@@ -66,7 +66,6 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "no-free-waiter": Problem(503, "Too many clients are waiting"),
         "no-catalogue": Problem(503, "No WebUI was ever seen"),
         "no-default-model": Problem(503, "No default model is known"),
-        "shutting-down": Problem(503, "The gateway is shutting down"),
         "database-unavailable": Problem(503, "The database is not available"),
         "storage-unavailable": Problem(503, "The data folder is not available"),
         "storage-failed": Problem(503, "The pictures could not be stored"),

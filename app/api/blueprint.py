@@ -12,7 +12,7 @@ from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 
 from app import errors
-from app.api.refusals import ValidationFailedError
+from app.api.refusals import ValidationFailed
 from app.api.requests import GatewayRequest
 from app.api.schemas import Problem
 
@@ -54,14 +54,14 @@ class Parser(FlaskParser):
         del schema
         document = cast("GatewayRequest", req).document
         if not isinstance(document, dict):
-            raise ValidationFailedError({"_schema": ["The body must be a JSON object."]})
+            raise ValidationFailed({"_schema": ["The body must be a JSON object."]})
         return document
 
     def load_querystring(self, req: Request, schema: Schema) -> Any:
         """The query; a parameter given twice is refused, for nobody knows which was meant."""
         twice = [name for name in schema.fields if len(req.args.getlist(name)) > 1]
         if twice:
-            raise ValidationFailedError({name: ["Must be given only once."] for name in twice})
+            raise ValidationFailed({name: ["Must be given only once."] for name in twice})
         return req.args.to_dict()
 
     def handle_error(
@@ -76,7 +76,7 @@ class Parser(FlaskParser):
         """Refuse with the messages of all fields; webargs has put them under their location."""
         del req, schema, error_status_code, error_headers
         located = cast("dict[str, dict[str, list[str]]]", error.messages)
-        raise ValidationFailedError(next(iter(located.values()))) from error
+        raise ValidationFailed(next(iter(located.values()))) from error
 
 
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has no types

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, redirect, send_from_directory
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from app import errors
-from app.api.refusals import NotFoundError
+from app.api.refusals import NotFound
 
 _ASSETS = frozenset({"swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"})
 _PAGE = """<!DOCTYPE html>
@@ -62,7 +62,7 @@ def blueprint() -> Blueprint:
     @blp.get("/docs/<asset>")
     def assets(asset: str) -> Response:
         if asset not in _ASSETS:
-            raise NotFoundError("The documentation has no such file.")
+            raise NotFound("The documentation has no such file.")
         return send_from_directory(folder, f"{versions[0]}/{asset}", max_age=_ASSET_MAX_AGE)
 
     return blp

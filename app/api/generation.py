@@ -30,7 +30,6 @@ _REFUSED = (
     "no-free-waiter",
     "no-catalogue",
     "no-default-model",
-    "shutting-down",
     "database-unavailable",
     "storage-unavailable",
 )
@@ -135,11 +134,13 @@ def _contract(blp: Blueprint, summary: str, description: str) -> Decorator:
 def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[str, Any]) -> Response:
     posted = cast("GatewayRequest", request)
     preference = prefer.parse(posted.headers.getlist("Prefer"))
+    key = posted.idempotency_key
     view = services.submissions.post(
         kind,
         fields,
-        canonical=posted.canonical,
-        idempotency_key=posted.idempotency_key,
+        # Only a repeated key is compared, and a reference image is megabytes.
+        canonical=posted.canonical if key is not None else "",
+        idempotency_key=key,
         wait=preference.seconds(services.config.sync_timeout),
     )
     return presenter.posted(view, preference)

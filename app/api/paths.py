@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, get_args
 from urllib.parse import unquote_to_bytes
 
 from flask import Flask, request
 
 from app.api.ports import JobType
-from app.api.refusals import InvalidRequestError, NotFoundError, UnknownTypeError, ValidationFailedError, shown
+from app.api.refusals import InvalidRequest, NotFound, UnknownType, ValidationFailed, shown
+from app.records.names import parse_filename
 
 TYPES: tuple[JobType, ...] = get_args(JobType)
 LONGEST_USER_ID = 64
 
-#: What the gateway calls its own files: a record, one of its images, its parameters, or its reference image.
+#: For the documentation: what the gateway calls a record, and its images, parameters and reference image.
 NAME = r"[0-9]{8}T[0-9]{9}-[0-9a-f]{8}"
 FILENAME = rf"{NAME}(?:-[1-9][0-9]{{0,8}}-[0-9]{{1,4}}\.(?:png|jpg|webp)|-[1-9][0-9]{{0,8}}\.json|-init\.png)?"
-_NAME = re.compile(NAME)
-_FILENAME = re.compile(FILENAME)
 
 
 def user_id_fault(text: str) -> str | None:
@@ -49,21 +47,27 @@ def _judge(_endpoint: str | None, values: dict[str, Any] | None) -> None:
         values["user"] = _user(values.pop("id"))
     if "type" in values:
         values["kind"] = _kind(values.pop("type"))
-    for member, pattern in (("filename", _FILENAME), ("name", _NAME)):
-        if member in values and not pattern.fullmatch(values[member]):
-            raise NotFoundError(f"The {member} {shown(values[member])!r} is none that the gateway gives.")
+    for member in ("filename", "name"):
+        if member in values and not _is_given(member, values[member]):
+            raise NotFound(f"The {member} {shown(values[member])!r} is none that the gateway gives.")
+
+
+def _is_given(member: str, text: str) -> bool:
+    """Whether the gateway could have given this name."""
+    parsed = parse_filename(text)
+    return parsed is not None and (member == "filename" or parsed.kind == "record")
 
 
 def _check_encoding() -> None:
     path: str = request.environ.get("PATH_INFO", "")
     if not _is_utf8(path.encode("latin-1", "replace")):  # WSGI: the bytes of the path, one character each
-        raise InvalidRequestError("The path is not UTF-8, percent-encoded.")
+        raise InvalidRequest("The path is not UTF-8, percent-encoded.")
     if not _is_utf8(unquote_to_bytes(request.environ.get("QUERY_STRING", ""))):
-        raise InvalidRequestError("The query is not UTF-8, percent-encoded.")
+        raise InvalidRequest("The query is not UTF-8, percent-encoded.")
     # Both servers in use keep the path as it came; where none does, the decoded slash makes another path.
     raw: str = request.environ.get("RAW_URI", "")
     if "%2f" in raw.partition("?")[0].lower():
-        raise NotFoundError("id, type, filename and name are single path segments: none may contain %2F.")
+        raise NotFound("id, type, filename and name are single path segments: none may contain %2F.")
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -77,11 +81,11 @@ def _is_utf8(data: bytes) -> bool:
 def _user(text: str) -> str:
     fault = user_id_fault(text)
     if fault:
-        raise ValidationFailedError({"id": [fault]})
+        raise ValidationFailed({"id": [fault]})
     return text
 
 
 def _kind(text: str) -> str:
     if text not in TYPES:
-        raise UnknownTypeError(f"The type {shown(text)!r} is none; the types are {' and '.join(TYPES)}.")
+        raise UnknownType(f"The type {shown(text)!r} is none; the types are {' and '.join(TYPES)}.")
     return text

@@ -14,7 +14,7 @@ from app import errors
 from app.api import cursor
 from app.api.ports import File, JobView
 from app.api.prefer import Preference
-from app.api.refusals import FileGoneError
+from app.api.refusals import FileGone
 
 #: A stored file never changes under its name, so that a cache may keep it; it is somebody's own picture, so that only the
 #: client's cache may. Seconds: the year that RFC 2616, section 14.21, took for ever.
@@ -65,14 +65,14 @@ class Presenter:
     def file(self, file: File) -> Response:
         """A stored file, with Range, If-None-Match and If-Modified-Since answered as RFC 9110 has them.
 
-        :raises FileGoneError: it was deleted a moment ago.
+        :raises FileGone: it was deleted a moment ago.
         """
         try:
             response = send_file(
                 file.path, mimetype=file.media_type, etag=file.etag, conditional=True, max_age=_FILE_MAX_AGE
             )
         except FileNotFoundError as error:
-            raise FileGoneError("The file was deleted.") from error
+            raise FileGone("The file was deleted.") from error
         response.cache_control.public = False
         response.cache_control.private = True
         response.cache_control.immutable = True

@@ -21,49 +21,49 @@ class RefusalError(Exception):
     slug: ClassVar[str]
 
 
-class InvalidJsonError(RefusalError):
+class InvalidJson(RefusalError):
     """The body is not JSON, or not in UTF-8."""
 
     slug = "invalid-json"
 
 
-class InvalidRequestError(RefusalError):
+class InvalidRequest(RefusalError):
     """The path, the query or a header is malformed."""
 
     slug = "invalid-request"
 
 
-class UnsupportedMediaTypeError(RefusalError):
+class UnsupportedMediaType(RefusalError):
     """The body is declared as something else than JSON."""
 
     slug = "unsupported-media-type"
 
 
-class BodyTooLargeError(RefusalError):
+class BodyTooLarge(RefusalError):
     """The body is over the limit."""
 
     slug = "body-too-large"
 
 
-class NotFoundError(RefusalError):
+class NotFound(RefusalError):
     """A path names what cannot exist."""
 
     slug = "not-found"
 
 
-class UnknownTypeError(RefusalError):
+class UnknownType(RefusalError):
     """A path names a type of job that does not exist."""
 
     slug = "unknown-type"
 
 
-class FileGoneError(RefusalError):
+class FileGone(RefusalError):
     """A file was deleted between being found and being opened."""
 
     slug = "file-missing"
 
 
-class ValidationFailedError(RefusalError):
+class ValidationFailed(RefusalError):
     """Fields of the body, the path or the query break the contract; ``errors`` holds the messages of each."""
 
     slug = "validation-failed"

@@ -19,10 +19,10 @@ from werkzeug.exceptions import ClientDisconnected
 from werkzeug.utils import cached_property
 
 from app.api.refusals import (
-    BodyTooLargeError,
-    InvalidJsonError,
-    InvalidRequestError,
-    UnsupportedMediaTypeError,
+    BodyTooLarge,
+    InvalidJson,
+    InvalidRequest,
+    UnsupportedMediaType,
     shown,
 )
 
@@ -46,9 +46,9 @@ class GatewayRequest(flask.Request):
     def document(self) -> Any:
         """The parsed body.
 
-        :raises UnsupportedMediaTypeError: it is not declared as JSON in UTF-8.
-        :raises BodyTooLargeError: it is longer than the setting allows, whether declared or chunked.
-        :raises InvalidJsonError: it is not JSON as RFC 8259 has it, or a member occurs twice in one object.
+        :raises UnsupportedMediaType: it is not declared as JSON in UTF-8.
+        :raises BodyTooLarge: it is longer than the setting allows, whether declared or chunked.
+        :raises InvalidJson: it is not JSON as RFC 8259 has it, or a member occurs twice in one object.
         """
         self._check_content_type()
         return parse(self._read())
@@ -62,11 +62,11 @@ class GatewayRequest(flask.Request):
     def idempotency_key(self) -> str | None:
         """The Idempotency-Key header, 1 to 255 visible ASCII characters, or ``None``.
 
-        :raises InvalidRequestError: it is anything else.
+        :raises InvalidRequest: it is anything else.
         """
         key = self.headers.get("Idempotency-Key")
         if key is not None and not _VISIBLE_ASCII.fullmatch(key):
-            raise InvalidRequestError("Idempotency-Key must be 1 to 255 visible ASCII characters without spaces.")
+            raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters without spaces.")
         return key
 
     def drain(self) -> None:
@@ -83,13 +83,13 @@ class GatewayRequest(flask.Request):
     def _check_content_type(self) -> None:
         charset = self.mimetype_params.get("charset", "utf-8").lower()
         if self.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
-            raise UnsupportedMediaTypeError("The Content-Type must be application/json, in UTF-8.")
+            raise UnsupportedMediaType("The Content-Type must be application/json, in UTF-8.")
         if self.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UnsupportedMediaTypeError("The body must come without a Content-Encoding.")
+            raise UnsupportedMediaType("The body must come without a Content-Encoding.")
 
     def _read(self) -> bytes:
         limit: int = flask.current_app.config[MAX_BODY]
-        too_large = BodyTooLargeError(f"The body is larger than {limit // MEBIBYTE} MiB.")
+        too_large = BodyTooLarge(f"The body is larger than {limit // MEBIBYTE} MiB.")
         if (self.content_length or 0) > limit:
             raise too_large
         # Not read(limit + 1): a stream may answer short before its end.
@@ -106,22 +106,22 @@ class GatewayRequest(flask.Request):
 def parse(body: bytes) -> Any:
     """Read JSON strictly.
 
-    :raises InvalidJsonError: saying what is wrong and where.
+    :raises InvalidJson: saying what is wrong and where.
     """
     if not body.strip(b" \t\r\n"):
-        raise InvalidJsonError("The body is empty.")
+        raise InvalidJson("The body is empty.")
     try:
         text = body.decode("utf-8")
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
-        raise InvalidJsonError(f"The body is not UTF-8: see byte {error.start}.") from error
+        raise InvalidJson(f"The body is not UTF-8: see byte {error.start}.") from error
     except json.JSONDecodeError as error:
-        raise InvalidJsonError(f"{error.msg}: line {error.lineno} column {error.colno}.") from error
+        raise InvalidJson(f"{error.msg}: line {error.lineno} column {error.colno}.") from error
     except RecursionError as error:
-        raise InvalidJsonError("The body is nested too deeply.") from error
+        raise InvalidJson("The body is nested too deeply.") from error
     except ValueError as error:
         # Python's own bound on the digits of an integer.
-        raise InvalidJsonError("The body holds a number of too many digits.") from error
+        raise InvalidJson("The body holds a number of too many digits.") from error
 
 
 def is_finite(number: float) -> bool:
@@ -130,7 +130,7 @@ def is_finite(number: float) -> bool:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidJsonError(f"{name} is no JSON value.")
+    raise InvalidJson(f"{name} is no JSON value.")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,5 +138,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise InvalidJsonError(f"The member {shown(twice)} occurs twice in one object.")
+        raise InvalidJson(f"The member {shown(twice)} occurs twice in one object.")
     return members
