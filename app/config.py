@@ -21,6 +21,8 @@ PREFIX = "SDG_"
 #: gunicorn's own variable for the number of processes; ours only to have a default and a place in the table.
 PROCESSES = "WEB_CONCURRENCY"
 SIMULATOR = "simulator"
+#: Set by crash tests only: where a process is to die; see app/steps.py.
+CRASH_AT = "SDG_TEST_CRASH_AT"
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 INSTANCE = CHECKOUT / "instance"
@@ -271,6 +273,8 @@ class Config:
     webuis: tuple[WebuiAddress, ...]
     #: Where styles.toml and settings.toml are read.
     instance: Path
+    #: Empty but in crash tests.
+    crash_at: str = ""
 
 
 def _toml_text(value: Any) -> str:
@@ -304,7 +308,7 @@ def _read_file(path: Path) -> dict[str, str]:
 
 def _reject_unknown(environ: Mapping[str, str]) -> None:
     known = {setting.name for setting in SETTINGS}
-    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in {*known, CRASH_AT})
     if unknown:
         raise ConfigError("unknown setting " + ", ".join(unknown))
 
@@ -333,4 +337,4 @@ def load(environ: Mapping[str, str] | None = None, instance: Path = INSTANCE) ->
         raise ConfigError(f"SDG_WEBUI_URLS: {error}") from error
     if values["max_waiters"] >= values["threads"]:
         raise ConfigError("SDG_MAX_WAITERS: must be fewer than SDG_THREADS")
-    return Config(**values, webuis=webuis, instance=instance)
+    return Config(**values, webuis=webuis, instance=instance, crash_at=environ.get(CRASH_AT, ""))

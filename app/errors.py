@@ -57,6 +57,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "webui-out-of-memory": Problem(502, "The WebUI ran out of memory"),
         "webui-error": Problem(502, "The WebUI failed"),
         "webui-bad-answer": Problem(502, "The WebUI answered nonsense"),
+        "webui-interrupted": Problem(502, "The WebUI was interrupted"),
         "webui-wrong-model": Problem(502, "The WebUI used another model"),
         "webui-unreachable": Problem(502, "The WebUI cannot be reached"),
         "webui-disconnected": Problem(502, "The connection to the WebUI broke"),

@@ -33,7 +33,15 @@ from app.webui.answers import (
 )
 from app.webui.catalogue import Catalogue, Demand
 from app.webui.client import Webui
-from app.webui.errors import ConnectionBroken, JobTimeout, OutOfMemory, Unreachable, WebuiError
+from app.webui.errors import (
+    ConnectionBroken,
+    Interrupted,
+    JobTimeout,
+    NoLongerAvailable,
+    OutOfMemory,
+    Unreachable,
+    WebuiError,
+)
 from app.webui.exchange import Reply
 
 _LOG = logging.getLogger(__name__)
@@ -116,6 +124,8 @@ class WebuiStation:
             return Answer(ok=False, content=error)
         try:
             replies = self._post(claim, payload)
+            if self._was_interrupted(replies):
+                return Answer(ok=False, content=Interrupted())
         except Unreachable as error:
             raise NotSent from error
         except (ConnectionBroken, JobTimeout) as error:
@@ -147,6 +157,19 @@ class WebuiStation:
             # Unreadable, as storing will find too and say properly.
             return _Replies(reply)
 
+    def _was_interrupted(self, replies: _Replies) -> bool:
+        """Whether the pictures are half done: a 200 does not tell, but the flag stays until the next generation begins.
+
+        (``modules/shared_state.py``: ``begin`` clears it, ``end`` does not.) So this is asked before the slot is freed.
+        """
+        if replies.generation.status != _OK:
+            return False
+        try:
+            state = self._webui.server_state()
+        except WebuiError:
+            return False
+        return state.interrupted or state.skipped
+
     def abort(self) -> None:
         """Break the connection of the generation in flight."""
         self._webui.abort()
@@ -161,6 +184,9 @@ class WebuiStation:
             return self._write(claim, self._read(claim, answer.content))
         except OutOfMemory as error:
             return Retry(Failure(error.slug, str(error)), one_by_one=True)
+        except NoLongerAvailable as error:
+            # Another WebUI may still have it; when none has, the upkeep fails the job.
+            return Retry(Failure(error.slug, str(error)))
         except BadImage:
             return Retry(Failure("webui-bad-answer", "The WebUI answered with a broken picture."))
         except WebuiError as error:

@@ -24,6 +24,7 @@ from app.jobs.wake import ACCEPTED, Wake
 from app.jobs.worker import Worker
 from app.offers import Offers
 from app.records.store import RecordStore
+from app.steps import crash_at
 from app.submission import Submissions
 from app.webui.client import Webui
 from app.webui.presets import load_presets
@@ -192,9 +193,10 @@ def build(config: Config) -> Services:
     :raises StoreUnavailable: the data folder can't be made.
     :raises PresetError: styles.toml can't be read.
     """
-    database = Database(config.database_url)
+    steps = crash_at(config.crash_at)
+    database = Database(config.database_url, steps)
     database.migrate()
-    table, slots, records = JobTable(database), Slots(database), RecordStore(config.data_dir)
+    table, slots, records = JobTable(database), Slots(database), RecordStore(config.data_dir, steps)
     records.prepare()
     offers = Offers(slots, load_presets(config.instance / "styles.toml"), config.default_model)
     waiters = Waiters(table, config.max_waiters)

@@ -39,6 +39,7 @@ _ENDED_BADLY = (
     "webui-out-of-memory",
     "webui-error",
     "webui-bad-answer",
+    "webui-interrupted",
     "webui-wrong-model",
     "webui-unreachable",
     "webui-disconnected",

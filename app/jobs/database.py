@@ -24,6 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.jobs.errors import DatabaseUnavailable, SchemaTooNew
 from app.jobs.schema import CLOCK
+from app.steps import UNWATCHED, Steps
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 #: Seconds that a statement waits for another process's write before it gives up.
@@ -38,7 +39,8 @@ class Database:
     Both raise :class:`DatabaseUnavailable` when the database can't be reached, is locked for long or can't be written.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, steps: Steps = UNWATCHED) -> None:
+        self._steps = steps
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._create_engine()
@@ -73,13 +75,18 @@ class Database:
             raise DatabaseUnavailable from error
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[Connection]:
-        """One write transaction, serial with all others; committed at the end, rolled back when the body raises."""
+    def write(self, step: str | None = None) -> Iterator[Connection]:
+        """One write transaction, serial with all others; committed at the end, rolled back when the body raises.
+
+        :param step: the name of the commit for crash tests; None for one that no promise hangs on.
+        """
         try:
-            with self._writer, self._writing.begin() as connection:
+            with self._writer, self._writing.connect() as connection, connection.begin() as transaction:
                 if not self.is_sqlite:
                     connection.execute(select(CLOCK.c.id).with_for_update())
                 yield connection
+                with self._steps.around(f"commit {step}") if step else contextlib.nullcontext():
+                    transaction.commit()
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeoutError) as error:

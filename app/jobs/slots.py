@@ -39,7 +39,7 @@ class Slots:
 
         :param only: whether it is the host's only worker, so that rows of earlier ones go.
         """
-        with self.database.write() as connection:
+        with self.database.write("register") as connection:
             gone = WORKERS.c.beat_at < db_now() - FORGOTTEN_SECONDS
             if only:
                 gone = or_(gone, WORKERS.c.host == host)
@@ -82,7 +82,7 @@ class Slots:
 
     def begin_settling(self, key: str, owner: str) -> Slot | None:
         """Take an unclean or suspect slot to wait until its WebUI is idle; None when another worker has it."""
-        with self.database.write() as connection:
+        with self.database.write("begin settling") as connection:
             taken = connection.execute(
                 update(SLOTS)
                 .where(SLOTS.c.key == key, SLOTS.c.owner.is_(None), SLOTS.c.state.in_(("unclean", "suspect")))
@@ -97,7 +97,7 @@ class Slots:
         """Let go of a slot that was being settled: clean when its WebUI is idle, else suspect."""
         left: dict[str, Any] = {"owner": None, "lease_expires": None, "job": None}
         left |= {"state": "clean", "task_id": None} if idle else {"state": "suspect"}
-        with self.database.write() as connection:
+        with self.database.write("end settling") as connection:
             connection.execute(
                 update(SLOTS)
                 .where(SLOTS.c.key == key, SLOTS.c.owner == owner, SLOTS.c.state == "settling")

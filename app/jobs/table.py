@@ -81,7 +81,7 @@ class JobTable:
         :raises KeyReused, KeyOfDeletedJob: see :meth:`find_key`.
         :raises QueueFull, UserQueueFull: nothing was accepted.
         """
-        with self.database.write() as connection:
+        with self.database.write("accept") as connection:
             known = self._find_key(connection, new.user_id, key)
             if known is not None:
                 return known, False
@@ -157,7 +157,7 @@ class JobTable:
             # A cheap look first: an idle gateway should not write, nor hold up writers, once a second for each WebUI.
             if connection.execute(_next_job(serving)).first() is None:
                 return None
-        with self.database.write() as connection:
+        with self.database.write("claim") as connection:
             return self._claim(connection, slot, owner, task_id, serving)
 
     def _claim(self, connection: Connection, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
@@ -190,7 +190,7 @@ class JobTable:
         ``seconds`` is what the generation took, None when the reply was no result and says nothing about speed.
         """
         speed = {} if seconds is None else {"seconds_per_cost": _smoothed(seconds / max(claim.job.cost, 1.0))}
-        with self.database.write() as connection:
+        with self.database.write("answered") as connection:
             freed = connection.execute(update(SLOTS).where(_holds(claim)).values(**_leave("clean"), **speed))
             connection.execute(
                 update(JOBS).where(_owned(claim)).values(phase="storing", progress=1.0, eta=None, progress_at=db_now())
@@ -252,7 +252,7 @@ class JobTable:
         )
 
     def _finish(self, claim: Claim, **values: Any) -> bool:
-        with self.database.write() as connection:
+        with self.database.write("finish") as connection:
             done = connection.execute(update(JOBS).where(_owned(claim)).values(**values, **_FREE))
             if done.rowcount != 1:
                 return False
@@ -275,7 +275,7 @@ class JobTable:
         :param one_by_one: next time, one picture after another (after an out-of-memory answer).
         :returns: ``queued``, ``failed``, or ``lost`` when the claim was not ours any more.
         """
-        with self.database.write() as connection:
+        with self.database.write("give back") as connection:
             connection.execute(update(SLOTS).where(_holds(claim)).values(_leave(slot)))
             row = connection.execute(select(JOBS.c.attempts, JOBS.c.one_by_one).where(_owned(claim))).first()
             if row is None:
@@ -318,7 +318,7 @@ class JobTable:
             nothing = not connection.execute(select(JOBS.c.seq).where(jobs)).first()
             if nothing and not connection.execute(select(SLOTS.c.key).where(slots)).first():
                 return []
-        with self.database.write() as connection:
+        with self.database.write("take over") as connection:
             rows = connection.execute(select(JOBS.c.seq, JOBS.c.user_id, JOBS.c.losses).where(jobs)).all()
             lost = [row.seq for row in rows if row.losses >= MAX_LOSSES]
             back = [row.seq for row in rows if row.losses < MAX_LOSSES]
@@ -340,7 +340,7 @@ class JobTable:
 
     def fail_queued(self, demands: Collection[int], failure: Failure) -> list[int]:
         """Fail every queued job with one of these demands; their numbers."""
-        with self.database.write() as connection:
+        with self.database.write("fail queued") as connection:
             rows = connection.execute(
                 select(JOBS.c.seq, JOBS.c.user_id).where(JOBS.c.status == QUEUED, JOBS.c.demand.in_(demands))
             ).all()
@@ -443,7 +443,7 @@ class JobTable:
 
         :raises JobNotFound, JobUnfinished: nothing was changed.
         """
-        with self.database.write() as connection:
+        with self.database.write("delete") as connection:
             job = _job(connection, _named(user_id, type_, name), lock=True)
             _mark_deleted(connection, job)
             return job
@@ -454,7 +454,7 @@ class JobTable:
         :raises JobNotFound: no such job, or it has no such image.
         :raises JobUnfinished: nothing was changed.
         """
-        with self.database.write() as connection:
+        with self.database.write("delete image") as connection:
             job = _job(connection, _named(user_id, type_, name), lock=True)
             left = [image for image in job.images if image["filename"] != filename]
             if len(left) == len(job.images):
@@ -473,7 +473,7 @@ class JobTable:
 
     def debris_removed(self, job: Job) -> None:
         """The files of what was deleted of this job are gone."""
-        with self.database.write() as connection:
+        with self.database.write("debris removed") as connection:
             connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(debris=False))
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ class JobTable:
             "webui": to_json(success.webui), "simulated": success.simulated, "started_at": started_at,
             "finished_at": success.finished_at, "claims": claims, "start_tag": 0.0,
         }  # fmt: skip
-        with self.database.write() as connection:
+        with self.database.write("restore") as connection:
             there = connection.execute(select(JOBS.c.seq).where(_named(new.user_id, new.type, new.name))).first()
             if there is None:
                 # It will never be claimed, so it demands nothing.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -51,12 +52,22 @@ class Waiters:
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, name="waiters", daemon=True)
                 self._watcher.start()
+        deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
+        self._hint.set()
         try:
-            if not self._draining.is_set():
-                self._hint.set()
-                done.wait(min(seconds, threading.TIMEOUT_MAX))
+            # Draining is looked at after the event was cleared, and set before the event is set: it is never missed.
+            while not self._draining.is_set() and done.wait(max(deadline - time.monotonic(), 0.0)):
+                done.clear()
+                if self._is_finished(seq):
+                    return
         finally:
             self._leave(seq, done)
+
+    def _is_finished(self, seq: int) -> bool:
+        """A hint is no proof: the attempt may have ended and the job be queued again."""
+        with contextlib.suppress(DatabaseUnavailable):
+            return self._table.statuses([seq]).get(seq) not in UNFINISHED
+        return False
 
     def _leave(self, seq: int, done: threading.Event) -> None:
         with self._lock:

@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.records.names import temporary_filename
+from app.steps import UNWATCHED, Steps
 
 
-def write_files(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
+def write_files(folder: Path, files: Sequence[tuple[str, bytes]], steps: Steps = UNWATCHED) -> None:
     """Write files (name, bytes) into an existing folder, each seen by readers either whole or not at all.
 
     One flush per file and one for the folder: names become durable together. Raises ``OSError`` and leaves nothing behind.
@@ -21,12 +22,13 @@ def write_files(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
         for filename, data in files:
             temporary = folder / temporary_filename(filename)
             written.append(temporary)
-            _write_durably(temporary, data)
+            _write_durably(temporary, data, steps)
             renames.append((temporary, folder / filename))
         for temporary, final in renames:
-            temporary.replace(final)
+            with steps.around(f"rename {final.suffix}"):
+                temporary.replace(final)
             written.append(final)
-        sync_folder(folder)
+        sync_folder(folder, steps)
     except BaseException:
         for path in written:
             with suppress(OSError):
@@ -34,17 +36,19 @@ def write_files(folder: Path, files: Sequence[tuple[str, bytes]]) -> None:
         raise
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def _write_durably(path: Path, data: bytes, steps: Steps) -> None:
     with path.open("xb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        with steps.around("fsync file"):
+            os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path, steps: Steps = UNWATCHED) -> None:
     """Make the names in a folder durable: fsync of a file does not cover its directory entry (fsync(2))."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with steps.around("fsync folder"):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

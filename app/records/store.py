@@ -20,6 +20,7 @@ from app.records.atomic import sync_folder, write_files
 from app.records.errors import BadDocument, BadImage, MissingFile, StorageFailed, StoreUnavailable
 from app.records.images import sniff
 from app.records.names import FileName
+from app.steps import UNWATCHED, Steps
 
 #: With less room than this (bytes) the disk counts as full: no picture of a usual size fits any more.
 LEAST_FREE = 2**20
@@ -56,8 +57,9 @@ class RecordStore:
     rather than fill the empty mount point.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, steps: Steps = UNWATCHED) -> None:
         self._root = root
+        self._steps = steps
         self._durable: set[Path] = set()
 
     # The folder as a whole.
@@ -118,7 +120,7 @@ class RecordStore:
         folder = self._folder(user_id, type_, name)
         with _translated("written"):
             self._make(folder)
-            write_files(folder, files)
+            write_files(folder, files, self._steps)
         return [filename for filename, _ in files]
 
     def _make(self, folder: Path) -> None:
@@ -135,7 +137,7 @@ class RecordStore:
                 made = True
         if made or folder not in self._durable:
             for parent in (self._root, user, type_folder):
-                sync_folder(parent)
+                sync_folder(parent, self._steps)
             if len(self._durable) >= _REMEMBERED:
                 self._durable.clear()
             self._durable.add(folder)
@@ -222,7 +224,7 @@ class RecordStore:
             path = self.path(user_id, type_, filename)
         except MissingFile:
             return False
-        removed = _unlink(path)
+        removed = self._unlink(path)
         if removed:
             self._settle(path.parent)
         return removed
@@ -235,12 +237,20 @@ class RecordStore:
         """
         if stored.parsed is None:
             raise ValueError("a foreign file is never removed")
-        return _unlink(stored.path)
+        return self._unlink(stored.path)
+
+    def _unlink(self, path: Path) -> bool:
+        with _translated("removed"), self._steps.around(f"unlink {path.suffix}"):
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                return False
+        return True
 
     def _settle(self, folder: Path) -> None:
         """Make removals durable: what a user deleted must not come back with a power cut."""
         with _translated("removed"):
-            sync_folder(folder)
+            sync_folder(folder, self._steps)
 
     # The whole tree, for sweep, verify and reindex.
 
@@ -351,15 +361,6 @@ def _examine(entry: os.DirEntry[str], folder: Path, parts: tuple[str, ...]) -> S
 
 def _removal_order(parsed: FileName, *, temporary: bool) -> tuple[bool, int, int, int]:
     return temporary, _REMOVAL_ORDER[parsed.kind], parsed.attempt or 0, parsed.index or 0
-
-
-def _unlink(path: Path) -> bool:
-    with _translated("removed"):
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            return False
-    return True
 
 
 def _dump(document: dict[str, Any]) -> bytes:

@@ -65,6 +65,14 @@ class BadAnswer(WebuiError):
     detail = "The WebUI's answer could not be read."
 
 
+class Interrupted(WebuiError):
+    """Somebody else stopped the generation: its pictures are half done, though the WebUI answered 200."""
+
+    slug = "webui-interrupted"
+    retryable = True
+    detail = "Somebody interrupted the WebUI while it made the pictures. No person should use it beside the gateway."
+
+
 class WrongModel(WebuiError):
     """The pictures were made with another model than the job names."""
 

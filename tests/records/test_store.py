@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -284,30 +285,42 @@ def test_after_any_failure_nothing_of_that_save_is_left(records, root, monkeypat
     assert records.save(*PLACE, 2, [(PNG, "png")]) == [f"{NAME}-2-0.png"]
 
 
-def test_an_interruption_leaves_nothing_either(records, root, monkeypatch):
-    def interrupt(_):
+class At:
+    """Steps that call a function right after one of them."""
+
+    def __init__(self, name, function):
+        self.name, self.function = name, function
+
+    @contextlib.contextmanager
+    def around(self, name):
+        yield
+        if name == self.name:
+            self.function()
+
+
+def test_an_interruption_leaves_nothing_either(root):
+    def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(atomic, "sync_folder", interrupt)
-    monkeypatch.setattr(store, "sync_folder", lambda _: None)
+    records = RecordStore(root, At("rename .png", interrupt))
+    records.prepare()
     with pytest.raises(KeyboardInterrupt):
         records.save(*PLACE, 1, [(PNG, "png")])
     assert everything(root) == set()
 
 
-def test_readers_see_a_file_whole_or_not_at_all(records, root, monkeypatch):
+def test_readers_see_a_file_whole_or_not_at_all(root):
     seen = []
-    write = atomic._write_durably
 
-    def look_before_the_rename(path, data):
-        write(path, data)
-        seen.append(records.files_of(*PLACE))
+    def look():
+        seen.extend(records.files_of(*PLACE))
         with pytest.raises(MissingFile):
             records.path(USER, "img2img", f"{NAME}-1-0.png")
 
-    monkeypatch.setattr(atomic, "_write_durably", look_before_the_rename)
+    records = RecordStore(root, At("fsync file", look))
+    records.prepare()
     records.save(*PLACE, 1, [(PNG, "png")])
-    assert [(file.temporary, file.parsed.attempt, file.size) for file in seen[0]] == [(True, 1, len(PNG))]
+    assert [(file.temporary, file.parsed.attempt, file.size) for file in seen] == [(True, 1, len(PNG))]
     assert everything(root) == {f"{NAME}-1-0.png"}
 
 

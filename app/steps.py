@@ -1,0 +1,69 @@
+"""Every step that outlives a crash passes here, so that a test can stop the process before and after each of them in turn.
+
+In production :data:`UNWATCHED` lets them pass. :class:`CrashAt` is what ``SDG_TEST_CRASH_AT`` asks for, which only tests set: it
+writes down each step and kills the process with SIGKILL at the chosen one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final, Protocol
+
+#: Each line of the list of steps has this length, so that the place of a line is its number.
+_LINE: Final = 64
+
+
+class Steps(Protocol):
+    """What the rooms tell when they are about to make something durable."""
+
+    def around(self, name: str) -> AbstractContextManager[None]:
+        """Surround one fsync, rename, removal or commit."""
+
+
+class _Unwatched:
+    def around(self, _name: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+UNWATCHED: Final[Steps] = _Unwatched()
+
+
+class CrashAt:
+    """Lists the steps of all processes that share a file, and kills this one at a given number.
+
+    :param path: where to write the list, one line of 64 bytes a step: ``before NAME`` and ``after NAME``.
+    :param number: the line, counted from 1, at which to die; 0 only lists.
+    """
+
+    def __init__(self, path: Path, number: int) -> None:
+        self._number = number
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+    @contextlib.contextmanager
+    def around(self, name: str) -> Iterator[None]:
+        """Pass, or die, before and after the step."""
+        self._pass(f"before {name}")
+        yield
+        self._pass(f"after {name}")
+
+    def _pass(self, text: str) -> None:
+        # One append of whole lines: it lands behind those of other threads and processes, and its end tells its number.
+        os.write(self._file, text[: _LINE - 1].ljust(_LINE - 1).encode("ascii") + b"\n")
+        if os.lseek(self._file, 0, os.SEEK_CUR) // _LINE == self._number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash_at(text: str) -> Steps:
+    """Read ``<file>`` or ``<file>:<number>``; an empty text watches nothing.
+
+    :raises ValueError: for a number that is none.
+    """
+    if not text:
+        return UNWATCHED
+    path, _, number = text.partition(":")
+    return CrashAt(Path(path), int(number or 0))
