@@ -25,9 +25,10 @@ def write_files(folder: Path, files: Sequence[tuple[str, bytes]], steps: Steps =
             _write_durably(temporary, data, steps)
             renames.append((temporary, folder / filename))
         for temporary, final in renames:
+            # Noted first: an interruption right after the rename must find it.
+            written.append(final)
             with steps.around(f"rename {final.suffix}"):
                 temporary.replace(final)
-            written.append(final)
         sync_folder(folder, steps)
     except BaseException:
         for path in written:
