@@ -46,7 +46,7 @@ class _Hints:
         self._tell(ACCEPTED)
 
     def finished(self, seq: int) -> None:
-        """A job ended, or went back into the queue."""
+        """A job ended."""
         self._tell(_FINISHED + b"%d" % seq)
 
     def _tell(self, message: bytes) -> None:

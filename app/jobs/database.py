@@ -66,13 +66,8 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection whose queries see one state of the database."""
-        try:
-            with self.engine.connect() as connection:
-                yield connection
-        except IntegrityError:
-            raise
-        except (DBAPIError, PoolTimeoutError) as error:
-            raise DatabaseUnavailable from error
+        with _translated(), self.engine.connect() as connection:
+            yield connection
 
     @contextlib.contextmanager
     def write(self, step: str | None = None) -> Iterator[Connection]:
@@ -100,13 +95,17 @@ class Database:
     def migrate(self) -> None:
         """Bring the schema to this version's; safe when several processes start at once.
 
+        :raises DatabaseUnavailable: when it can't be reached or is no database, or its folder can't be made.
         :raises SchemaTooNew: when the database already has a newer schema.
         """
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DatabaseUnavailable from error
         config = AlembicConfig()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self._writer, self._writing.begin() as connection:
+        with _translated(), self._writer, self._writing.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             _refuse_newer(connection, ScriptDirectory.from_config(config))
@@ -116,6 +115,17 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Every failure of the database as :class:`DatabaseUnavailable`, but for a broken rule of the schema, which is a bug."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise DatabaseUnavailable from error
 
 
 def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 
@@ -17,6 +18,7 @@ class HostLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
+        self._releasing = threading.Lock()
 
     def acquire(self) -> None:
         """Wait until no other process holds the lock, then hold it.
@@ -34,6 +36,7 @@ class HostLock:
 
     def release(self) -> None:
         """Let the next process have it; nothing happens when it is not held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        with self._releasing:
+            descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)

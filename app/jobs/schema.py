@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Float,
     Index,
     Integer,
@@ -33,6 +34,8 @@ RUNNING: Final = literal_column("'running'", Text)
 SUCCEEDED: Final = literal_column("'succeeded'", Text)
 FAILED: Final = literal_column("'failed'", Text)
 DELETED: Final = literal_column("'deleted'", Text)
+# For the same reason a bare column: as a Boolean it would become "debris = 1" on SQLite, which its index does not say.
+DEBRIS: Final[ColumnElement[Any]] = literal_column("debris")
 
 JOBS: Final = Table(
     "jobs",

@@ -30,6 +30,7 @@ from app.jobs.errors import (
 from app.jobs.model import Claim, Failure, IdempotencyKey, Job, NewJob, Place, Success, to_json
 from app.jobs.schema import (
     CLOCK,
+    DEBRIS,
     DELETED,
     DEMANDS,
     IDEMPOTENCY,
@@ -306,7 +307,25 @@ class JobTable:
 
     def reclaim(self, owner: str) -> list[int]:
         """Give back what any other owner held whose lease ran out; the jobs' numbers."""
+        self._clip_leases()
         return self._lose(lambda column: column != owner, expired=True)
+
+    def _clip_leases(self) -> None:
+        """Bound every lease by what a beat could have given: after the clock was set back, a dead owner's would last for hours.
+
+        A live owner loses nothing by it, for its next beat gives the same.
+        """
+        longest = db_now() + LEASE_SECONDS
+        # A little slack, so that a clock that is slewed does not make us write each time.
+        late = [table.c.lease_expires > longest + 1.0 for table in (JOBS, SLOTS)]
+        with self.database.read() as connection:
+            jobs = connection.execute(select(JOBS.c.seq).where(JOBS.c.status == RUNNING, late[0]).limit(1)).first()
+            slots = connection.execute(select(SLOTS.c.key).where(late[1]).limit(1)).first()
+            if jobs is None and slots is None:
+                return
+        with self.database.write("clip leases") as connection:
+            connection.execute(update(JOBS).where(JOBS.c.status == RUNNING, late[0]).values(lease_expires=longest))
+            connection.execute(update(SLOTS).where(late[1]).values(lease_expires=longest))
 
     def _lose(self, of: Any, *, expired: bool) -> list[int]:
         jobs = and_(JOBS.c.status == RUNNING, of(JOBS.c.owner))
@@ -468,7 +487,7 @@ class JobTable:
     def debris(self) -> list[tuple[Job, bool]]:
         """Rows whose deleted files may still be on disk, each with whether the whole record was deleted."""
         with self.database.read() as connection:
-            rows = connection.execute(select(JOBS).where(JOBS.c.debris).order_by(JOBS.c.seq)).all()
+            rows = connection.execute(select(JOBS).where(DEBRIS).order_by(JOBS.c.seq)).all()
             return [(Job.of(row), row.status == "deleted") for row in rows]
 
     def debris_removed(self, job: Job) -> None:

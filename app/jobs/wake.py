@@ -82,7 +82,7 @@ class Wake:
         """Stop listening and remove the socket."""
         self._closed.set()
         with contextlib.suppress(OSError):
-            self._sender.sendto(b"", self._address(self._name))
+            self._socket.shutdown(socket.SHUT_RD)
         self._thread.join(timeout=1)
         for end in (self._socket, self._sender):
             end.close()

@@ -166,6 +166,13 @@ class Runner:
         except AttemptLost as lost:
             self._give_back(claim, "unclean", lost.failure)
             return None
+        except Exception:
+            # Nobody else would ever end this attempt: its lease is beaten as long as this process lives.
+            _LOG.exception("sending job %s failed", claim.job.name)
+            self._give_back(
+                claim, "unclean", Failure("internal-error", "The gateway failed while it worked at the job.")
+            )
+            return None
         finally:
             self.current = None
         if self._unwanted is claim:
@@ -199,14 +206,16 @@ class Runner:
 
     def _store(self, claim: Claim, answer: Answer) -> None:
         """Runs in the pool."""
+        finished = False
         try:
-            self._conclude(claim, self._judge(claim, answer))
+            finished = self._conclude(claim, self._judge(claim, answer))
         except Exception:
             _LOG.exception("job %s could not be concluded", claim.job.name)
         finally:
             with self._decoded:
                 self._undecoded -= 1
                 self._decoded.notify_all()
+        if finished:
             self._desk.on_finished(claim.job.seq)
 
     def _judge(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
@@ -216,18 +225,21 @@ class Runner:
             _LOG.exception("storing job %s failed", claim.job.name)
             return Failure("internal-error", "The gateway failed to store the result.")
 
-    def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> None:
+    def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> bool:
+        """Commit what became of the attempt; whether that ended the job."""
         table = self._desk.table
         if isinstance(verdict, Success):
-            if self._desk.insist(lambda: table.succeed(claim, verdict)) is False:
+            done = self._desk.insist(lambda: table.succeed(claim, verdict))
+            if done is False:
                 self.station.discard(claim)
-        elif isinstance(verdict, Failure):
-            self._desk.insist(lambda: table.fail(claim, verdict))
-        else:
-            self._desk.insist(
-                lambda: table.give_back(claim, slot="clean", failure=verdict.failure, one_by_one=verdict.one_by_one)
-            )
-            self.wake.set()
+            return done is True
+        if isinstance(verdict, Failure):
+            return self._desk.insist(lambda: table.fail(claim, verdict)) is True
+        status = self._desk.insist(
+            lambda: table.give_back(claim, slot="clean", failure=verdict.failure, one_by_one=verdict.one_by_one)
+        )
+        self.wake.set()
+        return status == "failed"
 
     # -- stopping ----------------------------------------------------------------------------------------------------
 
@@ -432,7 +444,10 @@ class Worker:
                 _LOG.exception("the worker's lock file can't be used; trying again")
                 self._desk.stopping.wait(_RETRY_SECONDS)
             else:
-                return
+                break
+        if self._desk.stopping.is_set() and self._lock is not None:
+            # Too late to work; whoever waits behind us must not wait until this process has ended.
+            self._lock.release()
 
     def _begin(self) -> bool:
         if self._lock is not None:
@@ -457,6 +472,8 @@ class Worker:
                     self._register()
             except DatabaseUnavailable:
                 _LOG.warning("the database is unavailable; leases were not beaten")
+            except Exception:
+                _LOG.exception("the leases were not beaten")
 
     def _look_after(self) -> None:
         desk = self._desk
@@ -471,7 +488,7 @@ class Worker:
         except Exception:
             _LOG.exception("the worker's upkeep failed")
             return
-        for seq in [*back, *failed]:
+        for seq in failed:
             desk.on_finished(seq)
         if back:
             self.wake()
