@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.config import Config, load
+from app.jobs.database import Database
 
 
 @pytest.fixture
@@ -30,6 +31,16 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "SDG_DATABASE_URL": f"sqlite:///{tmp_path}/gateway.db",
         "SDG_HOST_ID": "testhost",
     }
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite file with the tables, to be copied: migrating costs more than most tests."""
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    database.close()
+    return path
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 from app.jobs.database import Database
 from app.jobs.model import Slot
 from app.jobs.schema import CATALOGUES, JOBS, NOTES, RUNNING, SLOTS, WORKERS, db_now
-from app.jobs.table import LEASE_SECONDS
+from app.jobs.statements import LEASE_SECONDS
 
 #: A WebUI that refused is asked once in so many seconds, by one process (a starting one can be killed by requests).
 PROBE_SECONDS: Final = 10.0

@@ -15,9 +15,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, delete, func, insert, select, update
+from sqlalchemy.sql.dml import Update
 
 from app.jobs import places
+from app.jobs import statements as sql
 from app.jobs.database import Database
 from app.jobs.errors import (
     JobNotFound,
@@ -29,9 +31,7 @@ from app.jobs.errors import (
 )
 from app.jobs.model import Claim, Failure, IdempotencyKey, Job, NewJob, Place, Success, to_json
 from app.jobs.schema import (
-    CLOCK,
     DEBRIS,
-    DELETED,
     DEMANDS,
     IDEMPOTENCY,
     JOBS,
@@ -39,15 +39,15 @@ from app.jobs.schema import (
     RUNNING,
     SLOTS,
     SUCCEEDED,
-    USERS,
     db_now,
 )
+from app.jobs.statements import LEASE_SECONDS
 
-LEASE_SECONDS: Final = 10.0
 #: Attempts that ended at a WebUI (an answer, a timeout, a broken connection), and losses of our own process.
 MAX_ATTEMPTS: Final = 3
 MAX_LOSSES: Final = 20
-KEY_SECONDS: Final = 24 * 3600.0
+#: Above every number of a job.
+_AFTER_ALL: Final = 2**63 - 1
 
 SlotState = Literal["clean", "unclean"]
 
@@ -88,10 +88,10 @@ class JobTable:
                 return known, False
             tag = self._reserve(connection, new, bounds)
             values = _row_of(new) | {"start_tag": tag, "demand": _demand_id(connection, new.demand)}
-            seq = connection.execute(insert(JOBS).values(values).returning(JOBS.c.seq)).scalar_one()
+            job = Job.of(connection.execute(sql.ADD_JOB, values).one())
             if key is not None:
-                self._remember_key(connection, new.user_id, key, seq)
-            return _job(connection, JOBS.c.seq == seq), True
+                self._remember_key(connection, new.user_id, key, job.seq)
+            return job, True
 
     def find_key(self, user_id: str, key: IdempotencyKey) -> Job | None:
         """The job that this key made within the last 24 hours.
@@ -105,49 +105,35 @@ class JobTable:
     def _find_key(self, connection: Connection, user_id: str, key: IdempotencyKey | None) -> Job | None:
         if key is None:
             return None
-        row = connection.execute(
-            select(IDEMPOTENCY.c.digest, IDEMPOTENCY.c.job).where(
-                IDEMPOTENCY.c.user_id == user_id, IDEMPOTENCY.c.key == key.key, IDEMPOTENCY.c.expires_at > db_now()
-            )
-        ).first()
+        row = connection.execute(sql.FIND_KEY, {"p_user": user_id, "p_key": key.key}).first()
         if row is None:
             return None
         if row.digest != key.digest:
             raise KeyReused
-        found = connection.execute(select(JOBS).where(JOBS.c.seq == row.job, JOBS.c.status != DELETED)).first()
+        found = connection.execute(sql.BY_SEQ, {"p_seq": row.job}).first()
         if found is None:
             raise KeyOfDeletedJob
         return Job.of(found)
 
     def _remember_key(self, connection: Connection, user_id: str, key: IdempotencyKey, seq: int) -> None:
-        connection.execute(delete(IDEMPOTENCY).where(IDEMPOTENCY.c.user_id == user_id, IDEMPOTENCY.c.key == key.key))
-        connection.execute(
-            insert(IDEMPOTENCY).values(
-                user_id=user_id, key=key.key, digest=key.digest, job=seq, expires_at=db_now() + KEY_SECONDS
-            )
-        )
+        connection.execute(sql.FORGET_KEY, {"p_user": user_id, "p_key": key.key})
+        connection.execute(sql.REMEMBER_KEY, {"user_id": user_id, "key": key.key, "digest": key.digest, "job": seq})
 
     def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds) -> float:
         """Count the job in and return its start tag."""
-        clock = connection.execute(select(CLOCK.c.virtual, CLOCK.c.unfinished)).one()
+        clock = connection.execute(sql.READ_CLOCK).one()
         if clock.unfinished >= bounds.total:
             raise QueueFull(places.seconds_until_room(connection))
-        user = connection.execute(
-            select(USERS.c.finish, USERS.c.unfinished).where(USERS.c.user_id == new.user_id)
-        ).first()
+        user = connection.execute(sql.READ_USER, {"p_user": new.user_id}).first()
         if user is not None and user.unfinished >= bounds.per_user:
             raise UserQueueFull(places.seconds_until_room(connection, new.user_id))
         tag = max(clock.virtual, user.finish) if user is not None else clock.virtual
         finish = tag + new.cost
         if user is None:
-            connection.execute(insert(USERS).values(user_id=new.user_id, finish=finish, unfinished=1))
+            connection.execute(sql.ADD_USER, {"user_id": new.user_id, "finish": finish, "unfinished": 1})
         else:
-            connection.execute(
-                update(USERS)
-                .where(USERS.c.user_id == new.user_id)
-                .values(finish=finish, unfinished=USERS.c.unfinished + 1)
-            )
-        connection.execute(update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1))
+            connection.execute(sql.COUNT_USER_IN, {"p_user": new.user_id, "p_finish": finish})
+        connection.execute(sql.COUNT_IN)
         return float(tag)
 
     # -- claim -------------------------------------------------------------------------------------------------------
@@ -156,33 +142,22 @@ class JobTable:
         """Take the next job that this WebUI can serve, and its clean slot, in one transaction; None when there is none."""
         with self.database.read() as connection:
             # A cheap look first: an idle gateway should not write, nor hold up writers, once a second for each WebUI.
-            if connection.execute(_next_job(serving)).first() is None:
+            if _next_job(connection, serving) is None:
                 return None
         with self.database.write("claim") as connection:
             return self._claim(connection, slot, owner, task_id, serving)
 
     def _claim(self, connection: Connection, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
-        row = connection.execute(_next_job(serving).with_for_update(skip_locked=True)).first()
+        row = _next_job(connection, serving, lock=True)
         if row is None:
             return None
-        lease = db_now() + LEASE_SECONDS
-        taken = connection.execute(
-            update(SLOTS)
-            .where(SLOTS.c.key == slot, SLOTS.c.state == "clean")
-            .values(state="held", owner=owner, lease_expires=lease, job=row.seq, task_id=task_id)
-        )
-        if taken.rowcount != 1:
+        wanted = {"c_slot": slot, "p_owner": owner, "p_job": row.seq, "p_task": task_id}
+        if connection.execute(sql.TAKE_SLOT, wanted).rowcount != 1:
             return None
-        connection.execute(
-            update(JOBS)
-            .where(JOBS.c.seq == row.seq)
-            .values(
-                status="running", phase="generating", claims=JOBS.c.claims + 1, owner=owner, slot=slot, lease_expires=lease,
-                claimed_at=db_now(), started_at=_now_ms(), progress=0.0, eta=None, progress_at=None, looked_at=None,
-            )
-        )  # fmt: skip
-        connection.execute(update(CLOCK).where(CLOCK.c.virtual < row.start_tag).values(virtual=row.start_tag))
-        return Claim(_job(connection, JOBS.c.seq == row.seq), owner, slot, task_id)
+        start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_started": _now_ms()}
+        job = Job.of(connection.execute(sql.START_JOB, start).one())
+        connection.execute(sql.ADVANCE_CLOCK, {"p_tag": row.start_tag})
+        return Claim(job, owner, slot, task_id)
 
     def answered(self, claim: Claim, seconds: float | None, next_task_id: str | None, serving: Serving) -> Claim | None:
         """The WebUI replied: free its slot, and in the same transaction claim the next job for it.
@@ -190,12 +165,13 @@ class JobTable:
         The job keeps its own lease and enters the phase ``storing``. With ``next_task_id`` None nothing is claimed.
         ``seconds`` is what the generation took, None when the reply was no result and says nothing about speed.
         """
-        speed = {} if seconds is None else {"seconds_per_cost": _smoothed(seconds / max(claim.job.cost, 1.0))}
         with self.database.write("answered") as connection:
-            freed = connection.execute(update(SLOTS).where(_holds(claim)).values(**_leave("clean"), **speed))
-            connection.execute(
-                update(JOBS).where(_owned(claim)).values(phase="storing", progress=1.0, eta=None, progress_at=db_now())
-            )
+            if seconds is None:
+                freed = connection.execute(sql.FREE_SLOT, sql.held_by(claim))
+            else:
+                speed = {"p_speed": seconds / max(claim.job.cost, 1.0)}
+                freed = connection.execute(sql.FREE_SLOT_MEASURED, sql.held_by(claim) | speed)
+            connection.execute(sql.BEGIN_STORING, sql.owned_by(claim))
             if freed.rowcount != 1 or next_task_id is None:
                 return None
             return self._claim(connection, claim.slot, claim.owner, next_task_id, serving)
@@ -205,57 +181,42 @@ class JobTable:
     def report(self, claim: Claim, progress: float, eta: float | None) -> None:
         """Note how far a running job is: ``progress`` 0…1, ``eta`` seconds left or None."""
         with self.database.write() as connection:
-            connection.execute(
-                update(JOBS)
-                .where(_owned(claim), JOBS.c.phase == "generating")
-                .values(progress=progress, eta=eta, progress_at=db_now())
-            )
+            connection.execute(sql.REPORT, sql.owned_by(claim) | {"p_progress": progress, "p_eta": eta})
 
     def looked_at(self, job: Job) -> None:
         """Somebody asked for this running job: its WebUI is asked for progress while that goes on."""
-        stale = or_(JOBS.c.looked_at.is_(None), JOBS.c.looked_at < db_now() - 1.0, JOBS.c.looked_at > db_now())
         with self.database.read() as connection:
-            if connection.execute(select(JOBS.c.seq).where(JOBS.c.seq == job.seq, stale)).first() is None:
+            if connection.execute(sql.STALE_LOOK, {"c_seq": job.seq}).first() is None:
                 return
         with self.database.write() as connection:
-            connection.execute(
-                update(JOBS).where(JOBS.c.seq == job.seq, JOBS.c.status == RUNNING).values(looked_at=db_now())
-            )
+            connection.execute(sql.LOOK, {"c_seq": job.seq})
 
     def seconds_since_look(self, claim: Claim) -> float | None:
         """How long ago somebody looked at the claimed job; None when nobody did, or the claim is lost."""
         with self.database.read() as connection:
-            return connection.execute(select(db_now() - JOBS.c.looked_at).where(_owned(claim))).scalar()
+            return connection.execute(sql.SECONDS_SINCE_LOOK, sql.owned_by(claim)).scalar()
 
     # -- finish ------------------------------------------------------------------------------------------------------
 
     def succeed(self, claim: Claim, success: Success) -> bool:
         """Commit the result; False when the claim was lost, and then the caller removes its files."""
-        return self._finish(
-            claim,
-            status="succeeded",
-            finished_at=success.finished_at,
-            args=to_json(success.args),
-            images=to_json(success.images),
-            webui=to_json(success.webui),
-            simulated=success.simulated,
-        )
+        values = {
+            "p_finished": success.finished_at,
+            "p_args": to_json(success.args),
+            "p_images": to_json(success.images),
+            "p_webui": to_json(success.webui),
+            "p_simulated": success.simulated,
+        }
+        return self._finish(claim, sql.SUCCEED, values)
 
     def fail(self, claim: Claim, failure: Failure) -> bool:
         """Commit that the job failed; False when the claim was lost."""
-        return self._finish(
-            claim,
-            status="failed",
-            finished_at=_now_ms(),
-            attempts=JOBS.c.attempts + 1,
-            error_slug=failure.slug,
-            error_detail=failure.detail,
-        )
+        values = _failed(failure) | {"attempts": JOBS.c.attempts + 1} | sql.FREE
+        return self._finish(claim, update(JOBS).where(sql.OWNED).values(values), {})
 
-    def _finish(self, claim: Claim, **values: Any) -> bool:
+    def _finish(self, claim: Claim, statement: Update, values: dict[str, Any]) -> bool:
         with self.database.write("finish") as connection:
-            done = connection.execute(update(JOBS).where(_owned(claim)).values(**values, **_FREE))
-            if done.rowcount != 1:
+            if connection.execute(statement, sql.owned_by(claim) | values).rowcount != 1:
                 return False
             _count_out(connection, [claim.job.user_id])
             return True
@@ -277,23 +238,19 @@ class JobTable:
         :returns: ``queued``, ``failed``, or ``lost`` when the claim was not ours any more.
         """
         with self.database.write("give back") as connection:
-            connection.execute(update(SLOTS).where(_holds(claim)).values(_leave(slot)))
-            row = connection.execute(select(JOBS.c.attempts, JOBS.c.one_by_one).where(_owned(claim))).first()
+            connection.execute(sql.FREE_SLOT if slot == "clean" else sql.LEAVE_SLOT, sql.held_by(claim))
+            mine = select(JOBS.c.attempts, JOBS.c.one_by_one).where(sql.OWNED)
+            row = connection.execute(mine, sql.owned_by(claim)).first()
             if row is None:
                 return "lost"
             attempts = row.attempts + (failure is not None)
-            values = {**_FREE, "attempts": attempts, "one_by_one": row.one_by_one or one_by_one}
+            values = {**sql.FREE, "attempts": attempts, "one_by_one": row.one_by_one or one_by_one}
             if failure is not None and attempts >= MAX_ATTEMPTS:
-                values |= {
-                    "status": "failed",
-                    "finished_at": _now_ms(),
-                    "error_slug": failure.slug,
-                    "error_detail": failure.detail,
-                }
+                values |= _failed(failure)
                 _count_out(connection, [claim.job.user_id])
             else:
                 values |= {"status": "queued", "progress": None}
-            connection.execute(update(JOBS).where(_owned(claim)).values(**values))
+            connection.execute(update(JOBS).where(sql.OWNED).values(**values), sql.owned_by(claim))
             return str(values["status"])
 
     # -- take-over ---------------------------------------------------------------------------------------------------
@@ -343,14 +300,16 @@ class JobTable:
             back = [row.seq for row in rows if row.losses < MAX_LOSSES]
             count = JOBS.c.losses + 1
             connection.execute(
-                update(JOBS).where(JOBS.c.seq.in_(back)).values(status="queued", losses=count, progress=None, **_FREE)
+                update(JOBS)
+                .where(JOBS.c.seq.in_(back))
+                .values(status="queued", losses=count, progress=None, **sql.FREE)
             )
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_(lost))
                 .values(
                     status="failed", losses=count, finished_at=_now_ms(), error_slug="worker-lost",
-                    error_detail="The gateway was stopped again and again while it worked at this job.", **_FREE,
+                    error_detail="The gateway was stopped again and again while it worked at this job.", **sql.FREE,
                 )
             )  # fmt: skip
             _count_out(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
@@ -396,12 +355,12 @@ class JobTable:
         :raises JobNotFound: there is none, or it was deleted.
         """
         with self.database.read() as connection:
-            return _job(connection, _named(user_id, type_, name))
+            return _by_name(connection, user_id, type_, name)
 
     def statuses(self, seqs: Iterable[int]) -> dict[int, str]:
         """The status of each of these jobs; a deleted one shows as ``deleted``."""
         with self.database.read() as connection:
-            rows = connection.execute(select(JOBS.c.seq, JOBS.c.status).where(JOBS.c.seq.in_(list(seqs))))
+            rows = connection.execute(sql.STATUSES, {"p_seqs": list(seqs)})
             return {row.seq: row.status for row in rows}
 
     def by_seq(self, seq: int) -> Job:
@@ -410,23 +369,22 @@ class JobTable:
         :raises JobNotFound: it was deleted.
         """
         with self.database.read() as connection:
-            return _job(connection, JOBS.c.seq == seq)
+            return _found(connection.execute(sql.BY_SEQ, {"p_seq": seq}).first())
 
     def history(self, user_id: str, type_: str, limit: int, before: int | None) -> list[Job]:
         """Succeeded jobs of one type, newest first, below the number ``before``."""
-        return self._page([JOBS.c.user_id == user_id, JOBS.c.type == type_, JOBS.c.status == SUCCEEDED], limit, before)
+        return self._page(sql.HISTORY, {"p_user": user_id, "p_type": type_}, limit, before)
 
     def of_user(self, user_id: str, status: str | None, limit: int, before: int | None) -> list[Job]:
         """Jobs of both types in any state, or in one, newest first, below the number ``before``."""
-        state = JOBS.c.status == status if status else JOBS.c.status != DELETED
-        return self._page([JOBS.c.user_id == user_id, state], limit, before)
+        if status is None:
+            return self._page(sql.OF_USER, {"p_user": user_id}, limit, before)
+        return self._page(sql.OF_USER_IN, {"p_user": user_id, "p_status": status}, limit, before)
 
-    def _page(self, where: list[ColumnElement[bool]], limit: int, before: int | None) -> list[Job]:
-        if before is not None:
-            where = [*where, JOBS.c.seq < before]
+    def _page(self, statement: Select[Any], where: dict[str, Any], limit: int, before: int | None) -> list[Job]:
+        page = {"p_before": _AFTER_ALL if before is None else before, "p_limit": limit}
         with self.database.read() as connection:
-            rows = connection.execute(select(JOBS).where(*where).order_by(JOBS.c.seq.desc()).limit(limit))
-            return [Job.of(row) for row in rows]
+            return [Job.of(row) for row in connection.execute(statement, where | page)]
 
     def succeeded(self, after: int, limit: int) -> list[Job]:
         """Succeeded jobs in the order of acceptance, above the number ``after``: to walk through all of them."""
@@ -463,7 +421,7 @@ class JobTable:
         :raises JobNotFound, JobUnfinished: nothing was changed.
         """
         with self.database.write("delete") as connection:
-            job = _job(connection, _named(user_id, type_, name), lock=True)
+            job = _by_name(connection, user_id, type_, name, lock=True)
             _mark_deleted(connection, job)
             return job
 
@@ -474,7 +432,7 @@ class JobTable:
         :raises JobUnfinished: nothing was changed.
         """
         with self.database.write("delete image") as connection:
-            job = _job(connection, _named(user_id, type_, name), lock=True)
+            job = _by_name(connection, user_id, type_, name, lock=True)
             left = [image for image in job.images if image["filename"] != filename]
             if len(left) == len(job.images):
                 raise JobNotFound
@@ -521,18 +479,6 @@ class JobTable:
             connection.execute(delete(IDEMPOTENCY).where(expired))
 
 
-#: What an ended attempt leaves in the row.
-_FREE: Final[Mapping[str, Any]] = {
-    "owner": None,
-    "lease_expires": None,
-    "slot": None,
-    "phase": None,
-    "eta": None,
-    "progress_at": None,
-    "looked_at": None,
-}
-
-
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -549,50 +495,39 @@ def _named(user_id: str, type_: str, name: str) -> ColumnElement[bool]:
     return and_(JOBS.c.name == name, JOBS.c.type == type_, JOBS.c.user_id == user_id)
 
 
-def _owned(claim: Claim) -> ColumnElement[bool]:
-    """The compare of every compare-and-set on a claimed job."""
-    return and_(
-        JOBS.c.seq == claim.job.seq,
-        JOBS.c.status == RUNNING,
-        JOBS.c.owner == claim.owner,
-        JOBS.c.claims == claim.job.claims,
-    )
+def _failed(failure: Failure) -> dict[str, Any]:
+    return {
+        "status": "failed",
+        "finished_at": _now_ms(),
+        "error_slug": failure.slug,
+        "error_detail": failure.detail,
+    }
 
 
-def _holds(claim: Claim) -> ColumnElement[bool]:
-    return and_(SLOTS.c.key == claim.slot, SLOTS.c.owner == claim.owner, SLOTS.c.task_id == claim.task_id)
+def _next_job(connection: Connection, serving: Serving, *, lock: bool = False) -> Row[Any] | None:
+    """The waiting job that starts next on a WebUI that can serve so much."""
+    parameters: dict[str, Any] = {"p_known": serving.known}
+    if not serving.unservable:
+        return connection.execute(sql.TAKE_NEXT if lock else sql.NEXT, parameters).first()
+    parameters["p_unservable"] = sorted(serving.unservable)
+    return connection.execute(sql.TAKE_NEXT_SERVABLE if lock else sql.NEXT_SERVABLE, parameters).first()
 
 
-def _leave(state: SlotState) -> dict[str, Any]:
-    """A slot row after its holder let go; an unclean one keeps the task id that its next holder must look for."""
-    values: dict[str, Any] = {"state": state, "owner": None, "lease_expires": None, "job": None}
-    return values | {"task_id": None} if state == "clean" else values
-
-
-def _smoothed(seconds_per_cost: float) -> ColumnElement[float]:
-    """A moving average, so that one slow model load does not spoil every eta."""
-    return func.coalesce(SLOTS.c.seconds_per_cost * 0.7 + seconds_per_cost * 0.3, seconds_per_cost)
-
-
-def _next_job(serving: Serving) -> Any:
-    statement = select(JOBS.c.seq, JOBS.c.start_tag).where(JOBS.c.status == QUEUED, JOBS.c.demand <= serving.known)
-    if serving.unservable:
-        statement = statement.where(JOBS.c.demand.not_in(sorted(serving.unservable)))
-    return statement.order_by(JOBS.c.start_tag, JOBS.c.seq).limit(1)
-
-
-def _job(connection: Connection, where: ColumnElement[bool], *, lock: bool = False) -> Job:
-    statement = select(JOBS).where(where, JOBS.c.status != DELETED)
-    row = connection.execute(statement.with_for_update() if lock else statement).first()
+def _found(row: Row[Any] | None) -> Job:
     if row is None:
         raise JobNotFound
     return Job.of(row)
 
 
+def _by_name(connection: Connection, user_id: str, type_: str, name: str, *, lock: bool = False) -> Job:
+    statement = sql.BY_NAME.with_for_update() if lock else sql.BY_NAME
+    return _found(connection.execute(statement, {"p_user": user_id, "p_type": type_, "p_name": name}).first())
+
+
 def _demand_id(connection: Connection, body: str) -> int:
-    found = connection.execute(select(DEMANDS.c.id).where(DEMANDS.c.body == body)).scalar()
+    found = connection.execute(sql.FIND_DEMAND, {"p_body": body}).scalar()
     if found is None:
-        found = connection.execute(insert(DEMANDS).values(body=body).returning(DEMANDS.c.id)).scalar_one()
+        found = connection.execute(sql.ADD_DEMAND, {"body": body}).scalar_one()
     return int(found)
 
 
@@ -600,9 +535,9 @@ def _count_out(connection: Connection, users: Sequence[str]) -> None:
     """Take finished jobs out of the counts of unfinished ones."""
     if not users:
         return
-    connection.execute(update(CLOCK).values(unfinished=CLOCK.c.unfinished - len(users)))
+    connection.execute(sql.COUNT_OUT, {"p_count": len(users)})
     for user_id in users:
-        connection.execute(update(USERS).where(USERS.c.user_id == user_id).values(unfinished=USERS.c.unfinished - 1))
+        connection.execute(sql.COUNT_USER_OUT, {"p_user": user_id})
 
 
 def _mark_deleted(connection: Connection, job: Job) -> None:

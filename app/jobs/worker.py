@@ -425,7 +425,7 @@ class Worker:
     def _supervise(self) -> None:
         if self._lock is not None:
             self._be_elected()
-        if self._desk.stopping.is_set() or self._desk.insist(self._begin) is None:
+        if not self._get_ready():
             return
         self._elected.set()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
@@ -448,6 +448,16 @@ class Worker:
         if self._desk.stopping.is_set() and self._lock is not None:
             # Too late to work; whoever waits behind us must not wait until this process has ended.
             self._lock.release()
+
+    def _get_ready(self) -> bool:
+        """Begin, however often it takes: this process holds the lock, so no other one would. False when told to stop."""
+        while not self._desk.stopping.is_set():
+            try:
+                return self._desk.insist(self._begin) is not None
+            except Exception:
+                _LOG.exception("the worker can't begin; trying again")
+                self._desk.stopping.wait(_RETRY_SECONDS)
+        return False
 
     def _begin(self) -> bool:
         if self._lock is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sqlalchemy import text
 from app.config import load
 from app.jobs.database import Database
 from app.jobs.model import Claim, IdempotencyKey, Job, NewJob, Success
+from app.jobs.schema import CLOCK, METADATA
 from app.jobs.slots import Slots
 from app.jobs.table import Bounds, JobTable, Serving
 
@@ -19,19 +21,36 @@ EVERYTHING = Serving(known=1000, unservable=frozenset())
 BOUNDS = Bounds(total=1000, per_user=100)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """A migrated, empty database of each engine."""
-    url = f"sqlite:///{tmp_path}/gateway.db"
-    if request.param == "postgresql":
-        url = load({"SDG_DATABASE_URL": request.getfixturevalue("postgresql")}, tmp_path).database_url
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The server's URL as SQLAlchemy takes it; its database has the tables."""
+    url = load({"SDG_DATABASE_URL": postgresql}, tmp_path_factory.mktemp("instance")).database_url
     database = Database(url)
     database.migrate()
+    database.close()
+    return url
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
+    """A migrated, empty SQLite file, for what does not depend on the engine."""
+    database = Database(f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'gateway.db')}")
     yield database
-    if request.param == "postgresql":
-        with database.engine.begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE"))
-            connection.execute(text("CREATE SCHEMA public"))
+    database.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A migrated, empty database of each engine."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("sqlite")
+        return
+    database = Database(request.getfixturevalue("migrated_postgresql"))
+    yield database
+    tables = ", ".join(table.name for table in METADATA.sorted_tables if table is not CLOCK)
+    with database.engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+        connection.execute(text("UPDATE clock SET virtual = 0, unfinished = 0"))
     database.close()
 
 

@@ -1,0 +1,204 @@
+"""The contract of the rows about WebUIs, over both engines; how a slot is held and settled stands in test_table.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+from sqlalchemy import text
+
+from app.jobs.database import Database
+from app.jobs.model import Failure
+from app.jobs.slots import ALIVE_SECONDS, FORGOTTEN_SECONDS, PROBE_SECONDS, Slots
+from app.jobs.table import JobTable
+from tests.jobs.conftest import Gate
+
+Advance = Callable[[float], None]
+
+
+class TestWorkers:
+    def test_a_registered_workers_webuis_are_configured_in_its_order(self, slots: Slots) -> None:
+        assert slots.configured() == ["gpu0", "gpu1"]
+        slot = slots.get("gpu1")
+        assert (slot.state, slot.owner, slot.health) == ("clean", None, "unknown")
+
+    def test_the_only_worker_of_a_host_replaces_the_earlier_ones(self, slots: Slots) -> None:
+        slots.register("host/two", "host", ["gpu1"], only=True)
+        assert slots.configured() == ["gpu1"]
+        assert not slots.beat("host/one")
+
+    def test_external_workers_of_one_host_stand_side_by_side(self, slots: Slots) -> None:
+        slots.register("host/two", "host", ["gpu1", "gpu2"], only=False)
+        assert slots.configured() == ["gpu0", "gpu1", "gpu2"]
+        assert slots.beat("host/one")
+        assert slots.beat("host/two")
+
+    def test_a_worker_of_another_host_is_left_alone(self, slots: Slots) -> None:
+        slots.register("other/one", "other", ["gpu9"], only=True)
+        assert set(slots.configured()) == {"gpu0", "gpu1", "gpu9"}
+
+    def test_registering_again_changes_the_list(self, slots: Slots) -> None:
+        slots.register("host/one", "host", ["gpu7"], only=False)
+        assert slots.configured() == ["gpu7"]
+
+    def test_a_worker_gone_for_an_hour_is_forgotten_by_the_next(self, slots: Slots, advance: Advance) -> None:
+        advance(FORGOTTEN_SECONDS - 60)
+        slots.register("other/one", "other", ["gpu8"], only=False)
+        assert "gpu0" in slots.configured()
+        advance(120)
+        slots.register("other/one", "other", ["gpu8"], only=False)
+        assert slots.configured() == ["gpu8"]
+
+    def test_a_worker_is_alive_as_long_as_it_beats(self, slots: Slots, advance: Advance) -> None:
+        assert slots.worker_alive()
+        advance(ALIVE_SECONDS + 1)
+        assert not slots.worker_alive()
+        assert slots.beat("host/one")
+        assert slots.worker_alive()
+
+    def test_nobody_is_alive_in_an_empty_table(self, database: Database) -> None:
+        empty = Slots(database)
+        assert not empty.worker_alive()
+        assert empty.configured() == []
+        assert empty.get("gpu0") is None
+
+
+class TestSettling:
+    def test_a_clean_slot_needs_none(self, slots: Slots) -> None:
+        assert slots.begin_settling("gpu0", "host/one") is None
+        assert slots.begin_settling("unknown", "host/one") is None
+
+    def test_only_one_worker_settles(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+        gate.accept()
+        table.give_back(gate.claim(), slot="unclean", failure=Failure("webui-error", "It failed."))
+        start = Barrier(4)
+
+        def settle(number: int) -> bool:
+            start.wait()
+            return slots.begin_settling("gpu0", f"host/{number}") is not None
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(settle, range(4))) == 1
+
+    def test_who_does_not_settle_can_not_end_it(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+        gate.accept()
+        table.give_back(gate.claim(), slot="unclean")
+        slots.begin_settling("gpu0", "host/one")
+        slots.end_settling("gpu0", "host/two", idle=True)
+        assert slots.get("gpu0").state == "settling"
+
+    def test_a_settler_that_died_leaves_the_slot_to_the_next(
+        self, gate: Gate, table: JobTable, slots: Slots, advance: Advance
+    ) -> None:
+        gate.accept()
+        table.give_back(gate.claim(task="lost-task"), slot="unclean")
+        slots.begin_settling("gpu0", "host/one")
+        advance(11)
+        assert table.reclaim("host/two") == []
+        assert slots.begin_settling("gpu0", "host/two").task_id == "lost-task"
+
+
+class TestHealth:
+    def test_one_process_probes_once_in_a_while(self, slots: Slots, advance: Advance) -> None:
+        assert slots.may_probe("gpu0")
+        assert not slots.may_probe("gpu0")
+        assert slots.may_probe("gpu1")
+        advance(PROBE_SECONDS)
+        assert slots.may_probe("gpu0")
+
+    def test_many_processes_send_one_probe(self, slots: Slots) -> None:
+        start = Barrier(6)
+
+        def probe(_: int) -> bool:
+            start.wait()
+            return slots.may_probe("gpu0")
+
+        with ThreadPoolExecutor(6) as pool:
+            assert sum(pool.map(probe, range(6))) == 1
+
+    def test_a_clock_that_was_set_back_silences_no_probe(self, slots: Slots, advance: Advance) -> None:
+        assert slots.may_probe("gpu0")
+        advance(-3600)
+        assert slots.may_probe("gpu0")
+
+    def test_a_configured_webui_that_answers_is_up(self, slots: Slots) -> None:
+        assert not slots.any_up()
+        slots.set_health("gpu1", "up")
+        assert slots.any_up()
+        slots.set_health("gpu1", "down")
+        assert not slots.any_up()
+
+    def test_one_that_nobody_configured_does_not_count(self, slots: Slots) -> None:
+        slots.set_health("gpu0", "up")
+        slots.register("host/two", "host", ["gpu1"], only=True)
+        assert not slots.any_up()
+
+
+class TestCatalogues:
+    def test_a_changed_catalogue_has_a_new_version(self, slots: Slots) -> None:
+        assert slots.put_catalogue("gpu0", "a")
+        first = slots.catalogue_versions()
+        assert not slots.put_catalogue("gpu0", "a")
+        assert slots.catalogue_versions() == first
+        assert slots.put_catalogue("gpu1", "a")
+        assert slots.put_catalogue("gpu0", "b")
+        [(key, version), (other, _)] = slots.catalogue_versions()
+        assert (key, other) == ("gpu0", "gpu1")
+        assert version > first[0][1]
+        assert slots.catalogues(["gpu0", "gpu1", "gpu2"]) == {"gpu0": "b", "gpu1": "a"}
+
+    def test_a_catalogue_of_no_configured_webui_is_not_shown(self, slots: Slots) -> None:
+        slots.put_catalogue("gpu0", "a")
+        slots.register("host/two", "host", ["gpu1"], only=True)
+        assert slots.catalogue_versions() == ()
+
+    def test_what_is_not_configured_any_more_is_dropped(self, slots: Slots) -> None:
+        slots.put_catalogue("gpu0", "a")
+        slots.put_catalogue("gpu1", "a")
+        assert slots.drop_unconfigured() == []
+        slots.register("host/two", "host", ["gpu1"], only=True)
+        assert slots.drop_unconfigured() == ["gpu0"]
+        assert slots.get("gpu0") is None
+        assert slots.get("gpu1") is not None
+        assert slots.catalogues(["gpu0", "gpu1"]) == {"gpu1": "a"}
+
+    def test_a_slot_that_is_not_clean_stays_with_its_catalogue(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+        slots.put_catalogue("gpu0", "a")
+        gate.accept()
+        table.give_back(gate.claim(), slot="unclean")
+        slots.register("host/two", "host", ["gpu1"], only=True)
+        assert slots.drop_unconfigured() == []
+        assert slots.get("gpu0").state == "unclean"
+        assert slots.catalogues(["gpu0"]) == {"gpu0": "a"}
+        slots.begin_settling("gpu0", "host/two")
+        slots.end_settling("gpu0", "host/two", idle=True)
+        assert slots.drop_unconfigured() == ["gpu0"]
+        assert slots.catalogues(["gpu0"]) == {}
+
+
+class TestDefaultModel:
+    def test_the_choice_is_kept_until_it_is_made_anew_or_forgotten(self, slots: Slots) -> None:
+        assert slots.default_model() is None
+        slots.set_default_model("a")
+        slots.set_default_model("b")
+        assert slots.default_model() == "b"
+        slots.set_default_model(None)
+        assert slots.default_model() is None
+
+
+def test_a_beat_prolongs_what_the_worker_holds_and_nothing_else(
+    gate: Gate, slots: Slots, advance: Advance, database: Database
+) -> None:
+    slots.register("host/two", "host", ["gpu1"], only=False)
+    gate.accept()
+    gate.accept()
+    gate.claim("gpu0", owner="host/one", task="t1")
+    gate.claim("gpu1", owner="host/two", task="t2")
+    advance(9)
+    slots.beat("host/two")
+    with database.read() as connection:
+        for table in ("jobs", "slots"):
+            rows = connection.execute(text(f"SELECT owner, lease_expires FROM {table} WHERE owner IS NOT NULL"))
+            leases = {row.owner: row.lease_expires for row in rows}
+            assert leases["host/two"] - leases["host/one"] > 8
