@@ -96,15 +96,16 @@ class WebuiStation:
             self._catalogue = catalogue
             self._unservable = self._judge(self._demands)
 
-    def serving(self) -> Serving:
-        """The demands that this WebUI can be asked for; new ones are judged first."""
+    def serving(self, *, fresh: bool = True) -> Serving:
+        """The demands that this WebUI can be asked for; ``fresh`` judges new ones first."""
         with self._lock:
-            new = {
-                number: Demand.from_json(body)
-                for number, body in self._table.demands_after(max(self._demands, default=0))
-            }
-            self._demands |= new
-            self._unservable |= self._judge(new)
+            if fresh:
+                new = {
+                    number: Demand.from_json(body)
+                    for number, body in self._table.demands_after(max(self._demands, default=0))
+                }
+                self._demands |= new
+                self._unservable |= self._judge(new)
             return Serving(max(self._demands, default=0), self._unservable)
 
     def _judge(self, demands: dict[int, Demand]) -> frozenset[int]:
@@ -262,6 +263,7 @@ class WebuiStation:
 
         :param patience: seconds to wait; with 0 it is only looked at.
         :returns: whether it is idle: seen so twice, some time apart.
+        :raises StationDown: nobody listens there. It is not asked again here: a starting WebUI can be killed by requests.
         """
         deadline = time.monotonic() + patience
         seen_idle, interrupted = False, patience == 0
@@ -273,6 +275,8 @@ class WebuiStation:
                 if not idle and not interrupted and self._ours_is_active(task_id):
                     self._webui.interrupt()
                     interrupted = True
+            except Unreachable as error:
+                raise StationDown from error
             except WebuiError:
                 idle = False
             if not idle and time.monotonic() >= deadline:

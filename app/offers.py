@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, ClassVar
 
-from app.jobs.slots import Slots
+from app.jobs.slots import Offer, Slots
 from app.webui.catalogue import Catalogue
 from app.webui.names import choose_default_model, merge_options
 from app.webui.presets import Presets
@@ -34,37 +34,40 @@ class Offers:
 
     def catalogues(self) -> dict[str, Catalogue]:
         """The catalogue of each configured WebUI, by its slot's key; empty when none was ever seen."""
-        versions = self._slots.catalogue_versions()
+        return self._read(self._slots.offer())
+
+    def _read(self, offer: Offer) -> dict[str, Catalogue]:
         with self._lock:
-            if versions != self._versions:
-                bodies = self._slots.catalogues([key for key, _ in versions])
-                self._catalogues = {key: Catalogue.from_json(bodies[key]) for key, _ in versions if key in bodies}
-                self._versions = versions
+            if offer.versions != self._versions:
+                bodies = self._slots.catalogues([key for key, _ in offer.versions])
+                self._catalogues = {key: Catalogue.from_json(bodies[key]) for key, _ in offer.versions if key in bodies}
+                self._versions = offer.versions
             return self._catalogues
 
-    def known(self) -> list[Catalogue]:
-        """The catalogues, at least one.
+    def current(self) -> tuple[list[Catalogue], str | None]:
+        """The catalogues, and the model_name of requests that name none."""
+        offer = self._slots.offer()
+        catalogues = list(self._read(offer).values())
+        return catalogues, choose_default_model(self._configured_model, offer.default_model, catalogues)
+
+    def known(self) -> tuple[list[Catalogue], str | None]:
+        """The same, with at least one catalogue.
 
         :raises NoCatalogue: none was ever seen.
         """
-        catalogues = list(self.catalogues().values())
+        catalogues, default_model = self.current()
         if not catalogues:
             raise NoCatalogue
-        return catalogues
-
-    def default_model(self) -> str | None:
-        """The model_name of requests that name none."""
-        return choose_default_model(
-            self._configured_model, self._slots.default_model(), list(self.catalogues().values())
-        )
+        return catalogues, default_model
 
     def keep_default_model(self) -> None:
         """Choose the default model anew where the stored one is gone, and store the choice."""
-        stored = self._slots.default_model()
-        chosen = choose_default_model("", stored, list(self.catalogues().values()))
-        if chosen is not None and chosen != stored:
+        offer = self._slots.offer()
+        chosen = choose_default_model("", offer.default_model, list(self._read(offer).values()))
+        if chosen is not None and chosen != offer.default_model:
             self._slots.set_default_model(chosen)
 
     def options(self) -> dict[str, Any]:
         """The body of ``GET /options``."""
-        return merge_options(list(self.catalogues().values()), self.presets, self.default_model())
+        catalogues, default_model = self.current()
+        return merge_options(catalogues, self.presets, default_model)

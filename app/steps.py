@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -42,6 +43,7 @@ class CrashAt:
 
     def __init__(self, path: Path, number: int) -> None:
         self._number = number
+        self._lock = threading.Lock()
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     @contextlib.contextmanager
@@ -52,10 +54,12 @@ class CrashAt:
         self._pass(f"after {name}")
 
     def _pass(self, text: str) -> None:
-        # One append of whole lines: it lands behind those of other threads and processes, and its end tells its number.
-        os.write(self._file, text[: _LINE - 1].ljust(_LINE - 1).encode("ascii") + b"\n")
-        if os.lseek(self._file, 0, os.SEEK_CUR) // _LINE == self._number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        # One append of whole lines: it lands behind those of other processes, and its end tells its number. Threads share
+        # the offset, so one of them at a time, or a number could pass unseen.
+        with self._lock:
+            os.write(self._file, text[: _LINE - 1].ljust(_LINE - 1).encode("ascii") + b"\n")
+            if os.lseek(self._file, 0, os.SEEK_CUR) // _LINE == self._number:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def crash_at(text: str) -> Steps:

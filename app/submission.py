@@ -110,13 +110,9 @@ class Submissions:
         return job
 
     def _draft(self, type_: Type, fields: dict[str, Any]) -> _Draft:
-        resolved = resolve(
-            type_,
-            fields | {"seed": self._seed(fields)},
-            self._offers.known(),
-            self._offers.presets,
-            self._offers.default_model(),
-        )
+        catalogues, default_model = self._offers.known()
+        seeded = fields | {"seed": self._seed(fields)}
+        resolved = resolve(type_, seeded, catalogues, self._offers.presets, default_model)
         reference = self._reference(fields["init_images"]) if type_ == "img2img" else None
         now = time.time_ns() // 1_000_000
         name = new_name(now, self._random)

@@ -7,9 +7,9 @@ of cost lately.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, Select, bindparam, func, select, tuple_
 
 from app.jobs.model import Job, Place
 from app.jobs.schema import JOBS, QUEUED, RUNNING, SLOTS, db_now
@@ -19,14 +19,22 @@ _UNKNOWN_WAIT: Final = 5.0
 _SHORTEST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 3600.0
 
+# Built once; see app/jobs/statements.py.
+_NOW: Final = select(db_now())
+_SPEED: Final[Select[Any]] = select(func.avg(SLOTS.c.seconds_per_cost), func.count()).where(SLOTS.c.health == "up")
+_AHEAD: Final[Select[Any]] = select(func.count(), func.coalesce(func.sum(JOBS.c.cost), 0.0)).where(
+    JOBS.c.status == QUEUED,
+    tuple_(JOBS.c.start_tag, JOBS.c.seq) < tuple_(bindparam("p_tag"), bindparam("p_seq")),
+)
+_GENERATING: Final[Select[Any]] = select(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.phase == "generating")
+
 
 def place(connection: Connection, job: Job) -> Place:
     """The place of a job; without position and eta when it is finished."""
-    speed = _Speed.measured(connection)
     if job.status == "queued":
-        return _in_queue(connection, job, speed)
+        return _in_queue(connection, job, _Speed.measured(connection))
     if job.status == "running":
-        return Place(None, _seconds_left(connection, job, speed))
+        return Place(None, _seconds_left(connection, job, _Speed.measured(connection)))
     return Place(None, None)
 
 
@@ -54,24 +62,15 @@ class _Speed:
 
     @classmethod
     def measured(cls, connection: Connection) -> _Speed:
-        up = SLOTS.c.health == "up"
-        row = connection.execute(select(func.avg(SLOTS.c.seconds_per_cost), func.count()).where(up)).one()
+        row = connection.execute(_SPEED).one()
         return cls(row[0], max(row[1], 1))
 
 
 def _in_queue(connection: Connection, job: Job, speed: _Speed) -> Place:
-    ahead = connection.execute(
-        select(func.count(), func.coalesce(func.sum(JOBS.c.cost), 0.0)).where(
-            JOBS.c.status == QUEUED,
-            or_(
-                JOBS.c.start_tag < job.start_tag,
-                and_(JOBS.c.start_tag == job.start_tag, JOBS.c.seq < job.seq),
-            ),
-        )
-    ).one()
+    ahead = connection.execute(_AHEAD, {"p_tag": job.start_tag, "p_seq": job.seq}).one()
     if speed.seconds_per_cost is None:
         return Place(ahead[0] + 1, None)
-    running = connection.execute(select(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.phase == "generating")).all()
+    running = connection.execute(_GENERATING).all()
     left = sum(_seconds_left(connection, Job.of(row), speed) or 0.0 for row in running)
     waiting = (left + ahead[1] * speed.seconds_per_cost) / speed.webuis
     return Place(ahead[0] + 1, waiting + job.cost * speed.seconds_per_cost)
@@ -81,7 +80,7 @@ def _seconds_left(connection: Connection, job: Job, speed: _Speed) -> float | No
     """What the WebUI said last, else what the measured speed promises."""
     if job.phase == "storing":
         return 0.0
-    now = float(connection.execute(select(db_now())).scalar_one())
+    now = float(connection.execute(_NOW).scalar_one())
     if job.eta is not None and job.progress_at is not None:
         return max(job.eta - (now - job.progress_at), 0.0)
     if speed.seconds_per_cost is None or job.claimed_at is None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
+from app.jobs import statements as sql
 from app.jobs.database import Database
 from app.jobs.model import Slot
 from app.jobs.schema import CATALOGUES, JOBS, NOTES, RUNNING, SLOTS, WORKERS, db_now
@@ -24,6 +26,14 @@ ALIVE_SECONDS: Final = 10.0
 #: An external worker that has been gone for so long no longer counts as configured.
 FORGOTTEN_SECONDS: Final = 3600.0
 _DEFAULT_MODEL: Final = "default_model"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """(key, version) of the catalogue of each configured WebUI that was ever seen, and the model of requests that name none."""
+
+    versions: tuple[tuple[str, int], ...]
+    default_model: str | None
 
 
 class Slots:
@@ -141,13 +151,14 @@ class Slots:
             connection.execute(insert(CATALOGUES).values(key=key, body=body, version=highest + 1))
             return True
 
-    def catalogue_versions(self) -> tuple[tuple[str, int], ...]:
-        """(key, version) of every configured WebUI whose catalogue was ever seen; cheap, to see whether anything changed."""
+    def offer(self) -> Offer:
+        """Which catalogues count now, and the default model; one cheap look for every request."""
         with self.database.read() as connection:
-            versions = {
-                row.key: row.version for row in connection.execute(select(CATALOGUES.c.key, CATALOGUES.c.version))
-            }
-            return tuple((key, versions[key]) for key in _configured(connection) if key in versions)
+            versions = {row.key: row.version for row in connection.execute(sql.CATALOGUE_VERSIONS)}
+            return Offer(
+                tuple((key, versions[key]) for key in _configured(connection) if key in versions),
+                connection.execute(sql.NOTE, {"p_key": _DEFAULT_MODEL}).scalar(),
+            )
 
     def catalogues(self, keys: Collection[str]) -> dict[str, str]:
         """The kept catalogues of these WebUIs."""
@@ -174,8 +185,7 @@ class Slots:
 
     def default_model(self) -> str | None:
         """The model chosen for requests that name none."""
-        with self.database.read() as connection:
-            return connection.execute(select(NOTES.c.value).where(NOTES.c.key == _DEFAULT_MODEL)).scalar()
+        return self.offer().default_model
 
     def set_default_model(self, model: str | None) -> None:
         """Keep the choice; None forgets it."""
@@ -186,7 +196,7 @@ class Slots:
 
 
 def _configured(connection: Connection) -> list[str]:
-    lists = connection.execute(select(WORKERS.c.webuis).order_by(WORKERS.c.owner)).scalars()
+    lists = connection.execute(sql.CONFIGURED).scalars()
     return list(dict.fromkeys(key for webuis in lists for key in json.loads(webuis)))
 
 

@@ -13,7 +13,22 @@ from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, ins
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate, Update
 
 from app.jobs.model import Claim
-from app.jobs.schema import CLOCK, DELETED, DEMANDS, IDEMPOTENCY, JOBS, QUEUED, RUNNING, SLOTS, SUCCEEDED, USERS, db_now
+from app.jobs.schema import (
+    CATALOGUES,
+    CLOCK,
+    DELETED,
+    DEMANDS,
+    IDEMPOTENCY,
+    JOBS,
+    NOTES,
+    QUEUED,
+    RUNNING,
+    SLOTS,
+    SUCCEEDED,
+    USERS,
+    WORKERS,
+    db_now,
+)
 
 LEASE_SECONDS: Final = 10.0
 KEY_SECONDS: Final = 24 * 3600.0
@@ -75,6 +90,11 @@ COUNT_IN: Final[Update] = update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1
 FIND_DEMAND: Final[Select[Any]] = select(DEMANDS.c.id).where(DEMANDS.c.body == bindparam("p_body"))
 ADD_DEMAND: Final[ReturningInsert[Any]] = insert(DEMANDS).returning(DEMANDS.c.id)
 ADD_JOB: Final[ReturningInsert[Any]] = insert(JOBS).returning(*JOBS.c)
+
+NEWEST_DEMAND: Final = select(func.coalesce(func.max(DEMANDS.c.id), 0))
+DEMANDS_AFTER: Final[Select[Any]] = (
+    select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id > bindparam("p_known")).order_by(DEMANDS.c.id)
+)
 
 # -- claim -----------------------------------------------------------------------------------------------------------
 
@@ -199,3 +219,9 @@ def _page(*where: ColumnElement[bool]) -> Select[Any]:
 HISTORY: Final = _page(_OF_USER, JOBS.c.type == bindparam("p_type"), JOBS.c.status == SUCCEEDED)
 OF_USER: Final = _page(_OF_USER, _SHOWN)
 OF_USER_IN: Final = _page(_OF_USER, JOBS.c.status == bindparam("p_status"))
+
+# -- what the WebUIs offer -------------------------------------------------------------------------------------------
+
+CONFIGURED: Final[Select[Any]] = select(WORKERS.c.webuis).order_by(WORKERS.c.owner)
+CATALOGUE_VERSIONS: Final[Select[Any]] = select(CATALOGUES.c.key, CATALOGUES.c.version)
+NOTE: Final[Select[Any]] = select(NOTES.c.value).where(NOTES.c.key == bindparam("p_key"))

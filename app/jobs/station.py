@@ -65,8 +65,8 @@ class Station(Protocol):
         :raises StationDown: it does not answer.
         """
 
-    def serving(self) -> Serving:
-        """The demands that this WebUI can be asked for, as of the last refresh."""
+    def serving(self, *, fresh: bool = True) -> Serving:
+        """The demands that this WebUI can be asked for, as of the last refresh; ``fresh`` judges new ones first."""
 
     def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is."""

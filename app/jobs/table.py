@@ -162,7 +162,8 @@ class JobTable:
     def answered(self, claim: Claim, seconds: float | None, next_task_id: str | None, serving: Serving) -> Claim | None:
         """The WebUI replied: free its slot, and in the same transaction claim the next job for it.
 
-        The job keeps its own lease and enters the phase ``storing``. With ``next_task_id`` None nothing is claimed.
+        The job keeps its own lease and enters the phase ``storing``. With ``next_task_id`` None nothing is claimed, nor while
+        there are demands that ``serving`` does not know.
         ``seconds`` is what the generation took, None when the reply was no result and says nothing about speed.
         """
         with self.database.write("answered") as connection:
@@ -173,6 +174,9 @@ class JobTable:
                 freed = connection.execute(sql.FREE_SLOT_MEASURED, sql.held_by(claim) | speed)
             connection.execute(sql.BEGIN_STORING, sql.owned_by(claim))
             if freed.rowcount != 1 or next_task_id is None:
+                return None
+            if connection.execute(sql.NEWEST_DEMAND).scalar_one() > serving.known:
+                # A demand that was not judged yet may be the next job's: look again, rather than pass it by.
                 return None
             return self._claim(connection, claim.slot, claim.owner, next_task_id, serving)
 
@@ -335,9 +339,7 @@ class JobTable:
     def demands_after(self, known: int) -> Sequence[tuple[int, str]]:
         """Demands with a number above ``known``, as (number, canonical JSON)."""
         with self.database.read() as connection:
-            rows = connection.execute(
-                select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id > known).order_by(DEMANDS.c.id)
-            )
+            rows = connection.execute(sql.DEMANDS_AFTER, {"p_known": known})
             return [(row.id, row.body) for row in rows]
 
     def queued_demands(self) -> Mapping[int, str]:
@@ -405,6 +407,8 @@ class JobTable:
 
     def place(self, job: Job) -> Place:
         """Where an unfinished job stands in the queue, and how long it will take at the speed measured so far."""
+        if job.finished:
+            return Place(None, None)
         with self.database.read() as connection:
             return places.place(connection, job)
 

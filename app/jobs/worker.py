@@ -108,10 +108,7 @@ class Runner:
         while not self._desk.stopping.is_set():
             self.wake.clear()
             try:
-                claim = self._claim() if self._ready() else None
-                while claim is not None:
-                    claim = self._attempt(claim)
-                    self._await_room()
+                worked = self._work()
             except DatabaseUnavailable:
                 _LOG.warning("the database is unavailable")
                 self._desk.stopping.wait(_RETRY_SECONDS)
@@ -119,8 +116,17 @@ class Runner:
                 _LOG.exception("the runner of %s failed", self.station.key)
                 self._desk.stopping.wait(_RETRY_SECONDS)
             else:
-                if not self._desk.stopping.is_set():
+                if not worked and not self._desk.stopping.is_set():
                     self.wake.wait(_POLL_SECONDS)
+
+    def _work(self) -> bool:
+        """Do jobs as long as one follows the other; whether there was any."""
+        claim = self._claim() if self._ready() else None
+        worked = claim is not None
+        while claim is not None:
+            claim = self._attempt(claim)
+            self._await_room()
+        return worked
 
     def _claim(self) -> Claim | None:
         return self._desk.table.claim(self.station.key, self._desk.owner, new_task_id(), self.station.serving())
@@ -146,6 +152,8 @@ class Runner:
         try:
             patience = 0.0 if state == "suspect" else STUCK_SECONDS
             idle = self.station.settle(slot.task_id, patience=patience, stopping=self._desk.stopping)
+        except StationDown:
+            self.up.clear()
         finally:
             self._look_again_at = time.monotonic() + SUSPECT_SECONDS
             self._desk.insist(lambda: self._desk.slots.end_settling(slot.key, self._desk.owner, idle=idle))
@@ -187,7 +195,9 @@ class Runner:
             room = self._undecoded < _MOST_UNDECODED
         next_task = new_task_id() if room and not self._desk.stopping.is_set() else None
         following = self._desk.insist(
-            lambda: self._desk.table.answered(claim, seconds if answer.ok else None, next_task, self.station.serving())
+            lambda: self._desk.table.answered(
+                claim, seconds if answer.ok else None, next_task, self.station.serving(fresh=False)
+            )
         )
         self._pool.submit(self._store, claim, answer)
         return following
@@ -380,7 +390,9 @@ class Worker:
         self._upkeep = upkeep
         self._lock = lock
         self._runners: list[Runner] = []
-        self._elected = threading.Event()
+        #: Held while this process begins to work, so that a drain never meets half a worker.
+        self._beginning = threading.Lock()
+        self._begun = False
         self._pool: ThreadPoolExecutor | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="worker", daemon=True)
 
@@ -401,7 +413,10 @@ class Worker:
     def drain(self, timeout: float) -> None:
         """Stop: let what runs finish within ``timeout`` seconds, then interrupt it and give it back uncounted."""
         self.stop_claiming()
-        if self._elected.is_set():
+        with self._beginning:
+            # From here on nothing begins; what began is whole, and has taken over before the lock is let go.
+            begun = self._begun
+        if begun:
             deadline = time.monotonic() + timeout
             if not self._await_idle(deadline):
                 for runner in self._runners:
@@ -427,11 +442,6 @@ class Worker:
             self._be_elected()
         if not self._get_ready():
             return
-        self._elected.set()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
-        for runner in self._runners:
-            Keeper(runner, self._desk).thread.start()
-            runner.thread.start()
         while not self._desk.stopping.wait(_UPKEEP_SECONDS):
             self._look_after()
 
@@ -453,13 +463,16 @@ class Worker:
         """Begin, however often it takes: this process holds the lock, so no other one would. False when told to stop."""
         while not self._desk.stopping.is_set():
             try:
-                return self._desk.insist(self._begin) is not None
+                with self._beginning:
+                    if not self._desk.stopping.is_set():
+                        self._begin()
+                    return self._begun
             except Exception:
                 _LOG.exception("the worker can't begin; trying again")
                 self._desk.stopping.wait(_RETRY_SECONDS)
         return False
 
-    def _begin(self) -> bool:
+    def _begin(self) -> None:
         if self._lock is not None:
             # The lock says that the earlier worker of this host is dead; its leases need not run out first.
             self._desk.table.take_over(self._host, self._desk.owner)
@@ -469,7 +482,11 @@ class Worker:
             self._runners = [Runner(station, self._desk, self._pool) for station in stations]
         self._register()
         self._tidy()
-        return True
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        for runner in self._runners:
+            Keeper(runner, self._desk).thread.start()
+            runner.thread.start()
+        self._begun = True
 
     def _register(self) -> None:
         keys = [runner.station.key for runner in self._runners]

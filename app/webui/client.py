@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from app.config import WebuiAddress
 from app.webui.catalogue import Catalogue, read_models, read_names, read_schedulers, read_styles
 from app.webui.errors import ConnectionBroken, JobTimeout, NotAnswering
-from app.webui.exchange import Exchange, Reply, prepare, send
+from app.webui.exchange import Exchange, Reply, adapter, prepare, send
 
 #: Largest answers that are read, bytes: of a generation (base64 pictures), and of a light question.
 GENERATION_LIMIT = 1 << 30
@@ -90,6 +90,7 @@ class Webui:
         self._look_timeout = look_timeout
         self._lock = threading.Lock()
         self._running: Exchange | None = None
+        self._adapter = adapter()
 
     def __repr__(self) -> str:
         return f"Webui({self.key!r})"
@@ -231,7 +232,9 @@ class Webui:
         body = None if payload is None else json.dumps(payload, allow_nan=False).encode()
         headers = _HEADERS if body is None else _HEADERS | {"Content-Type": "application/json"}
         request = prepare(method, self._base + route, body, self._credentials, headers)
-        return send(request, exchange, connect_timeout=self._connect_timeout, seconds=seconds, limit=limit)
+        return send(
+            self._adapter, request, exchange, connect_timeout=self._connect_timeout, seconds=seconds, limit=limit
+        )
 
 
 def _split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,47 +92,70 @@ def _shut(line: socket.socket) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-class _OwnConnection(HTTPAdapter):
-    """An adapter for one request, which tells the exchange of its connection."""
+#: The exchange whose request the current thread sends; urllib3 makes its connections without asking for whom.
+_CURRENT: ContextVar[Exchange] = ContextVar("exchange")
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+
+def _connected(connection: HTTPConnection) -> None:
+    # The connect timeout must not bound the sending of a large body too; the clock bounds the whole.
+    connection.sock.settimeout(None)
+    _CURRENT.get().opened(connection.sock)
+
+
+class _Plain(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _connected(self)
+
+
+class _Tls(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _connected(self)
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+    def _put_conn(self, conn: Any) -> None:
+        """Never keep a connection: the next request makes its own, so that it knows whether anything was sent."""
+        if conn is not None:
+            conn.close()
+
+
+class _TlsPool(HTTPSConnectionPool):
+    ConnectionCls = _Tls
+
+    def _put_conn(self, conn: Any) -> None:
+        """As for plain connections."""
+        if conn is not None:
+            conn.close()
+
+
+class _OwnConnections(HTTPAdapter):
+    """An adapter that makes a connection for each request and tells the current exchange of it."""
+
+    def __init__(self) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _watched_pools(self._exchange)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
 
-def _watched_pools(exchange: Exchange) -> dict[str, type[HTTPConnectionPool]]:
-    """Return urllib3's two kinds of pools, whose connections tell the exchange when they are made."""
-
-    def connected(connection: HTTPConnection) -> None:
-        # The connect timeout must not bound the sending of a large body too; the clock bounds the whole.
-        connection.sock.settimeout(None)
-        exchange.opened(connection.sock)
-
-    class Plain(HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            connected(self)
-
-    class Tls(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            connected(self)
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class TlsPool(HTTPSConnectionPool):
-        ConnectionCls = Tls
-
-    return {"http": PlainPool, "https": TlsPool}
+def adapter() -> HTTPAdapter:
+    """Make what :func:`send` sends with; threads may share it, and no connection outlives its request."""
+    return _OwnConnections()
 
 
 def send(
-    request: requests.PreparedRequest, exchange: Exchange, *, connect_timeout: float, seconds: float, limit: int
+    sender: HTTPAdapter,
+    request: requests.PreparedRequest,
+    exchange: Exchange,
+    *,
+    connect_timeout: float,
+    seconds: float,
+    limit: int,
 ) -> Reply:
     """Send a request on a new connection and read its answer whole: no retry, no redirect, no proxy, no cookies.
 
@@ -145,16 +169,16 @@ def send(
     clock = threading.Timer(seconds, exchange.expire)
     clock.daemon = True
     clock.start()
-    adapter = _OwnConnection(exchange)
+    current = _CURRENT.set(exchange)
     try:
-        with adapter.send(request, stream=True, timeout=(min(connect_timeout, seconds), None)) as response:
+        with sender.send(request, stream=True, timeout=(min(connect_timeout, seconds), None)) as response:
             reply = Reply(response.status_code, _read(response, limit))
             whole = bool(reply.body) or _says_empty(response)
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise exchange.failure() from error
     finally:
         clock.cancel()
-        adapter.close()
+        _CURRENT.reset(current)
         exchange.close()
     if exchange.broken:
         raise exchange.failure()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,14 +28,6 @@ def migrated_postgresql(postgresql: str, tmp_path_factory: pytest.TempPathFactor
     database.migrate()
     database.close()
     return url
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
-    """A migrated, empty SQLite file, for what does not depend on the engine."""
-    database = Database(f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'gateway.db')}")
-    yield database
-    database.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

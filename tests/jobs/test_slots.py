@@ -138,12 +138,12 @@ class TestHealth:
 class TestCatalogues:
     def test_a_changed_catalogue_has_a_new_version(self, slots: Slots) -> None:
         assert slots.put_catalogue("gpu0", "a")
-        first = slots.catalogue_versions()
+        first = slots.offer().versions
         assert not slots.put_catalogue("gpu0", "a")
-        assert slots.catalogue_versions() == first
+        assert slots.offer().versions == first
         assert slots.put_catalogue("gpu1", "a")
         assert slots.put_catalogue("gpu0", "b")
-        [(key, version), (other, _)] = slots.catalogue_versions()
+        [(key, version), (other, _)] = slots.offer().versions
         assert (key, other) == ("gpu0", "gpu1")
         assert version > first[0][1]
         assert slots.catalogues(["gpu0", "gpu1", "gpu2"]) == {"gpu0": "b", "gpu1": "a"}
@@ -151,7 +151,7 @@ class TestCatalogues:
     def test_a_catalogue_of_no_configured_webui_is_not_shown(self, slots: Slots) -> None:
         slots.put_catalogue("gpu0", "a")
         slots.register("host/two", "host", ["gpu1"], only=True)
-        assert slots.catalogue_versions() == ()
+        assert slots.offer().versions == ()
 
     def test_what_is_not_configured_any_more_is_dropped(self, slots: Slots) -> None:
         slots.put_catalogue("gpu0", "a")

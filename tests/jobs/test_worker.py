@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import sqlite3
 import threading
@@ -61,7 +60,7 @@ class ScriptedStation:
         if self.down.is_set():
             raise StationDown
 
-    def serving(self) -> Serving:
+    def serving(self, *, fresh: bool = True) -> Serving:
         return self.serves
 
     def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
@@ -142,8 +141,8 @@ class House:
             self.slots,
             host,
             stations=lambda: stations,
-            tidy=lambda: self.tidy(),
-            upkeep=lambda given: self.upkeep(given),
+            tidy=self.tidy,
+            upkeep=self.upkeep,
             on_finished=self.told.put,
             lock=HostLock(lock) if lock is not None else None,
         )
@@ -896,20 +895,11 @@ class TestDatabaseTrouble:
         assert house.table.by_seq(job.seq).status == "running"
         assert station.discarded == []
 
-    def test_claiming_goes_on_when_the_database_is_back(
-        self, house: House, lock: sqlite3.Connection, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_claiming_goes_on_when_the_database_is_back(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
         station = house.start()
-        caplog.set_level(logging.WARNING)
-        lock.execute("BEGIN EXCLUSIVE")
-        caplog.clear()
-        lock.execute("INSERT INTO users VALUES ('u9', 0, 0)")
-        lock.execute("COMMIT")
-        with house.database.write() as connection:
-            connection.execute(text("ALTER TABLE slots RENAME TO hidden"))
+        house.sql("ALTER TABLE slots RENAME TO hidden")
         until(lambda: "the database is unavailable" in caplog.text)
-        with house.database.write() as connection:
-            connection.execute(text("ALTER TABLE hidden RENAME TO slots"))
+        house.sql("ALTER TABLE hidden RENAME TO slots")
         job = house.gate.accept()
         station.begins()
         station.answers()

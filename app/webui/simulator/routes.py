@@ -56,7 +56,7 @@ class Simulator:
 
     def arrive(self) -> Response | None:
         """Count the request in, read all of it, and turn away what no view may see."""
-        received = request.environ.get("simulator.received", time.perf_counter())
+        received = g.received = request.environ.get("simulator.received", time.perf_counter())
         if request.method == "POST" and request.path in (*_GENERATIONS, *_EXTRAS):
             g.visit = self.stats.arrive(received, generation=request.path in _GENERATIONS)
         # Unread bytes would be taken for the next request of a kept connection.
@@ -166,7 +166,7 @@ class Simulator:
 
     def _generate(self, kind: str) -> Response:
         payload = self._body()
-        self.stats.remember(request.path, payload)
+        self.stats.remember(request.path, payload, g.received)
         fault = self._struck(GENERATION_KINDS, payload)
         fields = validation.read_fields(self._fields[kind], payload, self._version)
         job = self._job(kind, fields)
@@ -243,7 +243,7 @@ class Simulator:
 
     def _extras_fields(self, *, batch: bool) -> dict[str, Any]:
         payload = self._body()
-        self.stats.remember(request.path, payload)
+        self.stats.remember(request.path, payload, g.received)
         self._struck(EXTRAS_KINDS, payload)
         return validation.read_fields(validation.extras_fields(self.flavour, batch=batch), payload, self._version)
 

@@ -73,10 +73,10 @@ class Stats:
         if answered is not None:
             self._last_answer = answered
 
-    def remember(self, path: str, payload: Any) -> None:
-        """Keep a payload, pictures replaced by their hash."""
+    def remember(self, path: str, payload: Any, received: float) -> None:
+        """Keep a payload, pictures replaced by their hash, and when its headers were read (seconds, monotonic)."""
         with self.lock:
-            self._payloads.append({"path": path, "payload": _without_pictures(payload)})
+            self._payloads.append({"path": path, "received_at": received, "payload": _without_pictures(payload)})
 
     def payloads(self) -> list[dict[str, Any]]:
         """The last payloads, oldest first."""
