@@ -44,6 +44,14 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def sqlite(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
+    """A migrated, empty SQLite file, for what does not depend on the engine."""
+    database = Database(f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'gateway.db')}")
+    yield database
+    database.close()
+
+
+@pytest.fixture
 def config(environ: dict[str, str], instance: Path) -> Config:
     """The parsed settings of :func:`environ`."""
     return load(environ, instance)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
@@ -26,6 +26,7 @@ ALIVE_SECONDS: Final = 10.0
 #: An external worker that has been gone for so long no longer counts as configured.
 FORGOTTEN_SECONDS: Final = 3600.0
 _DEFAULT_MODEL: Final = "default_model"
+Settled = Literal["clean", "suspect", "unclean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,15 @@ class Slots:
             beaten = connection.execute(update(WORKERS).where(WORKERS.c.owner == owner).values(beat_at=db_now()))
             return beaten.rowcount == 1
 
+    def forget_workers(self, owner: str, host: str) -> None:
+        """Drop the rows of earlier workers of this host that have stopped, and with them the WebUIs that only they named."""
+        gone = and_(WORKERS.c.host == host, WORKERS.c.owner != owner, WORKERS.c.beat_at < db_now() - ALIVE_SECONDS)
+        with self.database.read() as connection:
+            if connection.execute(select(WORKERS.c.owner).where(gone).limit(1)).first() is None:
+                return
+        with self.database.write() as connection:
+            connection.execute(delete(WORKERS).where(gone))
+
     def worker_alive(self) -> bool:
         """Whether any worker beat lately."""
         with self.database.read() as connection:
@@ -104,10 +114,12 @@ class Slots:
             row = connection.execute(select(SLOTS).where(SLOTS.c.key == key)).one()
             return Slot(row.key, row.state, row.owner, row.task_id, row.health)
 
-    def end_settling(self, key: str, owner: str, *, idle: bool) -> None:
-        """Let go of a slot that was being settled: clean when its WebUI is idle, else suspect."""
-        left: dict[str, Any] = {"owner": None, "lease_expires": None, "job": None}
-        left |= {"state": "clean", "task_id": None} if idle else {"state": "suspect"}
+    def end_settling(self, key: str, owner: str, state: Settled) -> None:
+        """Let go of a slot that was being settled: clean when its WebUI is idle, suspect when it went on working, unclean when
+        nothing could be asked.
+        """
+        left: dict[str, Any] = {"owner": None, "lease_expires": None, "job": None, "state": state}
+        left |= {"task_id": None} if state == "clean" else {}
         with self.database.write("end settling") as connection:
             connection.execute(
                 update(SLOTS)

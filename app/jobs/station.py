@@ -69,7 +69,10 @@ class Station(Protocol):
         """The demands that this WebUI can be asked for, as of the last refresh; ``fresh`` judges new ones first."""
 
     def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
-        """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is."""
+        """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is.
+
+        :raises StationDown: nothing listens there.
+        """
 
     def generate(self, claim: Claim) -> Answer:
         """Send the job and wait for the answer.

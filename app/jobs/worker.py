@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 from app.jobs.election import HostLock
 from app.jobs.errors import DatabaseUnavailable, JobsError
 from app.jobs.model import Claim, Failure, Success
-from app.jobs.slots import Slots
+from app.jobs.slots import Settled, Slots
 from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, Station, StationDown
 from app.jobs.table import JobTable
 
@@ -148,16 +148,20 @@ class Runner:
         slot = self._desk.slots.begin_settling(self.station.key, self._desk.owner)
         if slot is None:
             return False
-        idle = False
+        left: Settled = "suspect"
         try:
             patience = 0.0 if state == "suspect" else STUCK_SECONDS
             idle = self.station.settle(slot.task_id, patience=patience, stopping=self._desk.stopping)
+            if idle or self._desk.stopping.is_set():
+                left = "clean" if idle else "unclean"
         except StationDown:
+            # It may be starting: the keeper asks it gently, and only then it is settled.
             self.up.clear()
+            left = "unclean"
         finally:
             self._look_again_at = time.monotonic() + SUSPECT_SECONDS
-            self._desk.insist(lambda: self._desk.slots.end_settling(slot.key, self._desk.owner, idle=idle))
-        return idle
+            self._desk.insist(lambda: self._desk.slots.end_settling(slot.key, self._desk.owner, left))
+        return left == "clean"
 
     # -- one attempt -------------------------------------------------------------------------------------------------
 
@@ -506,6 +510,7 @@ class Worker:
         desk = self._desk
         try:
             back = desk.table.reclaim(desk.owner)
+            desk.slots.forget_workers(desk.owner, self._host)
             desk.slots.drop_unconfigured()
             desk.table.forget_keys()
             failed = self._upkeep([runner.station for runner in self._runners])

@@ -85,7 +85,7 @@ class TestSettling:
         gate.accept()
         table.give_back(gate.claim(), slot="unclean")
         slots.begin_settling("gpu0", "host/one")
-        slots.end_settling("gpu0", "host/two", idle=True)
+        slots.end_settling("gpu0", "host/two", "clean")
         assert slots.get("gpu0").state == "settling"
 
     def test_a_settler_that_died_leaves_the_slot_to_the_next(
@@ -172,7 +172,7 @@ class TestCatalogues:
         assert slots.get("gpu0").state == "unclean"
         assert slots.catalogues(["gpu0"]) == {"gpu0": "a"}
         slots.begin_settling("gpu0", "host/two")
-        slots.end_settling("gpu0", "host/two", idle=True)
+        slots.end_settling("gpu0", "host/two", "clean")
         assert slots.drop_unconfigured() == ["gpu0"]
         assert slots.catalogues(["gpu0"]) == {}
 

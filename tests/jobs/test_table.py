@@ -327,10 +327,10 @@ class TestGiveBack:
         slot = slots.begin_settling("gpu0", "host/one")
         assert slot.task_id == "lost-task"
         assert slots.begin_settling("gpu0", "host/two") is None
-        slots.end_settling("gpu0", "host/one", idle=False)
+        slots.end_settling("gpu0", "host/one", "suspect")
         assert (slots.get("gpu0").state, gate.claim()) == ("suspect", None)
         assert slots.begin_settling("gpu0", "host/two").task_id == "lost-task"
-        slots.end_settling("gpu0", "host/two", idle=True)
+        slots.end_settling("gpu0", "host/two", "clean")
         assert gate.claim() is not None
 
 

@@ -413,7 +413,7 @@ class TestSettling:
         job = house.gate.accept()
         station.begins_nothing()
         assert station.settled == []
-        house.slots.end_settling("gpu0", "other/one", idle=True)
+        house.slots.end_settling("gpu0", "other/one", "clean")
         station.begins()
         station.answers()
         house.finished(job)
