@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+# More than the cores: many tests wait for a server more than they compute.
+TEST_PROCESSES ?= 4
 
 .PHONY: setup run test lint bench clean
 
@@ -24,7 +26,7 @@ run: $(STAMP)
 	exec $(BIN)/gunicorn wsgi:app
 
 test: $(STAMP)
-	$(BIN)/pytest --cov
+	$(BIN)/pytest --cov -n $(TEST_PROCESSES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -55,6 +56,18 @@ def sqlite(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
 def config(environ: dict[str, str], instance: Path) -> Config:
     """The parsed settings of :func:`environ`."""
     return load(environ, instance)
+
+
+@pytest.fixture(autouse=True)
+def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests run in several processes at once; one that measures time (mark ``alone``) waits until nothing else runs."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / f"sdg-tests-{run}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield
 
 
 def _postgresql_programs() -> Path | None:

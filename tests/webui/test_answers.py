@@ -224,6 +224,7 @@ KINDS = {
     errors.JobTimeout: ("webui-timeout", True),
     errors.BadAnswer: ("webui-bad-answer", True),
     errors.WebuiFailed: ("webui-error", True),
+    errors.Interrupted: ("webui-interrupted", True),
     errors.WrongModel: ("webui-wrong-model", False),
     errors.Refused: ("webui-refused", False),
     errors.OutOfMemory: ("webui-out-of-memory", False),
