@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +33,24 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
-def _stop_event() -> threading.Event:
-    """An event that SIGTERM and Ctrl-C set."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+def _stop_signal() -> Callable[[], None]:
+    """Catch SIGTERM and Ctrl-C from now on; what is returned waits for the first of them.
+
+    The interpreter itself puts the signal's number into a pipe. An event that a handler sets can be missed: a handler only runs
+    between two bytecodes, so not when the signal comes just before the main thread begins to wait.
+    """
+    stops = (signal.SIGTERM, signal.SIGINT)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in stops:
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        while os.read(reader, 1)[0] not in stops:
+            pass
+
+    return wait
 
 
 @main.command()
@@ -47,10 +59,10 @@ def worker() -> None:
     services = _services()
     if services.config.worker != "external":
         raise click.ClickException("SDG_WORKER is not 'external': the web processes run the worker themselves.")
-    stop = _stop_event()
+    wait_for_stop = _stop_signal()
     services.start(worker=True, elected=False)
     click.echo(f"working for {len(services.config.webuis)} WebUIs", err=True)
-    stop.wait()
+    wait_for_stop()
     services.drain()
 
 
@@ -88,10 +100,10 @@ def simulate(
         faults=faults,
         precomputed=precomputed,
     )
-    stop = _stop_event()
+    wait_for_stop = _stop_signal()
     with SimulatorServer(settings, host=host, port=port) as server:
         click.echo(f"simulated WebUI ({flavour}) at {server.url}", err=True)
-        stop.wait()
+        wait_for_stop()
 
 
 @main.group()

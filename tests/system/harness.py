@@ -1,0 +1,435 @@
+"""Real processes for black-box tests: simulated WebUIs, gateways under gunicorn, and the ``sd-gateway`` command.
+
+Nothing here knows the inside of the gateway: processes are started as a person would start them, spoken to over HTTP and
+judged by their answers, files and exit codes. A :class:`Stage` owns the processes of one test and ends them for sure; their
+logs stay in files, and a failing test shows them (``conftest.py``).
+
+The interpreter that runs the tests runs the processes, so that both use one set of packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import requests
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+#: The command as pip installed it beside the interpreter.
+COMMAND = str(Path(sys.executable).parent / "sd-gateway")
+
+#: Starting a process means importing everything, on a machine that may be busy.
+START_SECONDS = 30.0
+#: A job of the fast simulators takes a tenth of a second; this is for a machine that is busy with other things.
+JOB_SECONDS = 20.0
+UNFINISHED = ("queued", "running")
+
+#: What a request must hold, small and quick to draw.
+PICTURE: dict[str, Any] = {
+    "id": "user",
+    "prompt": "a lighthouse",
+    "negative_prompt": "",
+    "width": 64,
+    "height": 64,
+    "seed": "42",
+    "steps": 4,
+    "hr_upscaler": "",
+    "cfg_scale": 7.0,
+    "style": "",
+    "batch_size": 1,
+}
+
+_T = TypeVar("_T")
+_P = TypeVar("_P", bound="Process")
+
+
+def picture(**changes: Any) -> dict[str, Any]:
+    """The body of a txt2img request, with some fields changed."""
+    return {**PICTURE, **changes}
+
+
+def until(condition: Callable[[], _T], what: str, seconds: float = JOB_SECONDS) -> _T:
+    """Ask again and again until ``condition()`` is true, and return what it was; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+    return found
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on a loopback port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def at_once(calls: Iterable[Callable[[], _T]]) -> list[_T]:
+    """Run the calls in one thread each, let them go together, and return their results in order."""
+    calls = list(calls)
+    barrier = threading.Barrier(len(calls))
+
+    def run(call: Callable[[], _T]) -> _T:
+        barrier.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))
+
+
+class Http:
+    """Plain HTTP to one server: a new connection for each request, no proxy, no redirect followed, bodies read whole."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def request(self, method: str, path: str, *, timeout: float = 60.0, **options: Any) -> requests.Response:
+        """``path`` is a rooted path, percent-encoded, as the gateway gives it in every ``url``."""
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.request(method, self.base + path, timeout=timeout, allow_redirects=False, **options)
+
+    def raw(self, request: bytes) -> tuple[int, str, bytes]:
+        """Send these very bytes, as no client library would; status, media type and body of the answer."""
+        host, _, port = self.base.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(request)
+            answer = http.client.HTTPResponse(connection)
+            try:
+                answer.begin()
+                return answer.status, answer.headers.get_content_type(), answer.read()
+            finally:
+                answer.close()
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return self.request("GET", path, **options)
+
+    def delete(self, path: str, **options: Any) -> requests.Response:
+        return self.request("DELETE", path, **options)
+
+
+class Process:
+    """One program: its log in a file, its end certain. ``start`` may be called again after it ended."""
+
+    def __init__(self, name: str, command: Sequence[str], environ: dict[str, str], folder: Path) -> None:
+        self.name = name
+        self.command = list(command)
+        self.environ = environ
+        self.log = folder / f"{name}.log"
+        self._running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> subprocess.Popen[bytes]:
+        assert self._running is not None, f"{self.name} was not started"
+        return self._running
+
+    @property
+    def alive(self) -> bool:
+        return self._running is not None and self._running.poll() is None
+
+    def launch(self) -> None:
+        """Start the program; whether it is ready is another question. A session of its own makes its group killable."""
+        with self.log.open("ab") as log:
+            self._running = subprocess.Popen(
+                self.command,
+                cwd=CHECKOUT,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float = START_SECONDS) -> int:
+        """Wait for the end of the program; its exit code."""
+        return self.running.wait(seconds)
+
+    def stop(self, seconds: float = 40.0) -> int:
+        """Ask it to end (SIGTERM) and wait; a program that does not end in time is killed, and the test fails."""
+        if self.alive:
+            self.running.terminate()
+        try:
+            return self.running.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End the program and its children at once (SIGKILL)."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.running.pid, signal.SIGKILL)
+        self.running.wait()
+
+    def text(self) -> str:
+        """What it has printed."""
+        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+
+
+def clean_environ(folder: Path, **settings: Any) -> dict[str, str]:
+    """An environment with nothing of the tests' own, and with these settings; a setting that is None is left out."""
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "LANG": "C.UTF-8"}
+    return environ | {name: str(value) for name, value in settings.items() if value is not None}
+
+
+class Worker(Process):
+    """``sd-gateway worker`` for a gateway under SDG_WORKER=external."""
+
+    def __init__(self, name: str, gateway: Gateway, folder: Path) -> None:
+        super().__init__(name, [COMMAND, "worker"], gateway.environ, folder)
+
+
+class Simulator(Process):
+    """``sd-gateway simulate`` on a port of its own, which it keeps when it is started again."""
+
+    def __init__(self, name: str, folder: Path, *options: str, seconds_per_image: float = 0.1) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = Http(self.url)
+        command = [COMMAND, "simulate", "--port", str(self.port), "--seconds-per-image", str(seconds_per_image)]
+        super().__init__(name, [*command, *options], clean_environ(folder), folder)
+
+    def await_ready(self) -> None:
+        until(self._ready, f"{self.name} listens", START_SECONDS)
+
+    def _ready(self) -> bool:
+        assert self.alive, f"{self.name} ended by itself:\n{self.text()}"
+        return listens(self.port)
+
+    def stats(self) -> dict[str, Any]:
+        """``GET /simulator/stats``."""
+        stats: dict[str, Any] = self.http.get("/simulator/stats").json()
+        return stats
+
+    def requests(self) -> list[dict[str, Any]]:
+        """``GET /simulator/requests``: the payloads of every POST that was to make or enlarge pictures."""
+        payloads: list[dict[str, Any]] = self.http.get("/simulator/requests").json()
+        return payloads
+
+    def fault(self, kind: str, **details: Any) -> None:
+        """Arm a fault for the next generation; see ``sd-gateway simulate --help``."""
+        answer = self.http.request("POST", "/simulator/faults", json={"kind": kind, **details})
+        assert answer.status_code == 200, answer.text
+
+    def interrupt(self) -> None:
+        """What a person does with the WebUI's Interrupt button; it ends a ``hang`` too."""
+        self.http.request("POST", "/sdapi/v1/interrupt")
+
+    def reset(self) -> None:
+        """Faults disarmed, numbers at zero, nothing running."""
+        self.http.delete("/simulator/faults")
+        self.interrupt()
+        until(lambda: self.http.get("/sdapi/v1/progress").json()["state"]["job_count"] == 0, "the simulator is idle")
+        self.http.request("POST", "/simulator/reset")
+
+
+class Gateway(Process):
+    """``gunicorn wsgi:app`` in the checkout, with its data, its database and its port for itself.
+
+    :param urls: the text of SDG_WEBUI_URLS, or simulators, or None to leave the setting out.
+    :param settings: further settings by their names; None leaves one out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        urls: str | Sequence[Simulator] | None,
+        *,
+        processes: int = 2,
+        options: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = Http(self.url)
+        # A folder each: the processes of one gateway find each other by sockets beside the database.
+        self.data = folder / name / "data"
+        self.database = folder / name / "gateway.db"
+        self.database.parent.mkdir(parents=True, exist_ok=True)
+        if urls is not None and not isinstance(urls, str):
+            urls = ",".join(simulator.url for simulator in urls)
+        environ = clean_environ(
+            folder,
+            **{
+                "SDG_BIND": f"127.0.0.1:{port}",
+                "SDG_WEBUI_URLS": urls,
+                "SDG_HOST_ID": "testhost",
+                "SDG_DATA_DIR": self.data,
+                "SDG_DATABASE_URL": f"sqlite:///{self.database}",
+                "WEB_CONCURRENCY": processes,
+                **settings,
+            },
+        )
+        super().__init__(name, [sys.executable, "-m", "gunicorn", *options, "wsgi:app"], environ, folder)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def await_ready(self, status: str = "ok", seconds: float = START_SECONDS) -> None:
+        """Wait until ``/readyz`` says ``ok`` (or ``degraded``)."""
+        until(lambda: self.readiness() == status, f"{self.name} is {status}", seconds)
+
+    def readiness(self) -> str | None:
+        """What ``/readyz`` says; None while nobody listens."""
+        assert self.alive, f"{self.name} ended by itself:\n{self.text()}"
+        try:
+            status: str = self.http.get("/readyz").json()["status"]
+        except requests.ConnectionError:
+            return None
+        return status
+
+    def restart(self) -> None:
+        """Start again after an end, on the same data."""
+        self.launch()
+        self.await_ready()
+
+    def worker_pid(self) -> int | None:
+        """The process that runs the embedded worker. No answer tells it; the database's table of workers does."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
+            owners = [row[0] for row in connection.execute("SELECT owner FROM workers ORDER BY beat_at DESC")]
+        return int(owners[0].rpartition("/")[2].partition("-")[0]) if owners else None
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def post(
+        self, kind: str = "txt2img", *, prefer: str | None = None, key: str | None = None, **changes: Any
+    ) -> requests.Response:
+        """Ask for :data:`PICTURE` with some fields changed."""
+        return self.send(kind, picture(**changes), prefer=prefer, key=key)
+
+    def send(self, kind: str, body: Any, *, prefer: str | None = None, key: str | None = None) -> requests.Response:
+        """Post a body as it stands."""
+        headers = {"Prefer": prefer, "Idempotency-Key": key}
+        given = {name: value for name, value in headers.items() if value is not None}
+        return self.http.request("POST", f"/{kind}", json=body, headers=given)
+
+    def succeeded(self, response: requests.Response) -> dict[str, Any]:
+        """The finished job of a POST, waited for if need be."""
+        assert response.status_code in (200, 202), response.text
+        job: dict[str, Any] = response.json()
+        if job["status"] in UNFINISHED:
+            job = self.finished(job["url"])
+        assert job["status"] == "succeeded", job
+        return job
+
+    def finished(self, url: str, seconds: float = JOB_SECONDS) -> dict[str, Any]:
+        """The job at ``url`` as soon as it is over, however it ended."""
+
+        def look() -> dict[str, Any] | None:
+            job: dict[str, Any] = self.http.get(url).json()
+            return None if job["status"] in UNFINISHED else job
+
+        return until(look, f"{url} is finished", seconds)
+
+    def status(self, url: str) -> str:
+        """The status of the job at ``url``."""
+        status: str = self.http.get(url).json()["status"]
+        return status
+
+    def jobs(self, user: str = "user", member: str = "jobs", path: str = "jobs") -> list[dict[str, Any]]:
+        """All jobs of a user, newest first, over all pages."""
+        found: list[dict[str, Any]] = []
+        following: str | None = f"/{path}/{quote(user, safe='')}"
+        while following is not None:
+            page = self.http.get(following).json()
+            found += page[member]
+            following = page["next"]
+        return found
+
+    def history(self, user: str = "user", kind: str = "txt2img") -> list[dict[str, Any]]:
+        """All records of a user, newest first."""
+        return self.jobs(user, "records", {"txt2img": "t2ihistory", "img2img": "i2ihistory"}[kind])
+
+    def images(self, job: dict[str, Any]) -> list[bytes]:
+        """The bytes of a record's images."""
+        answers = [self.http.get(image["url"]) for image in job["images"]]
+        assert all(answer.status_code == 200 for answer in answers), answers
+        return [answer.content for answer in answers]
+
+    # -- beside it ---------------------------------------------------------------------------------------------------
+
+    def files(self) -> set[str]:
+        """The names of all files in the data folder but the lock file of the worker and sockets."""
+        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(".worker-")}
+
+    def find(self, filename: str) -> Path:
+        """Where a file of the data folder lies."""
+        [path] = self.data.rglob(filename)
+        return path
+
+    def cli(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+        """Run ``sd-gateway`` with the gateway's settings to its end."""
+        environ = self.environ | {name: str(value) for name, value in settings.items()}
+        return subprocess.run(
+            [COMMAND, *arguments],
+            cwd=CHECKOUT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+class Stage:
+    """The processes of one test, in one folder; :meth:`clear` ends whatever still runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: list[Process] = []
+
+    def _name(self, kind: str) -> str:
+        return f"{kind}{len(self.processes)}"
+
+    def add(self, process: _P) -> _P:
+        """Launch a process that this stage will end."""
+        self.processes.append(process)
+        process.launch()
+        return process
+
+    def simulator(self, *options: str, ready: bool = True, seconds_per_image: float = 0.1) -> Simulator:
+        """A new simulator."""
+        made = Simulator(self._name("simulator"), self.folder, *options, seconds_per_image=seconds_per_image)
+        self.add(made)
+        if ready:
+            made.await_ready()
+        return made
+
+    def gateway(self, urls: str | Sequence[Simulator] | None, *, ready: bool = True, **settings: Any) -> Gateway:
+        """A new gateway; with ``ready`` as soon as it is."""
+        gateway = self.add(Gateway(self._name("gateway"), self.folder, urls, **settings))
+        if ready:
+            gateway.await_ready()
+        return gateway
+
+    def worker(self, gateway: Gateway) -> Worker:
+        """An external worker for a gateway."""
+        return self.add(Worker(self._name("worker"), gateway, self.folder))
+
+    def clear(self) -> None:
+        """End everything, the youngest first. What a test wanted to end well, it has stopped itself."""
+        for process in reversed(self.processes):
+            process.kill()
+
+    def logs(self) -> list[tuple[str, str]]:
+        """Name and output of every process."""
+        return [(process.name, process.text()) for process in self.processes]

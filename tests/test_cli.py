@@ -1,0 +1,184 @@
+"""The sd-gateway command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from click.testing import CliRunner, Result
+
+from app import cli
+from app.jobs.database import Database
+from app.jobs.slots import Slots
+from tests.inprocess import Gateway, hurry, simulator, until
+
+STRAY = "20261122T061530123-9f2c4e7a-1-0.png"
+
+
+@pytest.fixture
+def place(tmp_path: Path, migrated_sqlite: Path) -> Path:
+    shutil.copy(migrated_sqlite, tmp_path / "gateway.db")
+    return tmp_path
+
+
+@pytest.fixture
+def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command with the settings of this test alone."""
+    for name in [name for name in os.environ if name.startswith("SDG_")]:
+        monkeypatch.delenv(name)
+
+    def invoke(*arguments: str, **settings: str) -> Result:
+        environ = {
+            "SDG_DATA_DIR": str(place / "data"),
+            "SDG_DATABASE_URL": f"sqlite:///{place}/gateway.db",
+            "SDG_HOST_ID": "testhost",
+            "SDG_WEBUI_URLS": "http://127.0.0.1:9",
+        }
+        return CliRunner().invoke(cli.main, arguments, env=environ | settings, catch_exceptions=False)
+
+    return invoke
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """The commands that run until a signal set handlers of their own."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def record(place: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a record that a gateway which has ended made."""
+    hurry(monkeypatch)
+    with simulator() as server, Gateway(place, migrated_sqlite, [server.url]) as gateway:
+        return gateway.start().post()["name"]
+
+
+class TestRecords:
+    def test_sweep_says_how_many_files_went(self, run: Callable[..., Result], place: Path) -> None:
+        folder = place / "data" / "u-0123456789abcdef" / "txt2img" / "2026-11-22"
+        folder.mkdir(parents=True)
+        (folder / STRAY).touch()
+        os.utime(folder / STRAY, (0, 0))
+        result = run("records", "sweep")
+        assert (result.exit_code, result.stdout) == (0, "1 stray files removed\n")
+        assert run("records", "sweep").stdout == "0 stray files removed\n"
+
+    def test_verify_exits_1_and_names_what_is_damaged(
+        self, run: Callable[..., Result], place: Path, record: str
+    ) -> None:
+        result = run("records", "verify")
+        assert (result.exit_code, result.stdout) == (0, "1 records looked at, 0 problems\n")
+        next(place.rglob(f"{record}-1-0.png")).write_bytes(b"")
+        result = run("records", "verify")
+        assert (result.exit_code, result.stdout) == (1, "1 records looked at, 1 problems\n")
+        assert f"{record}-1-0.png" in result.stderr
+
+    def test_reindex_brings_back_what_only_the_folder_knows(
+        self, run: Callable[..., Result], place: Path, record: str
+    ) -> None:
+        for path in place.glob("gateway.db*"):
+            path.unlink()
+        result = run("records", "reindex")
+        assert (result.exit_code, result.stdout) == (0, "1 records added, 0 not readable\n")
+        assert run("records", "reindex").stdout == "0 records added, 0 not readable\n"
+        next(place.rglob(f"{record}-1.json")).write_text("{")
+        (place / "gateway.db").unlink()
+        assert run("records", "reindex").stdout == "0 records added, 1 not readable\n"
+
+    def test_trouble_is_told_in_one_line(self, run: Callable[..., Result], place: Path) -> None:
+        result = run("records", "sweep", SDG_STEPS="1")
+        assert (result.exit_code, result.stderr) == (1, "Error: unknown setting SDG_STEPS\n")
+        (place / "file").touch()
+        assert "data folder cannot be made" in run("records", "sweep", SDG_DATA_DIR=str(place / "file/data")).stderr
+        result = run("records", "sweep", SDG_DATABASE_URL=f"sqlite:///{place}/file/gateway.db")
+        assert (result.exit_code, result.stderr) == (1, "Error: The job database can't be used at the moment.\n")
+
+    def test_trouble_on_the_way_is_told_too(self, run: Callable[..., Result], place: Path) -> None:
+        database = Database(f"sqlite:///{place}/gateway.db")
+        with database.write() as connection:
+            connection.exec_driver_sql("ALTER TABLE jobs RENAME TO hidden")
+        database.close()
+        result = run("records", "verify")
+        assert (result.exit_code, result.stderr) == (1, "Error: The job database can't be used at the moment.\n")
+
+
+@pytest.mark.usefixtures("_handlers")
+class TestWorker:
+    def test_it_refuses_beside_embedded_ones(self, run: Callable[..., Result]) -> None:
+        result = run("worker")
+        assert result.exit_code == 1
+        assert "SDG_WORKER is not 'external'" in result.stderr
+
+    def test_it_works_until_it_is_told_to_stop(self, run: Callable[..., Result], place: Path) -> None:
+        def stop() -> None:
+            database = Database(f"sqlite:///{place}/gateway.db")
+            try:
+                until(lambda: Slots(database).configured() == ["one"])
+            finally:
+                database.close()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=stop).start()
+        result = run("worker", SDG_WORKER="external", SDG_WEBUI_URLS="one=http://127.0.0.1:9")
+        assert result.exit_code == 0
+        assert "working for 1 WebUIs" in result.stderr
+        # An external worker takes over by leases only: it holds no lock of the host.
+        assert list((place / "data").glob(".worker-*")) == []
+
+
+@pytest.mark.usefixtures("_handlers")
+class TestSimulate:
+    def test_it_listens_until_it_is_told_to_stop(self, run: Callable[..., Result]) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        seen: dict[str, object] = {}
+
+        def answers() -> bool:
+            try:
+                seen["models"] = [
+                    model["model_name"] for model in requests.get(f"{url}/sdapi/v1/sd-models", timeout=5).json()
+                ]
+                seen["faults"] = requests.get(f"{url}/simulator/faults", timeout=5).json()["armed"]
+            except requests.ConnectionError:
+                return False
+            return True
+
+        def stop() -> None:
+            try:
+                until(answers)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=stop).start()
+        arguments = ["--port", str(port), "--flavour", "forge", "--model", "a", "--model", "b", "--fault", "close:2"]
+        result = run("simulate", *arguments, "--seconds-per-image", "0", "--precomputed")
+        assert result.exit_code == 0
+        assert result.stderr == f"simulated WebUI (forge) at {url}\n"
+        assert seen == {"models": ["a", "b"], "faults": [{"kind": "close", "count": 2}]}
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--port", "0", "--fault", "nonsense"],
+            ["--port", "0", "--fault", "close:0"],
+            ["--port", "70000"],
+            ["--port", "0", "--flavour", "sdnext"],
+            ["--port", "0", "--seconds-per-image", "-1"],
+            [],
+        ],
+    )
+    def test_what_it_can_not_be_is_refused(self, run: Callable[..., Result], arguments: list[str]) -> None:
+        assert run("simulate", *arguments).exit_code == 2

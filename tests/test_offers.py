@@ -1,0 +1,99 @@
+"""What the configured WebUIs offer together, and which model stands for none."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.jobs.database import Database
+from app.jobs.slots import Slots
+from app.offers import NoCatalogue, Offers
+from app.webui.catalogue import Catalogue, Model
+from app.webui.presets import Preset, Presets
+
+
+def catalogue(*models: str, loaded: str | None = None, samplers: tuple[str, ...] = ("Euler",)) -> Catalogue:
+    known = tuple(Model(f"{name}.safetensors", name, name, (name,)) for name in models)
+    return Catalogue(samplers=samplers, models=known, loaded_model=loaded)
+
+
+class Host:
+    """Slots of two WebUIs and an Offers over them."""
+
+    def __init__(self, database: Database, default_model: str = "") -> None:
+        self.slots = Slots(database)
+        self.slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
+        self.offers = Offers(self.slots, Presets({"oil": Preset(sampler="Euler")}), default_model)
+
+    def sees(self, key: str, seen: Catalogue) -> None:
+        self.slots.put_catalogue(key, seen.to_json())
+        self.offers.keep_default_model()
+
+
+@pytest.fixture
+def host(sqlite: Database) -> Host:
+    return Host(sqlite)
+
+
+class TestCatalogues:
+    def test_none_was_ever_seen(self, host: Host) -> None:
+        assert host.offers.catalogues() == {}
+        with pytest.raises(NoCatalogue):
+            host.offers.known()
+        assert host.offers.current()[1] is None
+        assert host.offers.options()["models"] == []
+
+    def test_a_change_shows_at_once_and_nothing_is_read_twice(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a"))
+        first = host.offers.catalogues()
+        assert first["gpu0"].models[0].model_name == "a"
+        assert host.offers.catalogues() is first
+        host.sees("gpu0", catalogue("b"))
+        assert host.offers.catalogues()["gpu0"].models[0].model_name == "b"
+
+    def test_all_webuis_count_in_the_order_of_the_setting(self, host: Host) -> None:
+        host.sees("gpu1", catalogue("b", "c"))
+        host.sees("gpu0", catalogue("a", "b"))
+        assert host.offers.options()["models"] == ["a", "b", "c"]
+        assert host.offers.options()["styles"] == ["oil"]
+
+    def test_one_that_is_configured_no_more_does_not(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a"))
+        host.slots.register("host/two", "host", ["gpu1"], only=True)
+        assert host.offers.catalogues() == {}
+
+
+class TestDefaultModel:
+    def test_it_is_the_first_model_seen_loaded(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a", "b"))
+        assert host.offers.current()[1] is None
+        host.sees("gpu1", catalogue("b", "c", loaded="c"))
+        assert host.offers.current()[1] == "c"
+
+    def test_it_does_not_wander_with_what_is_loaded(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a", "b", loaded="a"))
+        host.sees("gpu0", catalogue("a", "b", loaded="b"))
+        assert host.offers.current()[1] == "a"
+        assert host.slots.default_model() == "a"
+
+    def test_it_is_chosen_again_when_no_webui_has_it(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a", loaded="a"))
+        host.sees("gpu0", catalogue("b", loaded="b"))
+        assert host.offers.current()[1] == "b"
+        assert host.slots.default_model() == "b"
+
+    def test_a_choice_that_another_webui_still_has_stays(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a", loaded="a"))
+        host.sees("gpu1", catalogue("a", "z", loaded="z"))
+        host.sees("gpu0", catalogue("b", loaded="b"))
+        assert host.offers.current()[1] == "a"
+
+    @pytest.mark.parametrize("text", ["b", "b.safetensors"])
+    def test_the_setting_beats_what_is_loaded(self, sqlite: Database, text: str) -> None:
+        host = Host(sqlite, text)
+        host.sees("gpu0", catalogue("a", "b", loaded="a"))
+        assert host.offers.current()[1] == "b"
+
+    def test_a_setting_that_no_webui_has_is_not_replaced(self, sqlite: Database) -> None:
+        host = Host(sqlite, "missing")
+        host.sees("gpu0", catalogue("a", loaded="a"))
+        assert host.offers.current()[1] is None

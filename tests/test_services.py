@@ -1,0 +1,231 @@
+"""One process's objects, built and wired: readiness, hints, draining, and the whole way from request to picture."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from app import EXTENSION, create_app
+from app.config import ConfigError, load
+from app.jobs import waiters as waiters_module
+from app.jobs import worker as worker_module
+from app.jobs.errors import DatabaseUnavailable
+from app.records.errors import StoreUnavailable
+from app.services import build
+from app.webui.presets import PresetError
+from app.webui.simulator import SimulatorServer
+from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, simulator, stats, until
+
+NEVER = 3600.0
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+
+
+@pytest.fixture
+def server() -> Iterator[SimulatorServer]:
+    with simulator() as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[Gateway]:
+    with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
+        yield gateway
+
+
+class TestBuild:
+    def test_nothing_runs_before_the_start(self, gateway: Gateway, server: SimulatorServer) -> None:
+        assert gateway.services.worker is None
+        assert gateway.services.hints.wake is None
+        assert stats(server)["generations"] == 0
+        gateway.services.drain()
+
+    def test_a_data_folder_that_can_not_be_made_is_told(self, environ: dict[str, str], instance: Path) -> None:
+        (instance / "file").touch()
+        with pytest.raises(StoreUnavailable):
+            build(load(environ | {"SDG_DATA_DIR": str(instance / "file" / "data")}, instance))
+
+    def test_a_database_that_can_not_be_used_is_told(self, environ: dict[str, str], instance: Path) -> None:
+        (instance / "file").touch()
+        with pytest.raises(DatabaseUnavailable):
+            build(load(environ | {"SDG_DATABASE_URL": f"sqlite:///{instance}/file/gateway.db"}, instance))
+
+    def test_styles_that_can_not_be_read_are_told(self, environ: dict[str, str], instance: Path) -> None:
+        (instance / "styles.toml").write_text("[oil")
+        with pytest.raises(PresetError):
+            build(load(environ, instance))
+
+    def test_an_unknown_setting_builds_nothing(self, environ: dict[str, str], instance: Path) -> None:
+        with pytest.raises(ConfigError, match="SDG_NONSENSE"):
+            load(environ | {"SDG_NONSENSE": "1"}, instance)
+
+
+class TestReadiness:
+    NOTHING = ("No worker is running.", "No WebUI answers.", "No WebUI has told what it offers yet.")
+
+    def test_every_reason_is_told_until_it_is_gone(self, gateway: Gateway, server: SimulatorServer) -> None:
+        services = gateway.services
+        assert services.readiness() == list(self.NOTHING)
+        gateway.start()
+        assert services.readiness() == []
+        server.stop()
+        gateway.accept()
+        until(lambda: services.readiness() == ["No WebUI answers."])
+        services.drain()
+        gateway.sql("UPDATE workers SET beat_at = 0")
+        assert services.readiness() == ["No worker is running.", "No WebUI answers."]
+
+    def test_a_webui_that_was_never_there_leaves_the_rest_alone(self, tmp_path: Path, migrated_sqlite: Path) -> None:
+        with simulator() as server:
+            url = server.url
+        with Gateway(tmp_path, migrated_sqlite, [url]) as gateway:
+            gateway.services.start(worker=True)
+            until(lambda: gateway.services.readiness() == list(self.NOTHING[1:]))
+
+    def test_without_database_nothing_is_ready(self, gateway: Gateway) -> None:
+        gateway.sql("DROP TABLE clock")
+        with pytest.raises(DatabaseUnavailable):
+            gateway.services.readiness()
+
+    def test_without_data_folder_nothing_is_ready(self, gateway: Gateway) -> None:
+        shutil.rmtree(gateway.data)
+        with pytest.raises(StoreUnavailable):
+            gateway.services.readiness()
+
+    def test_no_webui_is_asked(self, gateway: Gateway, server: SimulatorServer) -> None:
+        gateway.start()
+        arm(server, "hang")
+        view = gateway.accept()
+        until(lambda: stats(server)["generations"])
+        before = len(server.simulator.stats.payloads())
+        assert gateway.services.readiness() == []
+        assert len(server.simulator.stats.payloads()) == before
+        server.simulator.engine.interrupt()
+        gateway.finished(view)
+
+
+class TestHints:
+    def test_another_process_starts_the_job_and_wakes_its_client(
+        self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody polls in this test: what one process accepts the other makes, and both hear of it."""
+        with (
+            Gateway(tmp_path, migrated_sqlite, [server.url]) as one,
+            Gateway(tmp_path, migrated_sqlite, [server.url]) as two,
+        ):
+            one.start()
+            two.services.start(worker=False)
+            monkeypatch.setattr(waiters_module, "_POLL_SECONDS", NEVER)
+            monkeypatch.setattr(worker_module, "_POLL_SECONDS", NEVER)
+            two.post()
+            assert two.post()["status"] == "succeeded"
+            assert one.services.hints.wake is not None
+
+    def test_a_second_elected_process_waits_for_the_first(
+        self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer
+    ) -> None:
+        with Gateway(tmp_path, migrated_sqlite, [server.url]) as one:
+            one.start()
+            with Gateway(tmp_path, migrated_sqlite, [server.url]) as two:
+                two.services.start(worker=True)
+                owners = one.sql("SELECT owner FROM workers")
+                assert two.post()["status"] == "succeeded"
+                one.services.drain()
+                assert two.post()["status"] == "succeeded"
+                assert two.sql("SELECT owner FROM workers") != owners
+
+    @pytest.mark.parametrize("message", [b"", b"nonsense", b"finished ", b"finished x", b"finished -1", b"accepted"])
+    def test_a_hint_that_means_nothing_does_nothing(self, gateway: Gateway, message: bytes) -> None:
+        gateway.services.hints.heard(message)
+
+
+class TestSimulatorSetting:
+    def test_the_worker_runs_one_of_its_own(self, tmp_path: Path, migrated_sqlite: Path) -> None:
+        with Gateway(tmp_path, migrated_sqlite, ["simulator"]) as gateway:
+            gateway.start()
+            view = gateway.post()
+            assert (view["status"], view["simulated"]) == ("succeeded", True)
+            assert gateway.slot().key == "simulator"
+
+
+class TestDrain:
+    def test_a_waiting_client_is_answered_at_once_and_its_picture_finished(
+        self, gateway: Gateway, server: SimulatorServer
+    ) -> None:
+        gateway.start()
+        arm(server, "hang", seconds=0.5)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(gateway.post)
+            until(lambda: stats(server)["generations"])
+            gateway.services.begin_drain()
+            view = waiting.result(DEADLINE)
+        assert view["status"] == "running"
+        assert gateway.finished(view).status == "succeeded"
+
+    def test_a_signal_begins_it_and_then_does_what_it_did_before(
+        self, gateway: Gateway, server: SimulatorServer
+    ) -> None:
+        heard: list[int] = []
+        before = signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))
+        try:
+            gateway.start()
+            gateway.services.drain_on(signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            until(lambda: heard)
+            assert heard == [signal.SIGUSR1]
+            until(gateway.services.waiters._draining.is_set)
+            until(gateway.services.worker._desk.stopping.is_set)
+            assert gateway.accept()["status"] == "queued"
+            assert stats(server)["generations"] == 0
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    def test_a_signal_that_was_ignored_stays_so(self, gateway: Gateway) -> None:
+        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        try:
+            gateway.services.drain_on(signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            until(gateway.services.waiters._draining.is_set)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    def test_it_may_be_called_twice(self, gateway: Gateway) -> None:
+        gateway.start()
+        gateway.services.drain()
+        gateway.services.drain()
+
+
+def test_a_request_over_http_comes_back_as_a_picture(
+    environ: dict[str, str], instance: Path, server: SimulatorServer
+) -> None:
+    app = create_app(load(environ | {"SDG_WEBUI_URLS": server.url, "SDG_DRAIN_TIMEOUT": "0"}, instance))
+    services = app.extensions[EXTENSION]
+    services.start(worker=True)
+    try:
+        client = app.test_client()
+        until(lambda: client.get("/readyz").json == {"status": "ok", "reasons": []})
+        assert client.get("/options").json["default_model"] == "simulated-one"
+        posted = client.post("/txt2img", json=FIELDS)
+        assert posted.status_code == 200
+        [image] = posted.json["images"]
+        with client.get(image["url"]) as picture:
+            assert picture.data.startswith(b"\x89PNG")
+        assert client.get(f"/get_args/u1/txt2img/{posted.json['name']}").json == posted.json["args"]
+        assert [record["name"] for record in client.get("/t2ihistory/u1").json["records"]] == [posted.json["name"]]
+        arm(server, "error-500", 3)
+        failed = client.post("/txt2img", json=FIELDS)
+        assert (failed.status_code, failed.json["type"]) == (502, "webui-error")
+        assert failed.json["url"].startswith("/jobs/u1/txt2img/")
+        assert client.delete(f"/delete/u1/txt2img/{posted.json['name']}").status_code == 200
+        assert client.get("/t2ihistory/u1").json == {"records": [], "next": None}
+    finally:
+        services.drain()
