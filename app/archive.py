@@ -88,8 +88,7 @@ class Archive:
         :raises MissingFile: its row does, but it is gone from the disk.
         """
         parsed = _parse(filename)
-        job = self._table.get(user_id, type_, parsed.name)
-        for image in (*job.images, *filter(None, [job.init_image])):
+        for image in self._table.images(user_id, type_, parsed.name):
             if image["filename"] == filename:
                 return File(self._records.path(user_id, type_, filename), image["media_type"], filename)
         raise JobNotFound

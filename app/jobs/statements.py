@@ -204,6 +204,12 @@ BY_NAME: Final[Select[Any]] = select(JOBS).where(
     JOBS.c.user_id == bindparam("p_user"),
     _SHOWN,
 )
+IMAGES: Final[Select[Any]] = select(JOBS.c.images, JOBS.c.init_image).where(
+    JOBS.c.name == bindparam("p_name"),
+    JOBS.c.type == bindparam("p_type"),
+    JOBS.c.user_id == bindparam("p_user"),
+    _SHOWN,
+)
 STATUSES: Final[Select[Any]] = select(JOBS.c.seq, JOBS.c.status).where(
     JOBS.c.seq.in_(bindparam("p_seqs", expanding=True))
 )

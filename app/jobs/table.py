@@ -10,6 +10,7 @@ whoever lost the claim changes nothing.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -358,6 +359,18 @@ class JobTable:
         """
         with self.database.read() as connection:
             return _by_name(connection, user_id, type_, name)
+
+    def images(self, user_id: str, type_: str, name: str) -> list[dict[str, Any]]:
+        """The images of one job, its reference image last: a narrow look, for every picture that is served asks it.
+
+        :raises JobNotFound: there is no such job, or it was deleted.
+        """
+        with self.database.read() as connection:
+            row = connection.execute(sql.IMAGES, {"p_user": user_id, "p_type": type_, "p_name": name}).first()
+        if row is None:
+            raise JobNotFound
+        images: list[dict[str, Any]] = json.loads(row.images) if row.images else []
+        return images + ([json.loads(row.init_image)] if row.init_image else [])
 
     def statuses(self, seqs: Iterable[int]) -> dict[int, str]:
         """The status of each of these jobs; a deleted one shows as ``deleted``."""

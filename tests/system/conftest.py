@@ -33,14 +33,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(scope="session")
 def hall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """The processes of the whole run: five simulators, since starting one costs more than most tests."""
+    """The processes that tests share, each started when it is first asked for: starting one costs more than most tests."""
     stage = Stage(tmp_path_factory.mktemp("hall"))
     try:
-        for _ in range(4):
-            stage.simulator(ready=False)
-        slow = stage.simulator(ready=False, seconds_per_image=0.4)
-        for simulator in (*stage.processes[:4], slow):
-            simulator.await_ready()
         yield stage
     finally:
         stage.clear()
@@ -56,38 +51,61 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         stage.clear()
 
 
-@pytest.fixture
-def fast(hall: Stage, stage: Stage) -> list[Simulator]:
-    """Four simulators that take 0.1 s an image, as if they had just been started."""
-    return _afresh(hall.processes[:4])
+@pytest.fixture(scope="session")
+def pool() -> dict[float, list[Simulator]]:
+    """The shared simulators by their seconds per image; nothing but :func:`_borrow` touches it."""
+    return {}
+
+
+def _borrow(hall: Stage, pool: dict[float, list[Simulator]], count: int, seconds: float) -> list[Simulator]:
+    """So many simulators of this speed, as if they had just been started."""
+    known = pool.setdefault(seconds, [])
+    known += [hall.simulator(ready=False, seconds_per_image=seconds) for _ in range(count - len(known))]
+    for simulator in known[:count]:
+        simulator.await_ready()
+        simulator.reset()
+    return known[:count]
+
+
+# These ask for the stage too, whose gateways are then gone before a simulator is lent again.
 
 
 @pytest.fixture
-def simulator(fast: list[Simulator]) -> Simulator:
-    """One of the fast simulators."""
-    return fast[0]
+def fast(hall: Stage, pool: dict[float, list[Simulator]], stage: Stage) -> list[Simulator]:
+    """Four simulators that take 0.1 s an image."""
+    return _borrow(hall, pool, 4, 0.1)
 
 
 @pytest.fixture
-def slow(hall: Stage, stage: Stage) -> Simulator:
-    """A simulator that takes 0.4 s an image, as if it had just been started."""
-    [simulator] = _afresh(hall.processes[4:5])
+def simulator(hall: Stage, pool: dict[float, list[Simulator]], stage: Stage) -> Simulator:
+    """A simulator that takes 0.1 s an image."""
+    [simulator] = _borrow(hall, pool, 1, 0.1)
     return simulator
 
 
-def _afresh(simulators: list[Simulator]) -> list[Simulator]:
-    for simulator in simulators:
-        simulator.reset()
-    return simulators
+@pytest.fixture
+def slow(hall: Stage, pool: dict[float, list[Simulator]], stage: Stage) -> Simulator:
+    """A simulator that takes 0.4 s an image."""
+    [simulator] = _borrow(hall, pool, 1, 0.4)
+    return simulator
 
 
 @pytest.fixture(scope="session")
-def house(hall: Stage) -> Gateway:
-    """The gateway of the tests that need no settings of their own; its WebUI is the last of the fast simulators."""
-    return hall.gateway([hall.processes[3]])
+def houses_simulator(hall: Stage) -> Simulator:
+    """The WebUI of :func:`house`, which has it for itself."""
+    return hall.simulator(ready=False)
+
+
+@pytest.fixture(scope="session")
+def house(hall: Stage, houses_simulator: Simulator) -> Gateway:
+    """The gateway of the tests that need no settings of their own."""
+    # Not before its WebUI listens: one that was silent is only asked again ten seconds later.
+    houses_simulator.await_ready()
+    return hall.gateway([houses_simulator])
 
 
 @pytest.fixture
-def its_simulator(house: Gateway, fast: list[Simulator]) -> Simulator:
-    """The WebUI of :func:`house`."""
-    return fast[3]
+def its_simulator(house: Gateway, houses_simulator: Simulator) -> Simulator:
+    """The WebUI of :func:`house`, with its numbers at zero."""
+    houses_simulator.reset()
+    return houses_simulator

@@ -6,6 +6,7 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import requests
 
 from tests.system.harness import Gateway, Simulator, Stage, until
@@ -27,6 +28,7 @@ def timed(gateway: Gateway, paths: list[str]) -> list[float]:
     return seconds
 
 
+@pytest.mark.alone
 def test_other_endpoints_are_quick_and_the_next_post_is_refused(stage: Stage, simulator: Simulator) -> None:
     gateway = stage.gateway([simulator], processes=1, SDG_THREADS=8, SDG_MAX_WAITERS=4)
     done = gateway.succeeded(gateway.post(id="done"))
