@@ -6,7 +6,7 @@ STAMP := $(VENV)/.stamp
 # More than the cores: many tests wait for a server more than they compute.
 TEST_PROCESSES ?= 4
 
-.PHONY: setup run test lint bench clean
+.PHONY: setup run test soak lint bench clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest --cov -n $(TEST_PROCESSES)
+
+soak: $(STAMP)
+	$(BIN)/pytest -m soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -194,7 +194,15 @@ class WebuiStation:
             failure = Failure(error.slug, str(error))
             return Retry(failure) if error.retryable else failure
         except RecordsError as error:
+            self._discard_quietly(claim)
             return Failure(error.slug, str(error))
+
+    def _discard_quietly(self, claim: Claim) -> None:
+        """Make room again: of a record that could not be stored whole, nothing is kept."""
+        try:
+            self.discard(claim)
+        except RecordsError:
+            _LOG.warning("files of job %s were left for the sweep", claim.job.name)
 
     def _read(self, claim: Claim, replies: _Replies) -> Generation:
         job = claim.job
@@ -320,8 +328,7 @@ def _image(filename: str, picture: Picture, kind: Sniffed) -> dict[str, Any]:
 
 def _document(claim: Claim, success: Success) -> dict[str, Any]:
     """The parameter JSON: the job as it will stand in its row, so that the folder alone is a full backup."""
-    finished = replace(
-        claim.job,
+    finished = claim.job._replace(
         status="succeeded",
         finished_at=success.finished_at,
         args=success.args,

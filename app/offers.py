@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any, ClassVar
 
@@ -9,6 +10,8 @@ from app.jobs.slots import Offer, Slots
 from app.webui.catalogue import Catalogue
 from app.webui.names import choose_default_model, merge_options
 from app.webui.presets import Presets
+
+_LOG = logging.getLogger(__name__)
 
 
 class NoCatalogue(Exception):
@@ -40,7 +43,8 @@ class Offers:
         with self._lock:
             if offer.versions != self._versions:
                 bodies = self._slots.catalogues([key for key, _ in offer.versions])
-                self._catalogues = {key: Catalogue.from_json(bodies[key]) for key, _ in offer.versions if key in bodies}
+                read = ((key, _catalogue(key, bodies[key])) for key, _ in offer.versions if key in bodies)
+                self._catalogues = {key: catalogue for key, catalogue in read if catalogue is not None}
                 self._versions = offer.versions
             return self._catalogues
 
@@ -71,3 +75,12 @@ class Offers:
         """The body of ``GET /options``."""
         catalogues, default_model = self.current()
         return merge_options(catalogues, self.presets, default_model)
+
+
+def _catalogue(key: str, body: str) -> Catalogue | None:
+    """A stored catalogue; one that another version of the gateway wrote counts as never seen until it is asked for again."""
+    try:
+        return Catalogue.from_json(body)
+    except ValueError:
+        _LOG.warning("the stored catalogue of %s can't be read", key)
+        return None

@@ -42,7 +42,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=FIGURES, metavar="FIGURE", help=", ".join(FIGURES))
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see that it runs, not to quote")
-    parser.add_argument("--folder", type=Path, help="where the data is put while it runs (default: the temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the data is put while it runs (default: the temporary folder)"
+    )
     return parser.parse_args()
 
 

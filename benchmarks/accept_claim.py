@@ -90,9 +90,7 @@ def _opened(database: Path) -> _Table:
     return _Table(table, model, demand)
 
 
-def _in_process(
-    bench: Bench, stage: Stage, gateways: list[Gateway]
-) -> tuple[dict[int, Sample], dict[int, Sample]]:
+def _in_process(bench: Bench, stage: Stage, gateways: list[Gateway]) -> tuple[dict[int, Sample], dict[int, Sample]]:
     """Accept and claim in turns in copies of both tables; each claimed job ends, so that the number of the waiting stays."""
     say("accept and claim in process")
     opened: dict[int, _Table] = {}

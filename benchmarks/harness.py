@@ -139,7 +139,9 @@ class Line:
         """Close the connection; the next request opens a new one."""
         self._connection.close()
 
-    def send(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Reply:
+    def send(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Reply:
         """Send one request and read its answer."""
         given = dict(headers or {}) | ({"Content-Type": "application/json"} if body is not None else {})
         self._connection.request(method, path, body, given)

@@ -111,5 +111,3 @@ def _clone_and_run(bench: Bench) -> tuple[float, float]:
         begun = time.time()
         seconds = _seconds_to_accepted(server, clone, _MAKE_PATIENCE)
         return seconds, (clone / ".venv" / ".stamp").stat().st_mtime - begun
-
-

@@ -27,6 +27,7 @@ def _opened(database: Path) -> Iterator[sqlite3.Connection]:
         connection.execute("PRAGMA journal_mode=MEMORY")
         connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA cache_size=-400000")
+        connection.execute("PRAGMA threads=2")
         connection.execute("BEGIN EXCLUSIVE")
         yield connection
         connection.execute("COMMIT")
@@ -58,33 +59,46 @@ def _count_to(connection: sqlite3.Connection, last: int) -> None:
 def fill_history(database: Path, pasts: Sequence[Past]) -> None:
     """Add finished jobs, in the order of their times, all users mixed as they would have come."""
     with _opened(database) as connection:
+        # Built at the end they cost a third; the partial ones do not concern finished jobs.
         indexes = connection.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'jobs' AND sql IS NOT NULL"
+            "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'jobs' AND sql NOT LIKE '% WHERE %'"
         ).fetchall()
         for name, _ in indexes:
             connection.execute(f"DROP INDEX {name}")
         _count_to(connection, max(past.jobs for past in pasts))
-        connection.execute("CREATE TEMP TABLE plan (at INTEGER, user_id TEXT, number INTEGER)")
+        connection.execute("CREATE TEMP TABLE plan (at INTEGER, user_id TEXT, name TEXT)")
         [now] = connection.execute("SELECT max(created_at) FROM jobs").fetchone()
         for index, past in enumerate(pasts):
-            connection.execute(
-                "INSERT INTO plan SELECT ? - CAST(1.0 * i * ? / ? AS INTEGER), ?, i * ? + ? FROM numbers WHERE i < ?",
-                (now, past.days * _DAY_MS, past.jobs, past.user, len(pasts), index, past.jobs),
-            )
-        named = "new.name"
-        made = "strftime('%Y%m%dT%H%M%S', at / 1000, 'unixepoch') || printf('%03d-%08x', at % 1000, number)"
+            _plan(connection, past, now, (index, len(pasts)))
         changes = {
             "user_id": "new.user_id",
-            "name": named,
+            "name": "new.name",
             "created_at": "new.at",
             "started_at": "new.at + 5",
             "finished_at": "new.at + 5000",
-            "images": f"replace(old.images, old.name, {named})",
+            "images": "replace(old.images, old.name, new.name)",
         }
-        source = f"(SELECT at, user_id, {made} AS name FROM plan ORDER BY at) AS new, old"
-        _copy(connection, changes, source)
+        _copy(connection, changes, "(SELECT * FROM plan ORDER BY at) AS new, old")
         for _, sql in indexes:
             connection.execute(sql)
+
+
+def _plan(connection: sqlite3.Connection, past: Past, now: int, share: tuple[int, int]) -> None:
+    """Add the times and names of one user's jobs; ``share``, which user of how many this is, keeps names apart."""
+    index, users = share
+    connection.execute(
+        "INSERT INTO plan SELECT at, :user,"
+        " strftime('%Y%m%dT%H%M%S', at / 1000, 'unixepoch') || printf('%03d-%08x', at % 1000, number)"
+        " FROM (SELECT :now - i * :length / :jobs AS at, i * :users + :index AS number FROM numbers WHERE i < :jobs)",
+        {
+            "user": past.user,
+            "now": now,
+            "length": past.days * _DAY_MS,
+            "jobs": past.jobs,
+            "users": users,
+            "index": index,
+        },
+    )
 
 
 def fill_queue(database: Path, jobs: int, users: int) -> None:

@@ -30,14 +30,16 @@ class Presenter:
 
     def job(self, view: JobView) -> dict[str, Any]:
         """The job object of the contract."""
-        folder = (view["id"], view["type"])
+        # Quoted once for all: the other segments are names that the gateway gave, of letters, digits, dots and dashes.
+        user = quote(view["id"], safe="")
+        images = f"{self._root()}/get_images/{user}/{view['type']}/"
         image = view["init_image"]
         return {
             **view,
-            "images": [self._with_url(folder, entry) for entry in view["images"]],
-            "init_image": None if image is None else self._with_url(folder, image),
+            "images": [_with_url(images, entry) for entry in view["images"]],
+            "init_image": None if image is None else _with_url(images, image),
             "error": None if view["error"] is None else errors.problem(**view["error"]),
-            "url": self._job_url(view),
+            "url": f"{self._root()}/jobs/{user}/{view['type']}/{view['name']}",
         }
 
     def posted(self, view: JobView, preference: Preference) -> Response:
@@ -89,11 +91,13 @@ class Presenter:
     def _job_url(self, view: JobView) -> str:
         return self._url("jobs", view["id"], view["type"], view["name"])
 
-    def _with_url(self, folder: tuple[str, str], entry: Mapping[str, Any]) -> dict[str, Any]:
-        url = self._url("get_images", *folder, entry["filename"])
-        return {"filename": entry["filename"], "url": url, **entry}
-
     def _url(self, *segments: str) -> str:
+        return self._root() + "".join("/" + quote(segment, safe="") for segment in segments)
+
+    def _root(self) -> str:
         # The path that a proxy mounted the gateway under belongs to a rooted path.
-        root = self.public_url or quote(request.script_root)
-        return root + "".join("/" + quote(segment, safe="") for segment in segments)
+        return self.public_url or quote(request.script_root)
+
+
+def _with_url(folder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"filename": entry["filename"], "url": folder + entry["filename"], **entry}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
-
-from sqlalchemy import Row
+from typing import Any, Final, Literal, NamedTuple, Self
 
 Type = Literal["txt2img", "img2img"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -42,9 +41,11 @@ class IdempotencyKey:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One row of the job table. Times are milliseconds since 1970, UTC; ``progress`` is 0…1."""
+class Job(NamedTuple):
+    """One row of the job table. Times are milliseconds since 1970, UTC; ``progress`` is 0…1.
+
+    A tuple, and no frozen dataclass, because a page of history makes hundreds: it is built several times faster.
+    """
 
     seq: int
     user_id: str
@@ -76,19 +77,23 @@ class Job:
     progress_at: float | None
 
     @classmethod
-    def of(cls, row: Row[Any]) -> Self:
-        """The job that a row of the table ``jobs`` holds."""
-        values = {field: getattr(row, field) for field in cls.__slots__}
-        values["args"] = json.loads(row.args)
-        values["init_image"] = json.loads(row.init_image) if row.init_image else None
-        values["images"] = tuple(json.loads(row.images)) if row.images else ()
-        values["webui"] = json.loads(row.webui) if row.webui else None
-        return cls(**values)
+    def of(cls, row: Sequence[Any]) -> Self:
+        """The job that a row holds, which begins with the columns named like the fields, in their order."""
+        values = list(row[: len(cls._fields)])
+        values[_ARGS] = json.loads(values[_ARGS])
+        values[_INIT_IMAGE] = json.loads(values[_INIT_IMAGE]) if values[_INIT_IMAGE] else None
+        values[_IMAGES] = tuple(json.loads(values[_IMAGES])) if values[_IMAGES] else ()
+        values[_WEBUI] = json.loads(values[_WEBUI]) if values[_WEBUI] else None
+        return cls._make(values)
 
     @property
     def finished(self) -> bool:
         """Whether the job will never change any more, but for its deletion."""
         return self.status not in UNFINISHED
+
+
+# Where the columns stand that hold JSON.
+_ARGS, _INIT_IMAGE, _IMAGES, _WEBUI = (Job._fields.index(name) for name in ("args", "init_image", "images", "webui"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Select, bindparam, func, select, tuple_
 
 from app.jobs.model import Job, Place
 from app.jobs.schema import JOBS, QUEUED, RUNNING, SLOTS, db_now
+from app.jobs.statements import COLUMNS
 
 #: Retry-After when nothing was measured yet, and its bounds otherwise, seconds.
 _UNKNOWN_WAIT: Final = 5.0
@@ -26,7 +27,7 @@ _AHEAD: Final[Select[Any]] = select(func.count(), func.coalesce(func.sum(JOBS.c.
     JOBS.c.status == QUEUED,
     tuple_(JOBS.c.start_tag, JOBS.c.seq) < tuple_(bindparam("p_tag"), bindparam("p_seq")),
 )
-_GENERATING: Final[Select[Any]] = select(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.phase == "generating")
+_GENERATING: Final[Select[Any]] = select(*COLUMNS).where(JOBS.c.status == RUNNING, JOBS.c.phase == "generating")
 
 
 def place(connection: Connection, job: Job) -> Place:
@@ -42,11 +43,11 @@ def seconds_until_room(connection: Connection, user_id: str | None = None) -> fl
     """Seconds until the next unfinished job (of this user) is likely to end."""
     speed = _Speed.measured(connection)
     mine = [JOBS.c.user_id == user_id] if user_id is not None else []
-    running = connection.execute(select(JOBS).where(JOBS.c.status == RUNNING, *mine)).all()
+    running = connection.execute(select(*COLUMNS).where(JOBS.c.status == RUNNING, *mine)).all()
     waits = [_seconds_left(connection, Job.of(row), speed) for row in running]
     if not waits:
         row = connection.execute(
-            select(JOBS).where(JOBS.c.status == QUEUED, *mine).order_by(JOBS.c.start_tag, JOBS.c.seq).limit(1)
+            select(*COLUMNS).where(JOBS.c.status == QUEUED, *mine).order_by(JOBS.c.start_tag, JOBS.c.seq).limit(1)
         ).first()
         waits = [_in_queue(connection, Job.of(row), speed).eta] if row is not None else []
     known = [wait for wait in waits if wait is not None]

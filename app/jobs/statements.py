@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate, Update
 
-from app.jobs.model import Claim
+from app.jobs.model import Claim, Job
 from app.jobs.schema import (
     CATALOGUES,
     CLOCK,
@@ -30,6 +30,8 @@ from app.jobs.schema import (
     db_now,
 )
 
+#: What :meth:`app.jobs.model.Job.of` reads.
+COLUMNS: Final = tuple(JOBS.c[name] for name in Job._fields)
 LEASE_SECONDS: Final = 10.0
 KEY_SECONDS: Final = 24 * 3600.0
 
@@ -89,7 +91,7 @@ COUNT_USER_IN: Final[Update] = (
 COUNT_IN: Final[Update] = update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1)
 FIND_DEMAND: Final[Select[Any]] = select(DEMANDS.c.id).where(DEMANDS.c.body == bindparam("p_body"))
 ADD_DEMAND: Final[ReturningInsert[Any]] = insert(DEMANDS).returning(DEMANDS.c.id)
-ADD_JOB: Final[ReturningInsert[Any]] = insert(JOBS).returning(*JOBS.c)
+ADD_JOB: Final[ReturningInsert[Any]] = insert(JOBS).returning(*COLUMNS)
 
 NEWEST_DEMAND: Final = select(func.coalesce(func.max(DEMANDS.c.id), 0))
 DEMANDS_AFTER: Final[Select[Any]] = (
@@ -139,7 +141,7 @@ START_JOB: Final[ReturningUpdate[Any]] = (
         progress_at=None,
         looked_at=None,
     )
-    .returning(*JOBS.c)
+    .returning(*COLUMNS)
 )
 ADVANCE_CLOCK: Final[Update] = (
     update(CLOCK).where(CLOCK.c.virtual < bindparam("p_tag")).values(virtual=bindparam("p_tag"))
@@ -197,8 +199,8 @@ COUNT_USER_OUT: Final[Update] = (
 # -- look up ---------------------------------------------------------------------------------------------------------
 
 _SHOWN: Final = JOBS.c.status != DELETED
-BY_SEQ: Final[Select[Any]] = select(JOBS).where(JOBS.c.seq == bindparam("p_seq"), _SHOWN)
-BY_NAME: Final[Select[Any]] = select(JOBS).where(
+BY_SEQ: Final[Select[Any]] = select(*COLUMNS).where(JOBS.c.seq == bindparam("p_seq"), _SHOWN)
+BY_NAME: Final[Select[Any]] = select(*COLUMNS).where(
     JOBS.c.name == bindparam("p_name"),
     JOBS.c.type == bindparam("p_type"),
     JOBS.c.user_id == bindparam("p_user"),
@@ -219,7 +221,7 @@ _OF_USER: Final = JOBS.c.user_id == bindparam("p_user")
 
 
 def _page(*where: ColumnElement[bool]) -> Select[Any]:
-    return select(JOBS).where(*where, _BEFORE).order_by(JOBS.c.seq.desc()).limit(bindparam("p_limit"))
+    return select(*COLUMNS).where(*where, _BEFORE).order_by(JOBS.c.seq.desc()).limit(bindparam("p_limit"))
 
 
 HISTORY: Final = _page(_OF_USER, JOBS.c.type == bindparam("p_type"), JOBS.c.status == SUCCEEDED)

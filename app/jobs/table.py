@@ -47,6 +47,7 @@ from app.jobs.statements import LEASE_SECONDS
 #: Attempts that ended at a WebUI (an answer, a timeout, a broken connection), and losses of our own process.
 MAX_ATTEMPTS: Final = 3
 MAX_LOSSES: Final = 20
+_LATE_BEAT_SECONDS: Final = 60.0
 #: Above every number of a job.
 _AFTER_ALL: Final = 2**63 - 1
 
@@ -405,15 +406,21 @@ class JobTable:
         """Succeeded jobs in the order of acceptance, above the number ``after``: to walk through all of them."""
         with self.database.read() as connection:
             rows = connection.execute(
-                select(JOBS).where(JOBS.c.seq > after, JOBS.c.status == SUCCEEDED).order_by(JOBS.c.seq).limit(limit)
+                select(*sql.COLUMNS)
+                .where(JOBS.c.seq > after, JOBS.c.status == SUCCEEDED)
+                .order_by(JOBS.c.seq)
+                .limit(limit)
             )
             return [Job.of(row) for row in rows]
 
     def rows_named(self, name: str, type_: str) -> list[tuple[Job, bool]]:
-        """Every row with this name, deleted ones too, each with whether its lease is live; for the sweep."""
-        live = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now()).label("live")
+        """Every row with this name, deleted ones too, each with whether its lease is live; for the sweep.
+
+        A lease that ran out a moment ago counts: its owner may be alive and just not have beaten yet, and may still finish.
+        """
+        live = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() - _LATE_BEAT_SECONDS).label("live")
         with self.database.read() as connection:
-            rows = connection.execute(select(JOBS, live).where(JOBS.c.name == name, JOBS.c.type == type_))
+            rows = connection.execute(select(*sql.COLUMNS, live).where(JOBS.c.name == name, JOBS.c.type == type_))
             return [(Job.of(row), bool(row.live)) for row in rows]
 
     # -- places ------------------------------------------------------------------------------------------------------
@@ -462,7 +469,7 @@ class JobTable:
     def debris(self) -> list[tuple[Job, bool]]:
         """Rows whose deleted files may still be on disk, each with whether the whole record was deleted."""
         with self.database.read() as connection:
-            rows = connection.execute(select(JOBS).where(DEBRIS).order_by(JOBS.c.seq)).all()
+            rows = connection.execute(select(*sql.COLUMNS).where(DEBRIS).order_by(JOBS.c.seq)).all()
             return [(Job.of(row), row.status == "deleted") for row in rows]
 
     def debris_removed(self, job: Job) -> None:

@@ -17,8 +17,9 @@ def timestamp(milliseconds: int | None) -> str | None:
     """RFC 3339 in UTC, to the millisecond."""
     if milliseconds is None:
         return None
-    seconds, rest = divmod(milliseconds, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+    # Half a microsecond keeps the division from rounding down to the millisecond before.
+    moment = datetime.fromtimestamp(milliseconds / 1000 + 0.0000005, UTC)
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def milliseconds(text: str) -> int:

@@ -198,13 +198,15 @@ class Runner:
             self._undecoded += 1
             room = self._undecoded < _MOST_UNDECODED
         next_task = new_task_id() if room and not self._desk.stopping.is_set() else None
-        following = self._desk.insist(
-            lambda: self._desk.table.answered(
-                claim, seconds if answer.ok else None, next_task, self.station.serving(fresh=False)
+        try:
+            return self._desk.insist(
+                lambda: self._desk.table.answered(
+                    claim, seconds if answer.ok else None, next_task, self.station.serving(fresh=False)
+                )
             )
-        )
-        self._pool.submit(self._store, claim, answer)
-        return following
+        finally:
+            # Whatever became of the slot, this result is stored.
+            self._pool.submit(self._store, claim, answer)
 
     def _give_back(self, claim: Claim, slot: Any, failure: Failure | None) -> None:
         counted = None if self._unwanted is claim else failure
@@ -311,6 +313,12 @@ class Keeper:
         try:
             self._station.refresh()
         except StationDown:
+            self._set_up(False)
+        except JobsError:
+            raise
+        except Exception:
+            # An answer that we can't even misunderstand: treat it like none, or it would be asked for every second.
+            _LOG.exception("what %s offers can't be read", self._station.key)
             self._set_up(False)
         else:
             self._refresh_at = time.monotonic() + REFRESH_SECONDS

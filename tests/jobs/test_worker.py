@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from app.jobs import database as database_module
+from app.jobs import slots as slots_module
 from app.jobs import worker as worker_module
 from app.jobs.database import Database
 from app.jobs.election import HostLock
@@ -548,7 +549,10 @@ class TestKeeper:
 
     @pytest.mark.parametrize(
         ("error", "words"),
-        [(LookupError("a bug"), "the keeper of gpu0 failed"), (DatabaseUnavailable(), "the database is unavailable")],
+        [
+            (LookupError("a bug"), "what gpu0 offers can't be read"),
+            (DatabaseUnavailable(), "the database is unavailable"),
+        ],
     )
     def test_it_outlives_what_nobody_expected(
         self,
@@ -559,6 +563,7 @@ class TestKeeper:
         words: str,
     ) -> None:
         monkeypatch.setattr(worker_module, "REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(slots_module, "PROBE_SECONDS", 0.0)
         station = house.start()
         station.refresh_error = error
         until(lambda: words in caplog.text)

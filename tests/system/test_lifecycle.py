@@ -119,6 +119,7 @@ def test_a_webui_that_is_down_is_waited_for(stage: Stage) -> None:
 
     killed.launch()
     stage.add(missing)
+    missing.await_ready()
     until(lambda: before_it.readiness() == "ok", "the late WebUI is found", 13)
     before_it.succeeded(before_it.post())
     finished = [beside_it.finished(job["url"]) for job in jobs]

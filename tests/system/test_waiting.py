@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import requests
@@ -35,30 +37,39 @@ def test_other_endpoints_are_quick_and_the_next_post_is_refused(stage: Stage, si
     simulator.fault("hang")
 
     with ThreadPoolExecutor() as pool:
-        waiting = [pool.submit(gateway.post, seed=str(seed)) for seed in range(4)]
-        # A job is accepted by a client that has its place already.
-        until(lambda: len(gateway.jobs()) == 4, "all waiters wait")
+        with let_go(simulator):
+            waiting = [pool.submit(gateway.post, seed=str(seed)) for seed in range(4)]
+            # A job is accepted by a client that has its place already.
+            until(lambda: len(gateway.jobs()) == 4, "all waiters wait")
 
-        paths = [done["images"][0]["url"], "/t2ihistory/done", "/livez", "/readyz"] * (REQUESTS // CLIENTS // 4)
-        seconds = [one for part in pool.map(lambda _: timed(gateway, paths), range(CLIENTS)) for one in part]
-        assert len(seconds) == REQUESTS
-        assert statistics.quantiles(seconds, n=20)[-1] < 0.05
+            paths = [done["images"][0]["url"], "/t2ihistory/done", "/livez", "/readyz"] * (REQUESTS // CLIENTS // 4)
+            seconds = [one for part in pool.map(lambda _: timed(gateway, paths), range(CLIENTS)) for one in part]
+            assert len(seconds) == REQUESTS
+            assert statistics.quantiles(seconds, n=20)[-1] < 0.05
 
-        refused = gateway.post(id="late")
-        assert (refused.status_code, refused.json()["type"]) == (503, "no-free-waiter")
-        assert refused.headers["Content-Type"] == "application/problem+json"
-        assert int(refused.headers["Retry-After"]) >= 1
-        assert gateway.jobs("late") == []
-        assert len(gateway.jobs()) == 4
+            refused = gateway.post(id="late")
+            assert (refused.status_code, refused.json()["type"]) == (503, "no-free-waiter")
+            assert refused.headers["Content-Type"] == "application/problem+json"
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert gateway.jobs("late") == []
+            assert len(gateway.jobs()) == 4
 
-        accepted = gateway.post(id="late", prefer="respond-async")
-        assert accepted.status_code == 202
-        assert [job["name"] for job in gateway.jobs("late")] == [accepted.json()["name"]]
+            accepted = gateway.post(id="late", prefer="respond-async")
+            assert accepted.status_code == 202
+            assert [job["name"] for job in gateway.jobs("late")] == [accepted.json()["name"]]
 
-        assert not any(future.done() for future in waiting)
-        simulator.interrupt()
+            assert not any(future.done() for future in waiting)
         assert [future.result().status_code for future in waiting] == [200] * 4
     assert gateway.succeeded(accepted)
+
+
+@contextmanager
+def let_go(simulator: Simulator) -> Iterator[None]:
+    """End a hanging generation in the end, also when the test failed: its clients would be waited for."""
+    try:
+        yield
+    finally:
+        simulator.interrupt()
 
 
 def test_each_process_has_waiters_of_its_own(stage: Stage, simulator: Simulator) -> None:
@@ -66,21 +77,21 @@ def test_each_process_has_waiters_of_its_own(stage: Stage, simulator: Simulator)
     simulator.fault("hang")
 
     with ThreadPoolExecutor(8) as pool:
+        with let_go(simulator):
 
-        def post_until_accepted(seed: int) -> requests.Response:
-            # Which process answers is the kernel's choice; a full one refuses, the other takes it at some later try.
-            return until(lambda: _unless_refused(gateway.post(seed=str(seed))), "a waiter is free")
+            def post_until_accepted(seed: int) -> requests.Response:
+                # Which process answers is the kernel's choice; a full one refuses, the other takes it at some later try.
+                return until(lambda: _unless_refused(gateway.post(seed=str(seed))), "a waiter is free")
 
-        waiting = [pool.submit(post_until_accepted, seed) for seed in range(4)]
-        until(lambda: len(gateway.jobs()) == 4, "all waiters of both processes wait")
+            waiting = [pool.submit(post_until_accepted, seed) for seed in range(4)]
+            until(lambda: len(gateway.jobs()) == 4, "all waiters of both processes wait")
 
-        refused = [gateway.post(id="late") for _ in range(20)]
-        assert {answer.status_code for answer in refused} == {503}
-        assert gateway.jobs("late") == []
-        assert len(gateway.jobs()) == 4
-        assert gateway.readiness() == "ok"
+            refused = [gateway.post(id="late") for _ in range(20)]
+            assert {answer.status_code for answer in refused} == {503}
+            assert gateway.jobs("late") == []
+            assert len(gateway.jobs()) == 4
+            assert gateway.readiness() == "ok"
 
-        simulator.interrupt()
         assert [future.result().status_code for future in waiting] == [200] * 4
 
 
