@@ -26,7 +26,7 @@ run: $(STAMP)
 	exec $(BIN)/gunicorn wsgi:app
 
 test: $(STAMP)
-	$(BIN)/pytest --cov -n $(TEST_PROCESSES)
+	$(BIN)/pytest --cov -n $(TEST_PROCESSES) --dist loadfile
 
 soak: $(STAMP)
 	$(BIN)/pytest -m soak

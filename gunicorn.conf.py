@@ -26,6 +26,13 @@ graceful_timeout = int(_config.drain_timeout) + 10
 control_socket_disable = True
 accesslog = None
 errorlog = "-"
+# gunicorn's own loggers as they are, and the gateway's beside them.
+logconfig_dict = {
+    "loggers": {
+        "gunicorn.error": {"level": "INFO", "handlers": ["error_console"], "propagate": False, "qualname": "gunicorn.error"},
+        "app": {"level": "INFO", "handlers": ["error_console"], "propagate": False, "qualname": "app"},
+    },
+}
 
 
 def on_starting(server):

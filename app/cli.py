@@ -31,6 +31,8 @@ def _services() -> Services:
 def main() -> None:
     """A service in front of AUTOMATIC1111 Stable Diffusion WebUI servers."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Which migrations ran is no news to somebody who sweeps.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def _stop_signal() -> Callable[[], None]:

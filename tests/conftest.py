@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,11 @@ def _await_server(programs: Path, folder: Path, options: dict[str, object]) -> N
         if ready.returncode == 0:
             return
     pytest.fail("PostgreSQL did not start")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show what tests recorded for people to read; where tests run in several processes, only this one has the terminal."""
+    for report in terminalreporter.getreports("passed"):
+        for text in [value for name, value in report.user_properties if name == "shown"]:
+            terminalreporter.section(report.nodeid)
+            terminalreporter.write_line(text)

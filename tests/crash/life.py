@@ -41,7 +41,8 @@ def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
     verdict.found = _found(services, journal)
     claims_before = _claims_before(services, folder)
     services.start(worker=True)
-    until(lambda: not services.readiness(), "readiness")
+    # The row of the dead worker is still fresh, so that readiness alone would not wait for the living one.
+    until(lambda: services.worker._begun and not services.readiness(), "readiness")
     until(lambda: _one(services, "SELECT unfinished FROM clock") == 0, "the end of every accepted job")
     verdict.problems += script.play(services, journal, chapters)
     services.drain()

@@ -1,8 +1,8 @@
 """The crash run as a program of its own: it imports everything once and forks a process for each life of each round.
 
-``python -m tests.crash.rounds FOLDER`` prints one JSON document: every step, and the verdict of each round. A round belongs to
-a chapter of the script, begins on what the chapters before left, and has a life for each step at which it dies; one more life
-is judged.
+``python -m tests.crash.rounds FOLDER`` prints one JSON document: every step, and the verdict of each round; with ``every``
+behind it, of all chapters. A round belongs to a chapter of the script, begins on what the chapters before left, and has a life
+for each step at which it dies; one more life is judged.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fork(task: Callable[[], None], log: Path) -> int:
             os.dup2(output.fileno(), 2)
         task()
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it was, this process must never go on as its parent would
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -184,7 +184,8 @@ def disturbed(folder: Path, rounds: Sequence[Round]) -> list[dict[str, Any]]:
         fork(lambda number=number: run_lane(number), folder / f"lane{number}.log")  # type: ignore[misc]
         for number in range(LANES)
     ]
-    if any([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]):
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    if any(codes):
         sys.exit("".join((folder / f"lane{number}.log").read_text("utf-8") for number in range(LANES)))
     verdicts: list[dict[str, Any]] = [{} for _ in rounds]
     for number in range(LANES):
@@ -192,26 +193,26 @@ def disturbed(folder: Path, rounds: Sequence[Round]) -> list[dict[str, Any]]:
     return verdicts
 
 
-def rounds_of(calm: Sequence[dict[str, Any]]) -> list[Round]:
-    """Every step of every chapter, and some of the recoveries."""
+def rounds_of(calm: Sequence[dict[str, Any]], *, every: bool) -> list[Round]:
+    """Every step of the chapters that are struck (or of every chapter), and some of the recoveries."""
     rounds = []
     for verdict in calm:
         chapters, steps = verdict["chapters"], verdict["steps"][0]
         chapter = SCRIPT[chapters - 1]
         # Every life begins with this commit; that of the first chapter will do.
         struck = [number for number, step in enumerate(steps, 1) if chapters == 1 or not step.endswith("register")]
-        rounds += [Round(chapters, (number,)) for number in struck if chapter.struck]
+        rounds += [Round(chapters, (number,)) for number in struck if chapter.struck or every]
         for step, most in _STRUCK_TWICE.get(chapter.label, ()):
             first = steps.index(step) + 1
             rounds += [Round(chapters, (first, number)) for number in range(1, most + 1)]
     return rounds
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, every: bool) -> None:
     """Play everything and print it."""
     calm = undisturbed(folder)
-    json.dump({"undisturbed": calm, "rounds": disturbed(folder, rounds_of(calm))}, sys.stdout)
+    json.dump({"undisturbed": calm, "rounds": disturbed(folder, rounds_of(calm, every=every))}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), every=sys.argv[2:] == ["every"])

@@ -10,7 +10,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +24,47 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 _MEMORY = Path("/dev/shm")
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[dict[str, Any]]:
+def crash_run(*options: str) -> dict[str, Any]:
     """What the crash run reports: ``undisturbed`` and ``rounds``."""
     with tempfile.TemporaryDirectory(prefix="sdg-crash-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.crash.rounds", folder],
+            [sys.executable, "-m", "tests.crash.rounds", folder, *options],
             cwd=_CHECKOUT,
             capture_output=True,
             text=True,
-            timeout=280,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        yield json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
-def _title(verdict: dict[str, Any]) -> str:
-    died_at = [
-        f"{number} {steps[number - 1] if number <= len(steps) else '?'}"
-        for number, steps in zip(verdict["crashes"], verdict["steps"], strict=False)
-    ]
-    return f"{SCRIPT[verdict['chapters'] - 1].label}: " + ", then ".join(died_at)
+def died_at(verdict: dict[str, Any]) -> list[str]:
+    """The steps at which the lives of a round ended."""
+    lives = zip(verdict["crashes"], verdict["steps"], strict=False)
+    return [steps[number - 1] if number <= len(steps) else f"step {number}" for number, steps in lives]
 
 
-@pytest.mark.timeout(300)
-def test_a_process_may_be_killed_at_any_durable_step(run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def title(verdict: dict[str, Any]) -> str:
+    numbered = (f"{number} {step}" for number, step in zip(verdict["crashes"], died_at(verdict), strict=True))
+    return f"{SCRIPT[verdict['chapters'] - 1].label}: " + ", then ".join(numbered)
+
+
+def check(run: dict[str, Any]) -> None:
+    """Every promise was kept in every round, and no kind of step was left out."""
     calm, rounds = run["undisturbed"], run["rounds"]
-    with capsys.disabled():
-        print("\nkilled at …, and what the next process found:")
-        for verdict in rounds:
-            print(f"  {_title(verdict):72.72} {verdict.get('found', '')}{'  FAILED' if verdict['problems'] else ''}")
-
     assert [verdict["problems"] for verdict in calm] == [[]] * len(SCRIPT)
-    broken = [
-        f"{_title(verdict)}\n{verdict['problems']}\n{verdict['log']}" for verdict in rounds if verdict["problems"]
-    ]
+    broken = [f"{title(verdict)}\n{verdict['problems']}\n{verdict['log']}" for verdict in rounds if verdict["problems"]]
     assert not broken, "\n\n".join(broken)
-    different = [
-        _title(verdict) for verdict in rounds if verdict["outcome"] != calm[verdict["chapters"] - 1]["outcome"]
-    ]
+    different = [title(verdict) for verdict in rounds if verdict["outcome"] != calm[verdict["chapters"] - 1]["outcome"]]
     assert not different, "other pictures or answers than without the crash"
 
-    stopped_at = {verdict["steps"][0][verdict["crashes"][0] - 1] for verdict in rounds}
+    assert len(rounds) >= 100
+    stopped_at = {died_at(verdict)[0] for verdict in rounds}
     kinds = {step.split(maxsplit=1)[1] for step in stopped_at}
-    commits = {
+    assert stopped_at == {f"{when} {kind}" for kind in kinds for when in ("before", "after")}
+    commits = (
+        "register",
         "accept",
         "claim",
         "answered",
@@ -76,16 +73,38 @@ def test_a_process_may_be_killed_at_any_durable_step(run: dict[str, Any], capsys
         "delete",
         "delete image",
         "debris removed",
-        "register",
-    }
-    assert kinds >= {f"commit {name}" for name in commits} | {
-        "fsync file",
-        "fsync folder",
-        "unlink .json",
-        "unlink .png",
-    }
-    assert kinds >= {"rename .png", "rename .json"}
-    assert stopped_at == {f"{when} {kind}" for kind in kinds for when in ("before", "after")}
-    recovery = {verdict["steps"][1][verdict["crashes"][1] - 1] for verdict in rounds if len(verdict["crashes"]) > 1}
-    assert {"after commit take over", "after commit begin settling", "before commit end settling"} <= recovery
-    assert len(rounds) >= 100
+    )
+    assert kinds >= {f"commit {name}" for name in commits}
+    assert kinds >= {"fsync file", "fsync folder", "rename .png", "rename .json", "unlink .json", "unlink .png"}
+    recovery = {died_at(verdict)[1] for verdict in rounds if len(verdict["crashes"]) > 1}
+    assert {f"after commit {name}" for name in ("take over", "begin settling", "end settling")} <= recovery
+
+
+def summary(run: dict[str, Any]) -> str:
+    """A line for each chapter: the steps that the process was killed before and after."""
+    lines = []
+    for number, chapter in enumerate(SCRIPT, 1):
+        rounds = [verdict for verdict in run["rounds"] if verdict["chapters"] == number]
+        once = Counter(died_at(verdict)[0].split(maxsplit=1)[1] for verdict in rounds if len(verdict["crashes"]) == 1)
+        steps = ", ".join(f"{count // 2} x {kind}" for kind, count in once.items())
+        if rounds:
+            lines.append(f"{chapter.label}: killed {len(rounds)} times, before and after {steps}")
+    return "\n".join(lines)
+
+
+@pytest.mark.timeout(300)
+def test_a_process_may_be_killed_at_any_durable_step(record_property: Callable[[str, object], None]) -> None:
+    run = crash_run()
+    check(run)
+    record_property("shown", summary(run))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_every_chapter_of_the_crash_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run = crash_run("every")
+    with capsys.disabled():
+        print("\nkilled at …, and what the next process found:")
+        for verdict in run["rounds"]:
+            print(f"  {title(verdict):80} {verdict.get('found', '')}{'  FAILED' if verdict['problems'] else ''}")
+    check(run)
