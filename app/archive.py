@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from app.jobs.errors import JobNotFound
+from app.jobs.errors import DatabaseUnavailable, JobNotFound
 from app.jobs.model import Job, NewJob, Success
 from app.jobs.table import JobTable
 from app.jobs.view import describe, milliseconds
@@ -78,7 +79,9 @@ class Archive:
         """
         job = self._table.get(user_id, type_, name)
         if job.status == "running":
-            self._table.looked_at(job)
+            # Only a hint to its worker: where the disk is full, a job can still be looked at.
+            with suppress(DatabaseUnavailable):
+                self._table.looked_at(job)
         return self._describe(job)
 
     def file(self, user_id: str, type_: str, filename: str) -> File:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
 
@@ -38,6 +41,10 @@ FIGURES: Mapping[str, Callable[[Bench], None]] = MappingProxyType(
 )
 
 
+#: What a figure may fail with without the others being lost.
+_FAILURES = (BenchmarkError, OSError, HTTPException, sqlite3.Error, subprocess.SubprocessError)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=FIGURES, metavar="FIGURE", help=", ".join(FIGURES))
@@ -61,7 +68,7 @@ def main() -> int:
             say(f"\n{name} (after {time.monotonic() - begun:.0f} s)")
             try:
                 FIGURES[name](bench)
-            except (BenchmarkError, OSError) as error:
+            except _FAILURES as error:
                 say(f"{name} could not be measured: {error}")
                 bench.rows.append(Row(name, "could not be measured", "", "", SKIPPED))
                 broken = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -15,7 +16,7 @@ from app.jobs.model import Failure, Job, NewJob
 from app.jobs.slots import Slots
 from app.jobs.table import Bounds, JobTable, Serving
 from benchmarks import tables
-from benchmarks.harness import ASYNC, NO_BOUND, Bench, BenchmarkError, Gateway, Stage, picture
+from benchmarks.harness import ASYNC, NO_BOUND, Bench, BenchmarkError, Gateway, Line, Stage, picture
 from benchmarks.report import Row, Sample, judged, milliseconds, say
 
 _WAITING = (10, 10_000)
@@ -146,7 +147,7 @@ def _at_the_front_door(bench: Bench, gateways: list[Gateway]) -> dict[int, Sampl
     lines = [gateway.line() for gateway in gateways]
     for number in range(bench.count(_REPEATS) + 5):
         for waiting, line in zip(_WAITING, lines, strict=True):
-            answer, taken = _timed(lambda line=line: _post(line, body))
+            answer, taken = _timed(functools.partial(_post, line, body))
             if answer["status"] != "queued":
                 raise BenchmarkError(f"the job is {answer['status']}")
             if number >= 5:
@@ -156,6 +157,6 @@ def _at_the_front_door(bench: Bench, gateways: list[Gateway]) -> dict[int, Sampl
     return _samples(times)
 
 
-def _post(line: Any, body: bytes) -> dict[str, Any]:
+def _post(line: Line, body: bytes) -> dict[str, Any]:
     job: dict[str, Any] = line.send("POST", "/txt2img", body, ASYNC).json()
     return job

@@ -71,7 +71,7 @@ class Bench:
     def add(self, row: Row) -> None:
         """Keep a row for the table, and show it now."""
         self.rows.append(row)
-        say(f"  {row.what}: {row.measured}; baseline: {row.baseline}; goal: {row.goal}: {row.verdict}.")
+        say(f"  {row.verdict}: {row.what}: {row.measured}; baseline: {row.baseline}; goal: {row.goal}")
 
     @contextlib.contextmanager
     def stage(self) -> Iterator[Stage]:

@@ -44,6 +44,8 @@ class Database:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._create_engine()
+        #: Device and inode of the SQLite file as it was migrated.
+        self._migrated: tuple[int, int] | None = None
         self._writing = self.engine.execution_options(writing=True)
         # Threads of one process queue here in order; SQLite's own busy handler sleeps and polls, which is slower.
         self._writer = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
@@ -75,6 +77,7 @@ class Database:
 
         :param step: the name of the commit for crash tests; None for one that no promise hangs on.
         """
+        self._refuse_another_file()
         try:
             with self._writer, self._writing.connect() as connection, connection.begin() as transaction:
                 if not self.is_sqlite:
@@ -89,6 +92,7 @@ class Database:
 
     def check(self) -> None:
         """Raise :class:`DatabaseUnavailable` unless a query works."""
+        self._refuse_another_file()
         with self.read() as connection:
             connection.execute(select(CLOCK.c.id)).scalar_one()
 
@@ -111,6 +115,23 @@ class Database:
             _refuse_newer(connection, ScriptDirectory.from_config(config))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+        self._migrated = self._file()
+
+    def _file(self) -> tuple[int, int] | None:
+        if not self.is_sqlite or not self.url.database:
+            return None
+        try:
+            status = Path(self.url.database).stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _refuse_another_file(self) -> None:
+        """Refuse to write when the SQLite file was deleted or replaced: open connections would go on with one that has no name,
+        and what they commit would be gone after a restart.
+        """
+        if self._migrated is not None and self._file() != self._migrated:
+            raise DatabaseUnavailable
 
     def close(self) -> None:
         """Close the pooled connections."""

@@ -83,7 +83,12 @@ def _seconds_left(connection: Connection, job: Job, speed: _Speed) -> float | No
         return 0.0
     now = float(connection.execute(_NOW).scalar_one())
     if job.eta is not None and job.progress_at is not None:
-        return max(job.eta - (now - job.progress_at), 0.0)
+        return max(job.eta - _since(job.progress_at, now), 0.0)
     if speed.seconds_per_cost is None or job.claimed_at is None:
         return None
-    return max(job.cost * speed.seconds_per_cost - (now - job.claimed_at), 0.0)
+    return max(job.cost * speed.seconds_per_cost - _since(job.claimed_at, now), 0.0)
+
+
+def _since(then: float, now: float) -> float:
+    """Seconds that passed; none where the clock was set back meanwhile."""
+    return max(now - then, 0.0)

@@ -121,7 +121,10 @@ class Runner:
 
     def _work(self) -> bool:
         """Do jobs as long as one follows the other; whether there was any."""
-        claim = self._claim() if self._ready() else None
+        if not self.up.is_set():
+            return False
+        # The claim itself takes only a clean slot, so the slot is looked at only when there was nothing to claim.
+        claim = self._claim() or (self._claim() if self._settled() else None)
         worked = claim is not None
         while claim is not None:
             claim = self._attempt(claim)
@@ -133,13 +136,11 @@ class Runner:
 
     # -- the slot ----------------------------------------------------------------------------------------------------
 
-    def _ready(self) -> bool:
-        """Whether a job may be sent: the WebUI answers and its slot is clean."""
-        if not self.up.is_set():
-            return False
+    def _settled(self) -> bool:
+        """Settle the slot if it was not released cleanly; whether that was done."""
         slot = self._desk.slots.get(self.station.key)
         if slot is None or slot.state == "clean":
-            return slot is not None
+            return False
         if slot.state == "suspect" and time.monotonic() < self._look_again_at:
             return False
         return self._settle(slot.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from sqlalchemy import text
@@ -107,20 +108,21 @@ def gate(table: JobTable, slots: Slots) -> Gate:
     return Gate(table)
 
 
+def move_clock(database: Database, seconds: float) -> None:
+    """Let so many seconds pass (or have the clock set back) for every lease, probe and key, by moving what the rows say."""
+    columns = {
+        "jobs": ["lease_expires", "claimed_at", "progress_at", "looked_at"],
+        "slots": ["lease_expires", "probed_at"],
+        "workers": ["beat_at"],
+        "idempotency": ["expires_at"],
+    }
+    with database.write() as connection:
+        for table_name, names in columns.items():
+            moved = ", ".join(f"{name} = {name} - :s" for name in names)
+            connection.execute(text(f"UPDATE {table_name} SET {moved}"), {"s": seconds})
+
+
 @pytest.fixture
 def advance(database: Database) -> Callable[[float], None]:
-    """Let so many seconds pass for every lease, probe and key, by moving what the rows say."""
-
-    def move(seconds: float) -> None:
-        columns = {
-            "jobs": ["lease_expires", "claimed_at", "progress_at", "looked_at"],
-            "slots": ["lease_expires", "probed_at"],
-            "workers": ["beat_at"],
-            "idempotency": ["expires_at"],
-        }
-        with database.write() as connection:
-            for table_name, names in columns.items():
-                for name in names:
-                    connection.execute(text(f"UPDATE {table_name} SET {name} = {name} - :s"), {"s": seconds})
-
-    return move
+    """:func:`move_clock` of the test's database."""
+    return partial(move_clock, database)

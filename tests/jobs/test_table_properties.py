@@ -1,0 +1,493 @@
+"""The job table under random interleavings of clients and workers, against a model of what it promises.
+
+The model is a plain reading of the rules: who owns what until when, who comes next. After every step the rows must say the same as
+the model, and the invariants, which are written down once more without it, must hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from sqlalchemy import Row, text
+
+from app.jobs import table as table_module
+from app.jobs.database import Database
+from app.jobs.errors import (
+    JobNotFound,
+    JobUnfinished,
+    KeyOfDeletedJob,
+    KeyReused,
+    QueueFull,
+    UserQueueFull,
+)
+from app.jobs.model import Claim, Failure, IdempotencyKey, NewJob, Success
+from app.jobs.schema import CLOCK, METADATA
+from app.jobs.slots import Slots
+from app.jobs.table import LEASE_SECONDS, MAX_ATTEMPTS, Bounds, JobTable
+from tests.jobs.conftest import EVERYTHING, move_clock
+
+USERS = ("u1", "用户")
+OWNERS = ("h1/a", "h1/b")
+SLOTS = ("gpu0", "gpu1")
+BOUNDS = Bounds(total=5, per_user=3)
+#: Few enough to be reached.
+MAX_LOSSES = 1
+KEY_SECONDS = 24 * 3600.0
+#: A lease that lies further ahead than a beat could have put it is clipped.
+_SLACK = 1.0
+FAILURE = Failure("webui-error", "It failed.")
+#: Which one of those there are, whatever their number.
+_PICK = st.integers(0, 2**16)
+
+
+@dataclass
+class ModelJob:
+    """What the row of a job should say."""
+
+    seq: int
+    name: str
+    user: str
+    cost: float
+    tag: float
+    status: str = "queued"
+    claims: int = 0
+    attempts: int = 0
+    losses: int = 0
+    owner: str | None = None
+    slot: str | None = None
+    phase: str | None = None
+    lease: float = 0.0
+    images: list[str] = field(default_factory=list)
+    wins: int = 0
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status in ("queued", "running")
+
+    def free(self, status: str) -> None:
+        self.status, self.owner, self.slot, self.phase = status, None, None, None
+
+
+@dataclass
+class ModelSlot:
+    """What the row of a slot should say."""
+
+    state: str = "clean"
+    owner: str | None = None
+    task: str | None = None
+    lease: float = 0.0
+
+    def leave(self, state: str) -> None:
+        self.state, self.owner = state, None
+        self.task = None if state == "clean" else self.task
+
+
+@dataclass
+class Attempt:
+    """A claim that somebody got, whatever has become of it since."""
+
+    claim: Claim
+    job: ModelJob
+    #: The WebUI's reply was reported; only then a worker stores and finishes.
+    answered: bool = False
+
+    @property
+    def owns(self) -> bool:
+        job = self.job
+        return (job.status, job.owner, job.claims) == ("running", self.claim.owner, self.claim.attempt)
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Clients, workers of two hosts, a clock that is moved."""
+
+    database: Database
+
+    def __init__(self) -> None:
+        super().__init__()
+        empty(self.database)
+        self.table = JobTable(self.database)
+        self.rows = Slots(self.database)
+        for owner in OWNERS:
+            self.rows.register(owner, owner.partition("/")[0], SLOTS, only=False)
+        self.jobs: list[ModelJob] = []
+        self.attempts: list[Attempt] = []
+        self.slots = {key: ModelSlot() for key in SLOTS}
+        self.keys: dict[tuple[str, str], tuple[str, ModelJob, float]] = {}
+        self.now = 0.0
+        self.virtual = 0.0
+        self.finish: dict[str, float] = {}
+        self._numbers = itertools.count(1)
+
+    # -- clients -----------------------------------------------------------------------------------------------------
+
+    @rule(
+        user=st.sampled_from(USERS),
+        cost=st.sampled_from([1.0, 2.0, 8.0]),
+        key=st.sampled_from([None, None, "k1", "k2"]),
+        digest=st.sampled_from(["a", "a", "a", "b"]),
+    )
+    def accept(self, user: str, cost: float, key: str | None, digest: str) -> None:
+        new = self._new(user, cost)
+        given = IdempotencyKey(key, digest) if key is not None else None
+        refusal = self._refusal(user, key, digest)
+        if refusal is not None:
+            with pytest.raises(refusal):
+                self.table.accept(new, BOUNDS, given)
+            return
+        job, created = self.table.accept(new, BOUNDS, given)
+        known = self._known(user, key)
+        if known is not None:
+            assert (job.seq, created) == (known[1].seq, False)
+            return
+        assert created
+        tag = max(self.virtual, self.finish.get(user, 0.0))
+        self.finish[user] = tag + cost
+        model = ModelJob(job.seq, new.name, user, cost, tag)
+        self.jobs.append(model)
+        if key is not None:
+            self.keys[user, key] = (digest, model, self.now + KEY_SECONDS)
+
+    def _new(self, user: str, cost: float) -> NewJob:
+        number = next(self._numbers)
+        return NewJob(
+            user_id=user,
+            type="txt2img",
+            name=f"20261122T061530{number % 1000:03d}-{number:08x}",
+            created_at=1_795_000_000_000 + number,
+            args={"seed": str(number)},
+            init_image=None,
+            demand="{}",
+            cost=cost,
+        )
+
+    def _known(self, user: str, key: str | None) -> tuple[str, ModelJob, float] | None:
+        known = self.keys.get((user, key)) if key is not None else None
+        return known if known is not None and known[2] > self.now else None
+
+    def _refusal(self, user: str, key: str | None, digest: str) -> type[Exception] | None:
+        known = self._known(user, key)
+        if known is not None:
+            if known[0] != digest:
+                return KeyReused
+            return KeyOfDeletedJob if known[1].status == "deleted" else None
+        unfinished = [job.user for job in self.jobs if job.unfinished]
+        if len(unfinished) >= BOUNDS.total:
+            return QueueFull
+        return UserQueueFull if unfinished.count(user) >= BOUNDS.per_user else None
+
+    @rule(pick=_PICK)
+    def delete(self, pick: int) -> None:
+        job = self._any_job(pick)
+        if job is None:
+            return
+        expected = JobNotFound if job.status == "deleted" else JobUnfinished if job.unfinished else None
+        if expected is not None:
+            with pytest.raises(expected):
+                self.table.delete(job.user, "txt2img", job.name)
+            return
+        self.table.delete(job.user, "txt2img", job.name)
+        job.status, job.images = "deleted", []
+
+    @rule(pick=_PICK, index=st.integers(0, 2))
+    def delete_image(self, pick: int, index: int) -> None:
+        job = self._any_job(pick)
+        if job is None:
+            return
+        filename = job.images[index] if index < len(job.images) else f"{job.name}-99-0.png"
+        if filename not in job.images:
+            with pytest.raises(JobNotFound):
+                self.table.delete_image(job.user, "txt2img", job.name, filename)
+            return
+        _, whole = self.table.delete_image(job.user, "txt2img", job.name, filename)
+        job.images.remove(filename)
+        assert whole == (not job.images)
+        job.status = "deleted" if whole else job.status
+
+    @rule(pick=_PICK)
+    def reindex(self, pick: int) -> None:
+        """A row that is there in any state, deleted ones too, is not made again."""
+        job = self._any_job(pick)
+        if job is None:
+            return
+        new = self._new(job.user, 0.0)
+        success = Success(1, {}, [{"filename": "x"}], {}, simulated=True)
+        assert not self.table.restore(NewJob(**{**_fields(new), "name": job.name}), success, None, 1)
+
+    def _any_job(self, pick: int) -> ModelJob | None:
+        return self.jobs[pick % len(self.jobs)] if self.jobs else None
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def _attempt(self, pick: int) -> Attempt | None:
+        """Mostly one that is under way, now and then one whose worker does not know yet that it was lost."""
+        living = [attempt for attempt in self.attempts if attempt.owns]
+        beaten = [attempt for attempt in self.attempts if attempt.job.status == "running" and not attempt.owns]
+        choice = (self.attempts, beaten or living, living, living)[pick % 4]
+        return choice[pick // 4 % len(choice)] if choice else None
+
+    @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
+    def claim(self, slot: str, owner: str) -> None:
+        task = f"task {next(self._numbers)}"
+        self._taken(self.table.claim(slot, owner, task, EVERYTHING), slot, owner, task)
+
+    def _taken(self, claim: Claim | None, slot: str, owner: str, task: str) -> None:
+        queue = sorted((job for job in self.jobs if job.status == "queued"), key=lambda job: (job.tag, job.seq))
+        if not queue or self.slots[slot].state != "clean":
+            assert claim is None
+            return
+        job = queue[0]
+        assert claim is not None
+        assert claim.job.seq == job.seq
+        job.status, job.phase, job.owner, job.slot = "running", "generating", owner, slot
+        job.claims += 1
+        job.lease = self.now + LEASE_SECONDS
+        self.slots[slot] = ModelSlot("held", owner, task, job.lease)
+        self.virtual = max(self.virtual, job.tag)
+        self.attempts.append(Attempt(claim, job))
+
+    @rule(pick=_PICK, following=st.booleans())
+    def answered(self, pick: int, following: bool) -> None:
+        attempt = self._attempt(pick)
+        if attempt is not None:
+            self._answer(attempt, following)
+
+    def _answer(self, attempt: Attempt, following: bool) -> None:
+        claim = attempt.claim
+        attempt.answered = True
+        task = f"task {next(self._numbers)}" if following else None
+        after = self.table.answered(claim, 1.0, task, EVERYTHING)
+        held = self._holds(claim)
+        if held:
+            self.slots[claim.slot].leave("clean")
+        if attempt.owns:
+            attempt.job.phase = "storing"
+        if held and task is not None:
+            self._taken(after, claim.slot, claim.owner, task)
+        else:
+            assert after is None
+
+    def _holds(self, claim: Claim) -> bool:
+        slot = self.slots[claim.slot]
+        return (slot.owner, slot.task) == (claim.owner, claim.task_id)
+
+    @rule(pick=_PICK, images=st.integers(1, 3))
+    def succeed(self, pick: int, images: int) -> None:
+        attempt = self._attempt(pick)
+        if attempt is None:
+            return
+        if not attempt.answered:
+            self._answer(attempt, following=False)
+        claim = attempt.claim
+        names = [f"{claim.job.name}-{claim.attempt}-{index}.png" for index in range(images)]
+        success = Success(1, claim.job.args, [{"filename": name} for name in names], {}, simulated=True)
+        won = self.table.succeed(claim, success)
+        assert won == attempt.owns
+        if won:
+            attempt.job.free("succeeded")
+            attempt.job.images = names
+            attempt.job.wins += 1
+
+    @rule(pick=_PICK)
+    def fail(self, pick: int) -> None:
+        attempt = self._attempt(pick)
+        if attempt is None:
+            return
+        if not attempt.answered:
+            self._answer(attempt, following=True)
+        won = self.table.fail(attempt.claim, FAILURE)
+        assert won == attempt.owns
+        if won:
+            attempt.job.free("failed")
+            attempt.job.attempts += 1
+            attempt.job.wins += 1
+
+    @rule(pick=_PICK, clean=st.booleans(), counted=st.sampled_from([True, True, True, False]))
+    def give_back(self, pick: int, clean: bool, counted: bool) -> None:
+        attempt = self._attempt(pick)
+        if attempt is None:
+            return
+        claim, job = attempt.claim, attempt.job
+        state = "clean" if clean else "unclean"
+        status = self.table.give_back(claim, slot=state, failure=FAILURE if counted else None)
+        if self._holds(claim):
+            self.slots[claim.slot].leave(state)
+        if not attempt.owns:
+            assert status == "lost"
+            return
+        job.attempts += counted
+        job.free("failed" if counted and job.attempts >= MAX_ATTEMPTS else "queued")
+        job.wins += job.status == "failed"
+        assert status == job.status
+
+    @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
+    def begin_settling(self, slot: str, owner: str) -> None:
+        model = self.slots[slot]
+        taken = self.rows.begin_settling(slot, owner)
+        assert (taken is not None) == (model.owner is None and model.state in ("unclean", "suspect"))
+        if taken is not None:
+            assert taken.task_id == model.task
+            model.state, model.owner, model.lease = "settling", owner, self.now + LEASE_SECONDS
+
+    @rule(slot=st.sampled_from(SLOTS))
+    def settle(self, slot: str) -> None:
+        """What mostly happens: whoever takes it finds it idle."""
+        self.begin_settling(slot, OWNERS[0])
+        self.end_settling(slot, OWNERS[0], "clean")
+
+    @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS), state=st.sampled_from(["unclean", "suspect"]))
+    def end_settling(self, slot: str, owner: str, state: str) -> None:
+        self.rows.end_settling(slot, owner, state)
+        model = self.slots[slot]
+        if (model.state, model.owner) == ("settling", owner):
+            model.leave(state)
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def beat(self, owner: str) -> None:
+        assert self.rows.beat(owner)
+        for held in (*self.jobs, *self.slots.values()):
+            if held.owner == owner:
+                held.lease = self.now + LEASE_SECONDS
+
+    # -- losses ------------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([4.0, 4.0, KEY_SECONDS + 60.0, -3600.0]), owner=st.sampled_from(OWNERS))
+    def time_passes(self, seconds: float, owner: str) -> None:
+        """No lease ends within a second of any sum of these, so that the time of the test itself does not matter."""
+        move_clock(self.database, seconds)
+        self.now += seconds
+        self.reclaim(owner)
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def nobody_beats(self, owner: str) -> None:
+        """Until every lease has run out, and one of the workers notices."""
+        self.time_passes(11.0, owner)
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def reclaim(self, owner: str) -> None:
+        longest = self.now + LEASE_SECONDS
+        for held in (*self.jobs, *self.slots.values()):
+            if held.owner is not None and held.lease > longest + _SLACK:
+                held.lease = longest
+        lost = [job for job in self.jobs if job.owner not in (None, owner) and job.lease < self.now]
+        slots = [slot for slot in self.slots.values() if slot.owner not in (None, owner) and slot.lease < self.now]
+        assert sorted(self.table.reclaim(owner)) == sorted(job.seq for job in lost)
+        self._lose(lost, slots)
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def take_over(self, owner: str) -> None:
+        host = owner.partition("/")[0]
+
+        def dead(other: str | None) -> bool:
+            return other is not None and other != owner and other.startswith(f"{host}/")
+
+        lost = [job for job in self.jobs if dead(job.owner)]
+        slots = [slot for slot in self.slots.values() if dead(slot.owner)]
+        assert sorted(self.table.take_over(host, owner)) == sorted(job.seq for job in lost)
+        self._lose(lost, slots)
+
+    def _lose(self, jobs: list[ModelJob], slots: list[ModelSlot]) -> None:
+        for job in jobs:
+            job.free("failed" if job.losses >= MAX_LOSSES else "queued")
+            job.losses += 1
+            job.wins += job.status == "failed"
+        for slot in slots:
+            slot.leave("unclean")
+
+    @rule()
+    def upkeep(self) -> None:
+        self.table.forget_keys()
+
+    # -- what must hold ----------------------------------------------------------------------------------------------
+
+    def _all(self, statement: str) -> list[Row[Any]]:
+        with self.database.read() as connection:
+            return list(connection.execute(text(statement)).all())
+
+    @invariant()
+    def every_promise_is_kept(self) -> None:
+        jobs = self._all(
+            "SELECT seq, name, user_id, status, claims, attempts, losses, owner, slot, phase, start_tag, images, args"
+            " FROM jobs ORDER BY seq"
+        )
+        slots = self._all("SELECT key, state, owner, task_id, job FROM slots ORDER BY key")
+        self._the_rows_say_what_the_rules_say(jobs, slots)
+        self._a_slot_is_held_for_one_job_at_most(jobs, slots)
+        self._no_job_ends_twice_or_is_tried_for_ever(jobs)
+        self._the_counters_count_the_unfinished(jobs)
+        self._who_came_first_of_a_user_goes_first(jobs)
+
+    def _the_rows_say_what_the_rules_say(self, jobs: list[Row[Any]], slots: list[Row[Any]]) -> None:
+        """So no accepted job vanishes, none comes back from its deletion, and the next is always the one that should be."""
+        assert [tuple(row)[:11] for row in jobs] == [
+            (job.seq, job.name, job.user, job.status, job.claims, job.attempts, job.losses, job.owner, job.slot, job.phase, job.tag)
+            for job in self.jobs
+        ]  # fmt: skip
+        assert [tuple(row)[:4] for row in slots] == [
+            (key, slot.state, slot.owner, slot.task) for key, slot in self.slots.items()
+        ]
+        assert all(row.images is None and row.args == "{}" for row in jobs if row.status == "deleted")
+
+    def _a_slot_is_held_for_one_job_at_most(self, jobs: list[Row[Any]], slots: list[Row[Any]]) -> None:
+        generating = sorted((row.slot, row.seq, row.owner) for row in jobs if row.phase == "generating")
+        assert generating == sorted((row.key, row.job, row.owner) for row in slots if row.state == "held")
+
+    def _no_job_ends_twice_or_is_tried_for_ever(self, jobs: list[Row[Any]]) -> None:
+        assert all(job.wins <= 1 for job in self.jobs)
+        for row in jobs:
+            assert row.attempts <= MAX_ATTEMPTS
+            assert row.losses <= MAX_LOSSES + 1
+            assert row.attempts + row.losses <= row.claims
+            assert row.status == "running" or (row.owner, row.slot, row.phase) == (None, None, None)
+
+    def _the_counters_count_the_unfinished(self, jobs: list[Row[Any]]) -> None:
+        unfinished = Counter(row.user_id for row in jobs if row.status in ("queued", "running"))
+        assert self._all("SELECT unfinished FROM clock")[0][0] == unfinished.total() <= BOUNDS.total
+        counted = {row.user_id: row.unfinished for row in self._all("SELECT user_id, unfinished FROM users")}
+        assert all(counted[user] == unfinished[user] <= BOUNDS.per_user for user in counted)
+
+    def _who_came_first_of_a_user_goes_first(self, jobs: list[Row[Any]]) -> None:
+        for user in USERS:
+            waiting = [(row.start_tag, row.seq) for row in jobs if (row.user_id, row.status) == (user, "queued")]
+            assert [seq for _, seq in sorted(waiting)] == [seq for _, seq in waiting]
+
+
+def _fields(new: NewJob) -> dict[str, object]:
+    return {name: getattr(new, name) for name in NewJob.__slots__}
+
+
+def empty(database: Database) -> None:
+    """No rows but the one of the clock."""
+    with database.write() as connection:
+        for table in METADATA.sorted_tables:
+            if table is not CLOCK:
+                connection.execute(table.delete())
+        connection.execute(text("UPDATE clock SET virtual = 0, unfinished = 0"))
+
+
+@pytest.fixture
+def machine(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[TableMachine]]:
+    monkeypatch.setattr(table_module, "MAX_LOSSES", MAX_LOSSES)
+    yield type("TableMachine", (TableMachine,), {"database": database})
+    empty(database)
+
+
+def test_random_interleavings_keep_every_promise(machine: type[TableMachine]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=50 if machine.database.is_sqlite else 15,
+            stateful_step_count=50,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
