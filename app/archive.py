@@ -5,13 +5,14 @@ The row is the truth: a file is shown when its row names it, and goes when no ro
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import pybase64
 
 from app.jobs.errors import DatabaseUnavailable, JobNotFound
 from app.jobs.model import Job, NewJob, Success
@@ -113,7 +114,7 @@ class Archive:
             args |= {"seed": image["seed"], "batch_size": 1}
         if job.init_image is not None:
             png = self._records.read_init(user_id, type_, job.name)
-            args["init_images"] = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+            args["init_images"] = "data:image/png;base64," + pybase64.b64encode_as_string(png)
         return args
 
     # -- deleting ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -113,8 +113,8 @@ class WebuiStation:
 
     # -- the generation ----------------------------------------------------------------------------------------------
 
-    def generate(self, claim: Claim) -> Answer:
-        """Send the job and wait for the WebUI's answer.
+    def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
+        """Send the job and wait for the WebUI's answer; ``on_sending`` is called when it is on its way.
 
         :raises NotSent: no connection came about.
         :raises AttemptLost: the POST went out, and there is no answer.
@@ -124,7 +124,7 @@ class WebuiStation:
         except (RecordsError, WebuiError) as error:
             return Answer(ok=False, content=error)
         try:
-            replies = self._post(claim, payload)
+            replies = self._post(claim, payload, on_sending)
             if self._was_interrupted(replies):
                 return Answer(ok=False, content=Interrupted())
         except Unreachable as error:
@@ -141,9 +141,9 @@ class WebuiStation:
         init = self._records.read_init(job.user_id, job.type, job.name)
         return payloads.img2img(job.args, init, catalogue, presets, claim.task_id, one_by_one=job.one_by_one)
 
-    def _post(self, claim: Claim, payload: dict[str, Any]) -> _Replies:
+    def _post(self, claim: Claim, payload: dict[str, Any], on_sending: Callable[[], None]) -> _Replies:
         job = claim.job
-        reply = self._webui.generate(job.type, payload)
+        reply = self._webui.generate(job.type, payload, on_sending)
         if job.type == "txt2img" or not payloads.upscales(job.args) or reply.status != _OK:
             return _Replies(reply)
         try:

@@ -77,7 +77,7 @@ class Submissions:
     ) -> dict[str, Any]:
         """Accept a request, wait up to ``wait`` seconds for its end, and describe the job as it is then.
 
-        :param fields: the request after schema validation; for img2img ``init_images`` is the posted text.
+        :param fields: the request after schema validation; for img2img ``init_images`` is the posted text, which is taken out.
         :param canonical: the posted body as canonical JSON, which a repeated key is compared by.
         :raises Exception: with a slug; then nothing was accepted.
         """
@@ -113,7 +113,8 @@ class Submissions:
         catalogues, default_model = self._offers.known()
         seeded = fields | {"seed": self._seed(fields)}
         resolved = resolve(type_, seeded, catalogues, self._offers.presets, default_model)
-        reference = self._reference(fields["init_images"]) if type_ == "img2img" else None
+        # Taken out, for the caller holds the fields while its client waits.
+        reference = self._reference(fields.pop("init_images")) if type_ == "img2img" else None
         now = time.time_ns() // 1_000_000
         name = new_name(now, self._random)
         new = NewJob(

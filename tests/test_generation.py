@@ -478,7 +478,7 @@ class TestStation:
         claim = self.claim(gateway, station)
         assert station.look(claim) == Look(0.0, None, idle=True)
         arm(server, "hang")
-        sending = threading.Thread(target=station.generate, args=[claim])
+        sending = threading.Thread(target=station.generate, args=[claim, lambda: None])
         sending.start()
         until(lambda: stats(server)["generations"])
         until(lambda: (look := station.look(claim)) is not None and not look.idle)
@@ -509,7 +509,7 @@ class TestStation:
     ) -> None:
         claim = self.claim(gateway, station)
         arm(server, "hang")
-        sending = threading.Thread(target=station.generate, args=[claim])
+        sending = threading.Thread(target=station.generate, args=[claim, lambda: None])
         sending.start()
         until(lambda: stats(server)["generations"])
         assert not station.settle(claim.task_id, patience=0, stopping=threading.Event())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from http import HTTPStatus
 from typing import cast
 
@@ -13,12 +14,14 @@ from app.api import archive, docs, generation, health, paths
 from app.api.blueprint import Api
 from app.api.ports import Services
 from app.api.present import Presenter
-from app.api.requests import MAX_BODY, MEBIBYTE, GatewayRequest
+from app.api.requests import MAX_BODY, MEBIBYTE, PARSE_TURNS, GatewayRequest
 from app.api.schemas import InitImage, Webui
 
 EXTENSION = "sd-gateway"
 #: The version of the HTTP contract, not of the program.
 CONTRACT_VERSION = "1"
+#: Large bodies that a process parses at the same time.
+_PARSED_AT_ONCE = 4
 
 
 class _Json(DefaultJSONProvider):
@@ -39,6 +42,7 @@ def init_app(app: Flask, services: Services) -> None:
     # An empty path segment is a 404 and never a redirect to another user's path.
     app.url_map.merge_slashes = False
     app.config[MAX_BODY] = services.config.max_body_mb * MEBIBYTE
+    app.config[PARSE_TURNS] = threading.BoundedSemaphore(_PARSED_AT_ONCE)
     paths.register(app)
     errors.register(app)
     app.after_request(_finish)

@@ -136,11 +136,13 @@ def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[
     posted = cast("GatewayRequest", request)
     preference = prefer.parse(posted.headers.getlist("Prefer"))
     key = posted.idempotency_key
+    # Only a repeated key is compared, and a reference image is megabytes.
+    canonical = posted.canonical if key is not None else ""
+    posted.forget_document()
     view = services.submissions.post(
         kind,
         fields,
-        # Only a repeated key is compared, and a reference image is megabytes.
-        canonical=posted.canonical if key is not None else "",
+        canonical=canonical,
         idempotency_key=key,
         wait=preference.seconds(services.config.sync_timeout),
     )

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import re
+import threading
 import time
 from collections import Counter
 from typing import Any, NoReturn
@@ -29,6 +30,8 @@ from app.api.refusals import (
 MEBIBYTE = 1024 * 1024
 #: The key of ``app.config`` that holds the largest body, bytes.
 MAX_BODY = "SDG_MAX_BODY"
+#: The key of ``app.config`` that holds the semaphore of those who parse a large body.
+PARSE_TURNS = "SDG_PARSE_TURNS"
 
 _CHUNK = 256 * 1024
 #: A refused request is read on so far, bytes and seconds, so that its client gets to read the answer: closing a connection
@@ -51,7 +54,17 @@ class GatewayRequest(flask.Request):
         :raises InvalidJson: it is not JSON as RFC 8259 has it, or a member occurs twice in one object.
         """
         self._check_content_type()
-        return parse(self._read())
+        body = self._read()
+        if len(body) < MEBIBYTE:
+            return parse(body)
+        # While it is parsed a body stands in memory three times: as bytes, as text and as values.
+        turns: threading.BoundedSemaphore = flask.current_app.config[PARSE_TURNS]
+        with turns:
+            return parse(body)
+
+    def forget_document(self) -> None:
+        """Let go of the parsed body: a client may wait for minutes, and a reference image is megabytes."""
+        self.__dict__.pop("document", None)
 
     @property
     def canonical(self) -> str:
@@ -87,23 +100,21 @@ class GatewayRequest(flask.Request):
         if self.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("The body must come without a Content-Encoding.")
 
-    def _read(self) -> bytes:
+    def _read(self) -> bytearray:
         limit: int = flask.current_app.config[MAX_BODY]
         too_large = BodyTooLarge(f"The body is larger than {limit // MEBIBYTE} MiB.")
         if (self.content_length or 0) > limit:
             raise too_large
         # Not read(limit + 1): a stream may answer short before its end.
-        chunks: list[bytes] = []
-        length = 0
+        body = bytearray()
         while chunk := self.stream.read(_CHUNK):
-            chunks.append(chunk)
-            length += len(chunk)
-            if length > limit:
+            body += chunk
+            if len(body) > limit:
                 raise too_large
-        return b"".join(chunks)
+        return body
 
 
-def parse(body: bytes) -> Any:
+def parse(body: bytes | bytearray) -> Any:
     """Read JSON strictly.
 
     :raises InvalidJson: saying what is wrong and where.
@@ -112,6 +123,8 @@ def parse(body: bytes) -> Any:
         raise InvalidJson("The body is empty.")
     try:
         text = body.decode("utf-8")
+        if isinstance(body, bytearray):
+            body.clear()
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise InvalidJson(f"The body is not UTF-8: see byte {error.start}.") from error

@@ -91,8 +91,9 @@ def _partial(name: str, where: Any, *columns: Any) -> None:
     Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-# The cost stands in it so that summing up what waits before a job reads the index alone.
-_partial("jobs_queue", JOBS.c.status == QUEUED, JOBS.c.start_tag, JOBS.c.seq, JOBS.c.cost)
+# Cost and status stand in it so that summing up what waits before a job reads the index alone (SQLite looks at the status of
+# each row even where the index holds no other).
+_partial("jobs_queue", JOBS.c.status == QUEUED, JOBS.c.start_tag, JOBS.c.seq, JOBS.c.cost, JOBS.c.status)
 _partial("jobs_running", JOBS.c.status == RUNNING, JOBS.c.owner)
 _partial("jobs_debris", JOBS.c.debris, JOBS.c.seq)
 

@@ -6,6 +6,7 @@ The worker drives a :class:`Station`; the use case implements it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,8 +75,8 @@ class Station(Protocol):
         :raises StationDown: nothing listens there.
         """
 
-    def generate(self, claim: Claim) -> Answer:
-        """Send the job and wait for the answer.
+    def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
+        """Send the job and wait for the answer; ``on_sending`` is called when it is on its way.
 
         :raises NotSent, AttemptLost: there is no answer.
         """

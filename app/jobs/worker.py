@@ -102,6 +102,8 @@ class Runner:
         self._undecoded = 0
         self._decoded = threading.Condition()
         self._unwanted: Claim | None = None
+        #: The result that waits for the next job to be sent.
+        self._waiting: tuple[Claim, Answer] | None = None
         self._look_again_at = 0.0
 
     def _run(self) -> None:
@@ -127,8 +129,14 @@ class Runner:
         claim = self._claim() or (self._claim() if self._settled() else None)
         worked = claim is not None
         while claim is not None:
-            claim = self._attempt(claim)
+            following: Claim | None = None
+            try:
+                following = self._attempt(claim)
+            finally:
+                if following is None:
+                    self._store_waiting()
             self._await_room()
+            claim = following
         return worked
 
     def _claim(self) -> Claim | None:
@@ -171,7 +179,7 @@ class Runner:
         self.current = claim
         started = time.monotonic()
         try:
-            answer = self.station.generate(claim)
+            answer = self.station.generate(claim, self._store_waiting)
         except NotSent:
             self.up.clear()
             self._give_back(claim, "clean", None)
@@ -206,8 +214,17 @@ class Runner:
                 )
             )
         finally:
-            # Whatever became of the slot, this result is stored.
-            self._pool.submit(self._store, claim, answer)
+            # Whatever became of the slot, this result is stored; and the one before, if this job was never sent.
+            self._store_waiting()
+            self._waiting = (claim, answer)
+
+    def _store_waiting(self) -> None:
+        """Hand the last result to the pool: when the next job is on its way, so that decoding does not hold that up, or when
+        none follows.
+        """
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._pool.submit(self._store, *waiting)
 
     def _give_back(self, claim: Claim, slot: Any, failure: Failure | None) -> None:
         counted = None if self._unwanted is claim else failure

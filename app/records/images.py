@@ -6,13 +6,13 @@ anything is decoded, and only the three decoders that are needed can ever run.
 
 from __future__ import annotations
 
-import binascii
 import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import pybase64
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -138,7 +138,7 @@ def decode_base64_image(text: str) -> bytes:
     elif "://" in head:
         raise BadImage("A URL is not accepted; send the image itself as base64.")
     try:
-        data = binascii.a2b_base64(text.encode("ascii").translate(None, _WHITESPACE), strict_mode=True)
+        data = pybase64.b64decode(text.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
         raise BadImage("The image is not valid base64.") from error
     if not data:

@@ -6,12 +6,13 @@ bodies of the different WebUIs are told apart by their keys.
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import pybase64
 
 from app.webui.catalogue import Model
 from app.webui.errors import BadAnswer, OutOfMemory, Refused, WebuiError, WebuiFailed, WrongModel
@@ -200,7 +201,7 @@ def _infotexts(info: dict[str, Any], first: int, expected: int) -> list[str]:
 def _decoded(image: str) -> bytes:
     text = image.partition(",")[2] if image.startswith("data:") else image
     try:
-        data = base64.b64decode(text, validate=True)
+        data = pybase64.b64decode(text, validate=True)
     except ValueError as error:
         raise BadAnswer from error
     if not data:

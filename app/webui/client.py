@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from app.config import WebuiAddress
 from app.webui.catalogue import Catalogue, read_models, read_names, read_schedulers, read_styles
 from app.webui.errors import ConnectionBroken, JobTimeout, NotAnswering
-from app.webui.exchange import Exchange, Reply, adapter, prepare, send
+from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
 
 #: Largest answers that are read, bytes: of a generation (base64 pictures), and of a light question.
 GENERATION_LIMIT = 1 << 30
@@ -91,21 +91,23 @@ class Webui:
         self._lock = threading.Lock()
         self._running: Exchange | None = None
         self._adapter = adapter()
+        self._clock = Clock()
 
     def __repr__(self) -> str:
         return f"Webui({self.key!r})"
 
     # -- generations ------------------------------------------------------------------------------------------------------
 
-    def generate(self, path: str, payload: Mapping[str, Any]) -> Reply:
+    def generate(self, path: str, payload: Mapping[str, Any], on_open: Callable[[], None] | None = None) -> Reply:
         """Post a generation once and wait for its whole answer, whatever its status; ``path`` is txt2img or img2img.
 
+        :param on_open: called when the connection is made and the request is about to go out.
         :raises Unreachable: no connection was made, so the WebUI knows nothing of it.
         :raises ConnectionBroken: it was sent, and the answer broke off, was too large or :meth:`abort` was called; the
             WebUI may still work on it.
         :raises JobTimeout: it was sent and took too long; the WebUI may still work on it.
         """
-        return self._post_once(f"{_API}/{path}", payload)
+        return self._post_once(f"{_API}/{path}", payload, on_open)
 
     def upscale(self, payload: Mapping[str, Any]) -> Reply:
         """Post pictures to be upscaled; raises as :meth:`generate` does."""
@@ -117,8 +119,8 @@ class Webui:
             if self._running is not None:
                 self._running.cut()
 
-    def _post_once(self, route: str, payload: Mapping[str, Any]) -> Reply:
-        exchange = Exchange()
+    def _post_once(self, route: str, payload: Mapping[str, Any], on_open: Callable[[], None] | None = None) -> Reply:
+        exchange = Exchange(on_open)
         with self._lock:
             self._running = exchange
         try:
@@ -233,7 +235,13 @@ class Webui:
         headers = _HEADERS if body is None else _HEADERS | {"Content-Type": "application/json"}
         request = prepare(method, self._base + route, body, self._credentials, headers)
         return send(
-            self._adapter, request, exchange, connect_timeout=self._connect_timeout, seconds=seconds, limit=limit
+            self._adapter,
+            self._clock,
+            request,
+            exchange,
+            connect_timeout=self._connect_timeout,
+            seconds=seconds,
+            limit=limit,
         )
 
 

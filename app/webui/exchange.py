@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,9 @@ class Reply:
 class Exchange:
     """The connection of one request, which a clock or another thread may cut."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_open: Callable[[], None] | None = None) -> None:
+        """:param on_open: called when the connection is made and the request is about to go out."""
+        self._on_open = on_open
         self._lock = threading.Lock()
         self._line: socket.socket | None = None
         self._connected = False
@@ -54,6 +57,8 @@ class Exchange:
             self._connected = True
             if self._cut:
                 _shut(line)
+        if self._on_open is not None:
+            self._on_open()
 
     def cut(self) -> None:
         """Break the connection now, or as soon as it is made."""
@@ -143,6 +148,43 @@ class _OwnConnections(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
 
+class Clock:
+    """Cuts exchanges whose time is up: one thread for all of them, for starting one each costs milliseconds on a busy process."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        #: Few at a time: a generation and a look or two.
+        self._running: dict[Exchange, float] = {}
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def limit(self, exchange: Exchange, seconds: float) -> Iterator[None]:
+        """Cut the exchange unless the body of this context ends within so many seconds."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            earliest = min(self._running.values(), default=float("inf"))
+            self._running[exchange] = deadline
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="clock", daemon=True)
+                self._thread.start()
+            elif deadline < earliest:
+                self._changed.notify()
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._running[exchange]
+
+    def _watch(self) -> None:
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                for exchange in [exchange for exchange, deadline in self._running.items() if deadline <= now]:
+                    exchange.expire()
+                coming = [deadline for deadline in self._running.values() if deadline > now]
+                self._changed.wait(min(min(coming) - now, threading.TIMEOUT_MAX) if coming else None)
+
+
 def adapter() -> HTTPAdapter:
     """Make what :func:`send` sends with; threads may share it, and no connection outlives its request."""
     return _OwnConnections()
@@ -150,6 +192,7 @@ def adapter() -> HTTPAdapter:
 
 def send(
     sender: HTTPAdapter,
+    clock: Clock,
     request: requests.PreparedRequest,
     exchange: Exchange,
     *,
@@ -166,18 +209,15 @@ def send(
     :raises ConnectionBroken: it ended before the answer was complete, or the answer's body is larger than ``limit``.
     :raises JobTimeout: its time was up before the answer was complete.
     """
-    clock = threading.Timer(seconds, exchange.expire)
-    clock.daemon = True
-    clock.start()
     current = _CURRENT.set(exchange)
+    timeout = (min(connect_timeout, seconds), None)
     try:
-        with sender.send(request, stream=True, timeout=(min(connect_timeout, seconds), None)) as response:
+        with clock.limit(exchange, seconds), sender.send(request, stream=True, timeout=timeout) as response:
             reply = Reply(response.status_code, _read(response, limit))
             whole = bool(reply.body) or _says_empty(response)
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise exchange.failure() from error
     finally:
-        clock.cancel()
         _CURRENT.reset(current)
         exchange.close()
     if exchange.broken:

@@ -5,9 +5,10 @@ Field names and their traps: ``modules/api/models.py`` and ``modules/processing.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pybase64
 
 from app.webui.catalogue import NO_UPSCALER, Catalogue, Model
 from app.webui.errors import NoLongerAvailable
@@ -48,7 +49,7 @@ def img2img(
 ) -> dict[str, Any]:
     """Build the body of ``POST /sdapi/v1/img2img``; ``init_png`` is the reference image's file, the rest as for txt2img."""
     return _common(args, catalogue, presets, task_id, one_by_one=one_by_one) | {
-        "init_images": [base64.b64encode(init_png).decode("ascii")],
+        "init_images": [pybase64.b64encode_as_string(init_png)],
         "denoising_strength": args["denoising_strength"],
         "resize_mode": RESIZE_MODES[args["resize_mode"]],
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import Row, text
@@ -488,6 +488,8 @@ def test_random_interleavings_keep_every_promise(machine: type[TableMachine]) ->
             deadline=None,
             derandomize=True,
             database=None,
+            # A failure is told at once, with all its steps; Phase.shrink makes them few, which takes minutes.
+            phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -68,7 +68,8 @@ class ScriptedStation:
         self.settled.append((task_id, patience))
         return self.idle
 
-    def generate(self, claim: Claim) -> Answer:
+    def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
+        on_sending()
         self.started.put(claim)
         reply = self.replies.get(timeout=DEADLINE * 2)
         if isinstance(reply, Exception):

@@ -19,7 +19,7 @@ from app.config import WebuiAddress
 from app.webui import errors
 from app.webui.catalogue import Catalogue, Scheduler
 from app.webui.client import ServerState, TaskState, Webui
-from app.webui.exchange import Exchange, Reply, adapter, prepare, send
+from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
 
 URL = "http://webui.test:7860"
 API = URL + "/sdapi/v1"
@@ -589,7 +589,7 @@ def test_a_cut_before_the_connection_is_made_still_ends_it():
         exchange.cut()
         request = prepare("GET", peer.url, None, None, {})
         with pytest.raises(errors.ConnectionBroken):
-            send(adapter(), request, exchange, connect_timeout=5, seconds=30, limit=10)
+            send(adapter(), Clock(), request, exchange, connect_timeout=5, seconds=30, limit=10)
 
 
 def test_looks_run_beside_a_generation():
@@ -628,8 +628,10 @@ def test_an_answer_over_the_limit_is_not_read():
     with Peer(says(answer(b"x" * 100))) as peer:
         request = prepare("GET", peer.url, None, None, {})
         with pytest.raises(errors.ConnectionBroken, match="larger"):
-            send(adapter(), request, Exchange(), connect_timeout=5, seconds=30, limit=99)
-        assert send(adapter(), request, Exchange(), connect_timeout=5, seconds=30, limit=100).body == b"x" * 100
+            send(adapter(), Clock(), request, Exchange(), connect_timeout=5, seconds=30, limit=99)
+        assert (
+            send(adapter(), Clock(), request, Exchange(), connect_timeout=5, seconds=30, limit=100).body == b"x" * 100
+        )
 
 
 def test_a_redirect_is_not_followed():

@@ -94,7 +94,7 @@ def upgrade() -> None:
     op.create_index(
         "jobs_queue",
         "jobs",
-        ["start_tag", "seq", "cost"],
+        ["start_tag", "seq", "cost", "status"],
         unique=False,
         sqlite_where=sa.text("status = 'queued'"),
         postgresql_where=sa.text("status = 'queued'"),
