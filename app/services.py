@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -31,6 +32,8 @@ from app.webui.presets import load_presets
 from app.webui.simulator import SimulatorServer, SimulatorSettings
 
 _FINISHED = b"finished "
+#: Files of deleted records that could not be removed are tried again so often.
+TIDY_SECONDS = 60.0
 
 
 @dataclass
@@ -82,6 +85,7 @@ class Services:
     hints: _Hints
     worker: Worker | None = None
     simulator: SimulatorServer | None = field(default=None, repr=False)
+    _tidy_at: float = field(default=0.0, repr=False)
 
     # -- what the API asks -------------------------------------------------------------------------------------------
 
@@ -110,6 +114,7 @@ class Services:
         folder = self.database.folder or self.config.data_dir
         self.hints.wake = Wake(folder, self.hints.heard)
         if worker:
+            self._tidy_at = time.monotonic() + TIDY_SECONDS
             lock = HostLock(self.config.data_dir / f".worker-{self.config.host_id}.lock") if elected else None
             self.worker = self.hints.worker = self._make_worker(lock)
             self.worker.start()
@@ -138,7 +143,10 @@ class Services:
         return WebuiStation(webui, self.table, self.slots, self.records, self.offers, self.config.job_timeout)
 
     def _upkeep(self, _stations: Sequence[Station]) -> list[int]:
-        """Fail the waiting jobs that no configured WebUI can serve any more."""
+        """Fail the waiting jobs that no configured WebUI can serve any more; now and then, finish deletions that failed."""
+        if time.monotonic() >= self._tidy_at:
+            self._tidy_at = time.monotonic() + TIDY_SECONDS
+            self.archive.tidy()
         demands = self.table.queued_demands()
         hopeless = hopeless_demands(dict(demands), self.offers.catalogues(), self.slots.configured())
         if not hopeless:

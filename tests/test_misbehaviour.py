@@ -1,16 +1,21 @@
-"""The WebUI misbehaves over time: it starts slowly, dies in the middle and comes back. Single bad answers: test_generation.py."""
+"""The world misbehaves over time, and comes back: the WebUI starts slowly or dies in the middle, files can't be removed for a while.
+
+Single bad answers of a WebUI stand in test_generation.py.
+"""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.records.errors import StorageFailed
 from app.webui.simulator import SimulatorServer
 from app.webui.simulator.faults import Fault
-from tests.inprocess import Gateway, arm, hurry, simulator, stats, until
+from tests.inprocess import USER, Gateway, arm, hurry, simulator, stats, until
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +103,21 @@ def test_a_webui_that_dies_with_every_picture_fails_the_job_and_not_the_next(
 def await_attempt(gateway: Gateway, server: SimulatorServer, view: dict[str, Any], number: int) -> None:
     """Until the WebUI works at this attempt."""
     until(lambda: gateway.job(view).claims >= number and stats(server)["generations"] == 1, f"attempt {number}")
+
+
+def test_files_that_could_not_be_removed_go_later_without_a_restart(
+    tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.services.TIDY_SECONDS", 0.05)
+    with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
+        view = gateway.start().post()
+        with monkeypatch.context() as broken:
+
+            def refuse(*_: object) -> None:
+                raise StorageFailed(OSError(errno.EROFS, "read-only"), doing="removed")
+
+            broken.setattr(gateway.services.records, "remove", refuse)
+            assert gateway.services.archive.delete(USER, "txt2img", view["name"])
+            assert len(gateway.files()) == 2
+        until(lambda: gateway.files() == set(), "the files are gone")
+        until(lambda: gateway.services.table.debris() == [], "nothing is left to do")

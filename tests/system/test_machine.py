@@ -151,7 +151,8 @@ def test_a_data_folder_that_became_read_only_is_told_and_used_again(stage: Stage
     late = gateway.succeeded(gateway.post(id="late"))
     assert gateway.stop() == 0
     gateway.restart()
-    assert gateway.files() == {image["filename"] for image in late["images"]} | {f"{late['name']}-1.json"}
+    left = {image["filename"] for image in late["images"]} | {f"{late['name']}-1.json"}
+    until(lambda: gateway.files() == left, "the files of the deleted record are gone")
 
 
 def test_a_process_without_file_descriptors_comes_back_by_itself(stage: Stage, slow: Simulator) -> None:
