@@ -1,4 +1,4 @@
-"""The world misbehaves over time, and comes back: the WebUI starts slowly or dies in the middle, files can't be removed for a while.
+"""The world misbehaves over time, and comes back: a WebUI starts slowly or dies in the middle, files can't be removed for a while.
 
 Single bad answers of a WebUI stand in test_generation.py.
 """

@@ -150,11 +150,11 @@ def pictures(gateway: Gateway, found: list[dict[str, Any]]) -> dict[str, bytes]:
     }
 
 
-def files_of(record: dict[str, Any]) -> set[str]:
-    """The names of the files that a record should have."""
-    images = {image["filename"] for image in record["images"]}
+def files_of(*found: dict[str, Any]) -> set[str]:
+    """The names of the files that these records should have."""
+    images = {image["filename"] for record in found for image in record["images"]}
     documents = {filename.rpartition("-")[0] + ".json" for filename in images}
-    return images | documents | ({record["init_image"]["filename"]} if record["init_image"] else set())
+    return images | documents | {record["init_image"]["filename"] for record in found if record["init_image"]}
 
 
 def check_files(gateway: Gateway, found: list[dict[str, Any]]) -> None:
@@ -165,7 +165,7 @@ def check_files(gateway: Gateway, found: list[dict[str, Any]]) -> None:
             # A reference image of a request that was never accepted goes when it is old.
             os.utime(path, (then, then))
     assert gateway.cli("records", "sweep").returncode == 0
-    assert gateway.files() == set[str]().union(*(files_of(record) for record in found))
+    assert gateway.files() == files_of(*found)
     assert gateway.cli("records", "sweep").stdout == "0 stray files removed\n"
     verify = gateway.cli("records", "verify")
     assert (verify.returncode, verify.stdout) == (0, f"{len(found)} records looked at, 0 problems\n")
@@ -264,7 +264,7 @@ class TestRestarts:
         ]
         assert slow.stats()["generations"] == self.JOBS
         assert slow.stats()["interrupts"] == 0
-        check_files(gateway, records(gateway, 4))
+        assert gateway.files() == files_of(*records(gateway, 4))
 
     def test_a_restart_that_cannot_wait_gives_the_running_job_back_uncounted(
         self, stage: Stage, slow: Simulator
@@ -277,4 +277,4 @@ class TestRestarts:
         assert (jobs, attempts, losses) == (self.JOBS, 0, 0)
         assert self.JOBS <= slow.stats()["generations"] <= claims <= self.JOBS + 2
         assert slow.stats()["max_in_flight"] == 1
-        check_files(gateway, records(gateway, 4))
+        assert gateway.files() == files_of(*records(gateway, 4))
