@@ -29,7 +29,12 @@ errorlog = "-"
 # gunicorn's own loggers as they are, and the gateway's beside them.
 logconfig_dict = {
     "loggers": {
-        "gunicorn.error": {"level": "INFO", "handlers": ["error_console"], "propagate": False, "qualname": "gunicorn.error"},
+        "gunicorn.error": {
+            "level": "INFO",
+            "handlers": ["error_console"],
+            "propagate": False,
+            "qualname": "gunicorn.error",
+        },
         "app": {"level": "INFO", "handlers": ["error_console"], "propagate": False, "qualname": "app"},
     },
 }

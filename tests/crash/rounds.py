@@ -194,17 +194,20 @@ def disturbed(folder: Path, rounds: Sequence[Round]) -> list[dict[str, Any]]:
 
 
 def rounds_of(calm: Sequence[dict[str, Any]], *, every: bool) -> list[Round]:
-    """Every step of the chapters that are struck (or of every chapter), and some of the recoveries."""
+    """Every step of every chapter, and some of the recoveries; or, in short, each kind of step once in the chapters that differ."""
     rounds = []
     for verdict in calm:
         chapters, steps = verdict["chapters"], verdict["steps"][0]
         chapter = SCRIPT[chapters - 1]
         # Every life begins with this commit; that of the first chapter will do.
         struck = [number for number, step in enumerate(steps, 1) if chapters == 1 or not step.endswith("register")]
-        rounds += [Round(chapters, (number,)) for number in struck if chapter.struck or every]
+        if not every:
+            # A batch fsyncs each picture: the first of them tells as much as the others.
+            struck = [number for number in struck if steps.index(steps[number - 1]) == number - 1 and chapter.struck]
+        rounds += [Round(chapters, (number,)) for number in struck]
         for step, most in _STRUCK_TWICE.get(chapter.label, ()):
             first = steps.index(step) + 1
-            rounds += [Round(chapters, (first, number)) for number in range(1, most + 1)]
+            rounds += [Round(chapters, (first, number)) for number in range(1, most + 1, 1 if every else 3)]
     return rounds
 
 

@@ -22,6 +22,7 @@ from tests.crash.script import SCRIPT
 _CHECKOUT = Path(__file__).resolve().parents[2]
 #: Memory is as good as a disk: SIGKILL ends a process, not the machine, and what it wrote stays.
 _MEMORY = Path("/dev/shm")
+_RECOVERY = ("take over", "begin settling", "end settling")
 
 
 def crash_run(*options: str) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def title(verdict: dict[str, Any]) -> str:
     return f"{SCRIPT[verdict['chapters'] - 1].label}: " + ", then ".join(numbered)
 
 
-def check(run: dict[str, Any]) -> None:
+def check(run: dict[str, Any], at_least: int) -> None:
     """Every promise was kept in every round, and no kind of step was left out."""
     calm, rounds = run["undisturbed"], run["rounds"]
     assert [verdict["problems"] for verdict in calm] == [[]] * len(SCRIPT)
@@ -59,7 +60,7 @@ def check(run: dict[str, Any]) -> None:
     different = [title(verdict) for verdict in rounds if verdict["outcome"] != calm[verdict["chapters"] - 1]["outcome"]]
     assert not different, "other pictures or answers than without the crash"
 
-    assert len(rounds) >= 100
+    assert len(rounds) >= at_least
     stopped_at = {died_at(verdict)[0] for verdict in rounds}
     kinds = {step.split(maxsplit=1)[1] for step in stopped_at}
     assert stopped_at == {f"{when} {kind}" for kind in kinds for when in ("before", "after")}
@@ -77,7 +78,7 @@ def check(run: dict[str, Any]) -> None:
     assert kinds >= {f"commit {name}" for name in commits}
     assert kinds >= {"fsync file", "fsync folder", "rename .png", "rename .json", "unlink .json", "unlink .png"}
     recovery = {died_at(verdict)[1] for verdict in rounds if len(verdict["crashes"]) > 1}
-    assert {f"after commit {name}" for name in ("take over", "begin settling", "end settling")} <= recovery
+    assert recovery & {f"{when} commit {name}" for when in ("before", "after") for name in _RECOVERY}
 
 
 def summary(run: dict[str, Any]) -> str:
@@ -93,18 +94,18 @@ def summary(run: dict[str, Any]) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_a_process_may_be_killed_at_any_durable_step(record_property: Callable[[str, object], None]) -> None:
+def test_a_process_may_be_killed_at_any_kind_of_durable_step(record_property: Callable[[str, object], None]) -> None:
     run = crash_run()
-    check(run)
+    check(run, at_least=40)
     record_property("shown", summary(run))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_every_chapter_of_the_crash_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_may_be_killed_at_every_durable_step(capsys: pytest.CaptureFixture[str]) -> None:
     run = crash_run("every")
     with capsys.disabled():
         print("\nkilled at …, and what the next process found:")
         for verdict in run["rounds"]:
             print(f"  {title(verdict):80} {verdict.get('found', '')}{'  FAILED' if verdict['problems'] else ''}")
-    check(run)
+    check(run, at_least=150)

@@ -7,8 +7,6 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from tests.system.harness import Gateway, Simulator, Stage, until
 
 
@@ -16,7 +14,6 @@ def statuses(gateway: Gateway, jobs: list[dict[str, str]]) -> list[str]:
     return [gateway.status(job["url"]) for job in jobs]
 
 
-@pytest.mark.alone
 def test_sigterm_answers_who_waits_finishes_what_runs_and_keeps_what_is_queued(stage: Stage, slow: Simulator) -> None:
     gateway = stage.gateway([slow])
     with ThreadPoolExecutor() as pool:
@@ -66,7 +63,6 @@ def test_what_does_not_end_in_time_is_interrupted_and_made_again(stage: Stage, s
     assert gateway.images(again) == gateway.images(whole), "a half picture was kept"
 
 
-@pytest.mark.alone
 def test_a_killed_worker_process_is_replaced_at_once(stage: Stage, slow: Simulator) -> None:
     gateway = stage.gateway([slow])
     for round_ in range(2):
