@@ -48,6 +48,9 @@ def on_starting(server):
 
 def post_worker_init(worker):
     """Start the services of a new process."""
+    # A thread that waits for the interpreter asks for it after this long. The runner of a WebUI waits while other threads decode
+    # pictures and answer requests, and Python's own 5 ms would be most of the gap between two pictures.
+    sys.setswitchinterval(0.0005)
     services = worker.wsgi.extensions["sd-gateway"]
     services.start(worker=_config.worker == "embedded")
     services.drain_on(signal.SIGTERM)

@@ -18,7 +18,7 @@ from app.jobs.view import describe
 from app.jobs.waiters import Waiters
 from app.offers import Offers
 from app.records.errors import BadImage, RecordsError
-from app.records.images import Reference, ReferenceReader, decode_base64_image
+from app.records.images import Reference, ReferenceReader
 from app.records.names import new_name
 from app.records.store import RecordStore
 from app.webui.names import Resolved, resolve
@@ -138,7 +138,7 @@ class Submissions:
 
     def _reference(self, text: str) -> Reference:
         try:
-            return self._references.read(decode_base64_image(text))
+            return self._references.read_base64(text)
         except BadImage as error:
             raise BadReferenceImage(error) from error
 

@@ -140,16 +140,25 @@ class JobTable:
 
     # -- claim -------------------------------------------------------------------------------------------------------
 
-    def claim(self, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
-        """Take the next job that this WebUI can serve, and its clean slot, in one transaction; None when there is none."""
-        with self.database.read() as connection:
-            # A cheap look first: an idle gateway should not write, nor hold up writers, once a second for each WebUI.
-            if _next_job(connection, serving) is None:
-                return None
+    def claim(self, slot: str, owner: str, task_id: str, serving: Serving, *, expected: bool = False) -> Claim | None:
+        """Take the next job that this WebUI can serve, and its clean slot, in one transaction.
+
+        None when there is none, the slot is not clean, or there are demands that ``serving`` does not know.
+
+        :param expected: a job is known to wait. Without that a cheap look comes first: an idle gateway should not write, nor hold
+            up writers, once a second for each WebUI.
+        """
+        if not expected:
+            with self.database.read() as connection:
+                if _next_job(connection, serving) is None:
+                    return None
         with self.database.write("claim") as connection:
             return self._claim(connection, slot, owner, task_id, serving)
 
     def _claim(self, connection: Connection, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
+        if connection.execute(sql.NEWEST_DEMAND).scalar_one() > serving.known:
+            # A demand that was not judged yet may be the next job's: look again, rather than pass it by.
+            return None
         row = _next_job(connection, serving, lock=True)
         if row is None:
             return None
@@ -176,9 +185,6 @@ class JobTable:
                 freed = connection.execute(sql.FREE_SLOT_MEASURED, sql.held_by(claim) | speed)
             connection.execute(sql.BEGIN_STORING, sql.owned_by(claim))
             if freed.rowcount != 1 or next_task_id is None:
-                return None
-            if connection.execute(sql.NEWEST_DEMAND).scalar_one() > serving.known:
-                # A demand that was not judged yet may be the next job's: look again, rather than pass it by.
                 return None
             return self._claim(connection, claim.slot, claim.owner, next_task_id, serving)
 

@@ -108,9 +108,10 @@ class Runner:
 
     def _run(self) -> None:
         while not self._desk.stopping.is_set():
+            woken = self.wake.is_set()
             self.wake.clear()
             try:
-                worked = self._work()
+                worked = self._work(woken)
             except DatabaseUnavailable:
                 _LOG.warning("the database is unavailable")
                 self._desk.stopping.wait(_RETRY_SECONDS)
@@ -121,12 +122,12 @@ class Runner:
                 if not worked and not self._desk.stopping.is_set():
                     self.wake.wait(_POLL_SECONDS)
 
-    def _work(self) -> bool:
+    def _work(self, woken: bool) -> bool:
         """Do jobs as long as one follows the other; whether there was any."""
         if not self.up.is_set():
             return False
         # The claim itself takes only a clean slot, so the slot is looked at only when there was nothing to claim.
-        claim = self._claim() or (self._claim() if self._settled() else None)
+        claim = self._claim(woken) or (self._claim(woken) if self._settled() else None)
         worked = claim is not None
         while claim is not None:
             following: Claim | None = None
@@ -139,8 +140,16 @@ class Runner:
             claim = following
         return worked
 
-    def _claim(self) -> Claim | None:
-        return self._desk.table.claim(self.station.key, self._desk.owner, new_task_id(), self.station.serving())
+    def _claim(self, woken: bool) -> Claim | None:
+        """Claim with what is known of the demands; when that finds nothing, and there are new ones, once more."""
+        table, serving = self._desk.table, self.station.serving(fresh=False)
+        claim = table.claim(self.station.key, self._desk.owner, new_task_id(), serving, expected=woken)
+        if claim is not None:
+            return claim
+        fresh = self.station.serving()
+        if fresh == serving:
+            return None
+        return table.claim(self.station.key, self._desk.owner, new_task_id(), fresh)
 
     # -- the slot ----------------------------------------------------------------------------------------------------
 

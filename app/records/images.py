@@ -106,6 +106,16 @@ class ReferenceReader:
     def __init__(self, max_pixels: int, at_once: int = 2) -> None:
         self._max_pixels = max_pixels
         self._turns = threading.BoundedSemaphore(at_once)
+        self._decoding = threading.BoundedSemaphore(at_once)
+
+    def read_base64(self, text: str) -> Reference:
+        """The same for base64 or a data URI, see :func:`decode_base64_image`; decoding copies the text, so it waits its turn too.
+
+        :raises BadImage: as :meth:`read` does.
+        """
+        with self._decoding:
+            data = decode_base64_image(text)
+        return self.read(data)
 
     def read(self, data: bytes) -> Reference:
         """Judge, decode, turn upright, strip and encode one image; the first frame of an animated one.

@@ -207,7 +207,7 @@ def rounds_of(calm: Sequence[dict[str, Any]], *, every: bool) -> list[Round]:
         rounds += [Round(chapters, (number,)) for number in struck]
         for step, most in _STRUCK_TWICE.get(chapter.label, ()):
             first = steps.index(step) + 1
-            rounds += [Round(chapters, (first, number)) for number in range(1, most + 1, 1 if every else 3)]
+            rounds += [Round(chapters, (first, number)) for number in range(1, most + 1, 1 if every else 5)]
     return rounds
 
 

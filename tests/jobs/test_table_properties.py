@@ -533,7 +533,7 @@ def test_random_interleavings_keep_every_promise(machine: type[TableMachine]) ->
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40 if machine.database.is_sqlite else 12,
+            max_examples=24 if machine.database.is_sqlite else 8,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -266,6 +266,7 @@ class TestRestarts:
         assert slow.stats()["interrupts"] == 0
         assert gateway.files() == files_of(*records(gateway, 4))
 
+    @pytest.mark.soak
     def test_a_restart_that_cannot_wait_gives_the_running_job_back_uncounted(
         self, stage: Stage, slow: Simulator
     ) -> None:

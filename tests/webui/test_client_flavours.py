@@ -185,6 +185,7 @@ def test_img2img_is_upscaled_by_the_extras(bench, upscaler, scale, side):
     assert [(one.seed, one.infotext) for one in pictures] == [(one.seed, one.infotext) for one in generation.pictures]
 
 
+@pytest.mark.soak
 def test_every_offered_sampler_and_scheduler_is_taken(bench):
     found = bench.catalogue
     for sampler in found.samplers:
