@@ -15,8 +15,8 @@ from pathlib import Path
 from benchmarks.harness import Bench, Line, picture, post_by_hand, webui_payload
 from benchmarks.report import Row, Sample, judged, milliseconds, say
 
-_PAIRS = 40
-_PAIRS_AT_ZERO = 120
+_PAIRS = 20
+_PAIRS_AT_ZERO = 60
 
 
 def run(bench: Bench) -> None:

@@ -13,10 +13,10 @@ from benchmarks.report import Row, Sample, judged, milliseconds, say
 
 #: Seconds that a picture takes, by the size of the batch.
 _SECONDS = {1: 0.1, 4: 0.05}
-_GAPS = 60
+_GAPS = 50
 #: More jobs than gaps: the first ones begin while the others are being queued.
 _SPARE = 5
-_ARRIVALS = 40
+_ARRIVALS = 25
 
 
 def run(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from benchmarks.report import SKIPPED, Row, judged, say
 
 _SIZES: Mapping[str, int] = {"1.5 MB": 1_500_000, "20 kB": 20_000}
 _CONNECTIONS = 16
-_ROUNDS = 5
+_ROUNDS = 3
 _SECONDS = 2.0
 #: Debian puts it where only root's PATH looks.
 _NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")

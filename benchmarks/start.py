@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.harness import ASYNC, CHECKOUT, Bench, BenchmarkError, Line, Server, free_port, picture, until
 from benchmarks.report import SKIPPED, Row, Sample, judged, milliseconds, say
 
-_STARTS = 5
+_STARTS = 3
 _GUNICORN_GOAL, _MAKE_GOAL = 3.0, 120.0
 _MAKE_PATIENCE = 180.0
 
