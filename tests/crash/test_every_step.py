@@ -10,8 +10,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,25 +77,6 @@ def check(run: dict[str, Any], at_least: int) -> None:
     assert kinds >= {"fsync file", "fsync folder", "rename .png", "rename .json", "unlink .json", "unlink .png"}
     recovery = {died_at(verdict)[1] for verdict in rounds if len(verdict["crashes"]) > 1}
     assert recovery & {f"{when} commit {name}" for when in ("before", "after") for name in _RECOVERY}
-
-
-def summary(run: dict[str, Any]) -> str:
-    """A line for each chapter: the steps that the process was killed before and after."""
-    lines = []
-    for number, chapter in enumerate(SCRIPT, 1):
-        rounds = [verdict for verdict in run["rounds"] if verdict["chapters"] == number]
-        once = Counter(died_at(verdict)[0].split(maxsplit=1)[1] for verdict in rounds if len(verdict["crashes"]) == 1)
-        steps = ", ".join(f"{count // 2} x {kind}" for kind, count in once.items())
-        if rounds:
-            lines.append(f"{chapter.label}: killed {len(rounds)} times, before and after {steps}")
-    return "\n".join(lines)
-
-
-@pytest.mark.timeout(300)
-def test_a_process_may_be_killed_at_any_kind_of_durable_step(record_property: Callable[[str, object], None]) -> None:
-    run = crash_run()
-    check(run, at_least=40)
-    record_property("shown", summary(run))
 
 
 @pytest.mark.soak

@@ -20,6 +20,9 @@ import requests
 
 from tests.system.harness import Gateway, Simulator, Stage, picture, until
 
+#: Each breaks a machine of its own and starts a gateway on it.
+pytestmark = pytest.mark.soak
+
 #: Room for some small pictures and the database, bytes.
 DISK_BYTES = 6 * 2**20
 DOWN = (503, "database-unavailable")
@@ -155,7 +158,6 @@ def test_a_data_folder_that_became_read_only_is_told_and_used_again(stage: Stage
     until(lambda: gateway.files() == left, "the files of the deleted record are gone")
 
 
-@pytest.mark.soak
 def test_a_process_without_file_descriptors_comes_back_by_itself(stage: Stage, slow: Simulator) -> None:
     gateway = Gateway("poor", stage.folder, [slow], processes=1)
     prlimit = shutil.which("prlimit")
