@@ -10,6 +10,9 @@ import pytest
 
 from tests.system.harness import Gateway, Simulator, Stage, until
 
+#: The table's own fairness stands in tests/jobs/test_table.py; this is what users see of it, which takes its time.
+pytestmark = pytest.mark.soak
+
 
 @pytest.fixture(scope="module")
 def counter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, Simulator]]:

@@ -233,6 +233,7 @@ def test_forty_jobs_of_eight_users_outlive_a_kill_9_each_second(stage: Stage, ho
     soak(stage, house, FULL)
 
 
+@pytest.mark.soak
 class TestRestarts:
     """What ``systemctl restart`` does: SIGTERM, wait for the end, start."""
 
