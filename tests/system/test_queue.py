@@ -43,6 +43,7 @@ def test_webuis_named_twice_never_get_two_generations_at_once(stage: Stage, fast
     assert gateway.files() == before
 
 
+@pytest.mark.soak
 @pytest.mark.alone
 def test_a_waiting_job_tells_its_place_and_a_running_one_how_far_it_is(stage: Stage, slow: Simulator) -> None:
     gateway = stage.gateway([slow])
