@@ -30,6 +30,8 @@ class FifoLock:
     """A lock that is handed over in the order of asking (``modules/fifo_lock.py``)."""
 
     def __init__(self) -> None:
+        #: When it was let go the last time.
+        self.free_since = time.perf_counter()
         self._turn = threading.Condition()
         self._next_ticket = 0
         self._serving = 0
@@ -43,6 +45,7 @@ class FifoLock:
     def __exit__(self, *_: object) -> None:
         with self._turn:
             self._serving += 1
+            self.free_since = time.perf_counter()
             self._turn.notify_all()
 
 

@@ -63,6 +63,9 @@ class Job:
     infotexts: list[str] = field(default_factory=list)
     first: int = 0
     info: dict[str, Any] = field(default_factory=dict)
+    #: When its next sampling run began: the first one when the request was there and the GPU free, so that a picture takes the
+    #: seconds that it was set to, and not what the simulator needs to read the request on top.
+    began: float = 0.0
 
     def __getitem__(self, name: str) -> Any:
         return self.fields[name]
@@ -101,14 +104,15 @@ class Models:
         """The checkpoint of an alias, or None."""
         return next((checkpoint for checkpoint in self.listed(lost) if checkpoint.answers_to(alias)), None)
 
-    def load(self, checkpoint: lists.Checkpoint) -> None:
-        """Make it the loaded one, which takes its time where another was; nothing can interrupt that."""
+    def load(self, checkpoint: lists.Checkpoint) -> bool:
+        """Make it the loaded one, which takes its time where another was; nothing can interrupt that. Whether another was."""
         if checkpoint is self.loaded:
-            return
+            return False
         self._engine.wait_for_stop(self._load_seconds)
         checkpoint.hashed = True
         self.loaded = checkpoint
         self._stats.count("model_loads")
+        return True
 
 
 class Studio:
@@ -134,6 +138,7 @@ class Studio:
         """
         self._engine.enqueue(task_id)
         with self._engine.queue_lock:
+            job.began = max(job.began, self._engine.queue_lock.free_since)
             decode_inputs()
             with self._engine.generation(task_id, f"scripts_{job.kind}") as stamp:
                 self._stats.count("generations")
@@ -154,20 +159,22 @@ class Studio:
                 if key not in self.options:
                     raise CrashError("KeyError", repr(key))
                 self.options[key] = value
-            self._load_model(lost)
+            if self._load_model(lost):
+                job.began = time.perf_counter()
             yield
         finally:
             if job["override_settings_restore_afterwards"]:
                 for key, value in stored.items():
                     self.options[key] = value
 
-    def _load_model(self, lost: str | None) -> None:
+    def _load_model(self, lost: str | None) -> bool:
         wanted = self.models.find(self.options["sd_model_checkpoint"], lost) or self.models.loaded
         if wanted not in self.models.listed(lost):
             wanted = (self.models.listed(lost) or [self.models.loaded])[0]
-        self.models.load(wanted)
+        loaded = self.models.load(wanted)
         self.options["sd_model_checkpoint"] = wanted.title
         self.options["sd_checkpoint_hash"] = wanted.sha256
+        return loaded
 
     def _prepare(self, job: Job) -> None:
         if job.kind == "img2img":
@@ -213,14 +220,12 @@ class Studio:
             self._one_batch(job, iteration, fault if iteration == 0 else None)
 
     def _one_batch(self, job: Job, iteration: int, fault: Fault | None) -> None:
-        started = time.perf_counter()
         seconds = self._settings.seconds_per_image * job["batch_size"]
         indices = range(iteration * job["batch_size"], (iteration + 1) * job["batch_size"])
         self._strike(job, fault, seconds)
         # Drawn while the time runs, so that a picture takes the seconds it was set to and not its drawing on top.
         drawn = [] if job.hires else self._draw(job, indices, job.size)
-        done = self._engine.sample(job["steps"], seconds, started)
-        self._engine.next_job()
+        done = self._sample(job, job["steps"], seconds)
         if done < 1:
             # Stopped in the first pass, the second never comes and the small picture is the answer.
             drawn = self._draw(job, indices, job.size, done)
@@ -230,13 +235,18 @@ class Studio:
         job.infotexts += [picture.text for picture in drawn]
 
     def _second_pass(self, job: Job, indices: range, seconds: float) -> list[Picture]:
-        started = time.perf_counter()
         _refuse_impossible_hires(job, self._flavour)
         target = job.target or job.size
         drawn = self._draw(job, indices, target)
-        done = self._engine.sample(job["hr_second_pass_steps"] or job["steps"], seconds, started)
-        self._engine.next_job()
+        done = self._sample(job, job["hr_second_pass_steps"] or job["steps"], seconds)
         return drawn if done >= 1 else self._draw(job, indices, target, (1 + done) / 2)
+
+    def _sample(self, job: Job, steps: int, seconds: float) -> float:
+        """One sampling run; the part of it that was done, 0…1."""
+        done = self._engine.sample(steps, seconds, job.began)
+        job.began = time.perf_counter()
+        self._engine.next_job()
+        return done
 
     def _strike(self, job: Job, fault: Fault | None, seconds: float) -> None:
         """The faults that hit in the middle of the work."""

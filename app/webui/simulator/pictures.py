@@ -14,6 +14,7 @@ import threading
 import zlib
 from dataclasses import dataclass
 
+import pybase64
 from PIL import (
     ExifTags,
     Image,
@@ -215,4 +216,4 @@ def upscale(image: Image.Image, upscaler: str, size: tuple[int, int]) -> Image.I
 
 def base64_text(data: bytes) -> str:
     """How pictures travel: standard alphabet, no prefix."""
-    return base64.b64encode(data).decode("ascii")
+    return pybase64.b64encode_as_string(data)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import orjson
 from flask import Response, request
 
 from app.webui.simulator.engine import Engine
@@ -24,8 +25,13 @@ _DRIP = 0.05
 
 def as_json(value: Any, status: int = 200) -> Response:
     """Compact JSON in UTF-8, as the server writes it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return Response(text.encode("utf-8", "surrogatepass"), status, content_type="application/json")
+    try:
+        # Ten times faster on pictures, whose text the standard library searches for what must be escaped.
+        data = orjson.dumps(value)
+    except TypeError:
+        # Integers above 64 bits and unpaired surrogates, which a server echoes.
+        data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return Response(data, status, content_type="application/json")
 
 
 class Delivery:

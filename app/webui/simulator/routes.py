@@ -192,7 +192,7 @@ class Simulator:
         found = lists.find_sampler(self.flavour, sampler, fields.get("scheduler"))
         if found is None:
             raise HttpError(404, "Sampler not found")
-        return Job(kind, dict(fields), *found, masked=bool(fields.get("mask")))
+        return Job(kind, dict(fields), *found, masked=bool(fields.get("mask")), began=g.received)
 
     def _check_scripts(self, fields: dict[str, Any]) -> None:
         known = {fields["script_name"] or "": (*_SCRIPTS, "")} | dict.fromkeys(fields["alwayson_scripts"], _ALWAYS_ON)
