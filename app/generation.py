@@ -10,7 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from app.jobs.model import Claim, Failure, Success
@@ -52,10 +54,70 @@ _DOCUMENT_FORMAT: Final = 1
 _OK: Final = 200
 
 
+class _Inquiry:
+    """Whether somebody stopped a generation on its way: a 200 does not tell that its pictures are half done.
+
+    The flag stays until the next generation begins (``modules/shared_state.py``: ``begin`` clears it, ``end`` does not), and is
+    there when the answer begins to arrive: so it is asked for then, while the answer is read.
+    """
+
+    def __init__(self, ask: Callable[[], bool], pool: ThreadPoolExecutor) -> None:
+        self._ask = ask
+        self._pool = pool
+        self._asked: Future[bool] | None = None
+
+    def begin(self, status: int) -> None:
+        """The WebUI is done with the generation, and answers with this status."""
+        if status == _OK:
+            self._asked = self._pool.submit(self._ask)
+
+    def settled(self, seconds: float | None) -> bool:
+        """Wait for the answer, so long or for ever; whether it is there."""
+        return self._asked is None or bool(wait([self._asked], seconds).done)
+
+    def stopped(self) -> bool:
+        """Whether the pictures are half done; waits for the answer."""
+        return self._asked is not None and self._asked.result()
+
+
+class _CalledOff(Exception):
+    """The job is not to be sent after all."""
+
+
+class _Flight:
+    """A job whose request is ready and whose connection is made, held back before its first byte.
+
+    :param send: sends it; what it is given to call when the connection is made waits here.
+    """
+
+    def __init__(self, claim: Claim, pool: ThreadPoolExecutor, send: Callable[[Callable[[], None]], Answer]) -> None:
+        self.claim = claim
+        self._cleared = threading.Event()
+        self._on_sending: Callable[[], None] | None = None
+        self._sent = pool.submit(send, self._await_clearance)
+
+    def _await_clearance(self) -> None:
+        self._cleared.wait()
+        if self._on_sending is None:
+            raise _CalledOff
+        self._on_sending()
+
+    def go(self, on_sending: Callable[[], None]) -> Answer:
+        """Let it go, and wait for the answer; raises as ``send`` does."""
+        self._on_sending = on_sending
+        self._cleared.set()
+        return self._sent.result()
+
+    def call_off(self) -> None:
+        """Let nothing of it be sent."""
+        self._cleared.set()
+
+
 @dataclass(frozen=True, slots=True)
 class _Replies:
     """What a WebUI answered to one job: the generation, and for upscaled img2img the extras."""
 
+    inquiry: _Inquiry
     generation: Reply
     upscaled: Reply | None = None
 
@@ -78,6 +140,9 @@ class WebuiStation:
         self._demands: dict[int, Demand] = {}
         self._unservable: frozenset[int] = frozenset()
         self._queued_since: tuple[str, float] | None = None
+        self._flight: _Flight | None = None
+        # A generation, a question about it, and one that was called off and still waits for its connection.
+        self._helpers = ThreadPoolExecutor(3, thread_name_prefix=f"helper {self.key}")
 
     # -- what the WebUI offers ---------------------------------------------------------------------------------------
 
@@ -113,26 +178,42 @@ class WebuiStation:
 
     # -- the generation ----------------------------------------------------------------------------------------------
 
+    def hold(self, claim: Claim) -> None:
+        """Get everything ready to send this job but its first byte; :meth:`generate` lets it go."""
+        self.call_off()
+        self._flight = _Flight(claim, self._helpers, partial(self._send, claim))
+
+    def call_off(self) -> None:
+        """Drop what is held; nothing of it was sent."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.call_off()
+
     def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
         """Send the job and wait for the WebUI's answer; ``on_sending`` is called when it is on its way.
 
         :raises NotSent: no connection came about.
         :raises AttemptLost: the POST went out, and there is no answer.
         """
+        if self._flight is not None and self._flight.claim is claim:
+            flight, self._flight = self._flight, None
+            return flight.go(on_sending)
+        self.call_off()
+        return self._send(claim, on_sending)
+
+    def _send(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
         try:
             payload = self._payload(claim)
         except (RecordsError, WebuiError) as error:
             return Answer(ok=False, content=error)
         try:
             replies = self._post(claim, payload, on_sending)
-            if self._was_interrupted(replies):
-                return Answer(ok=False, content=Interrupted())
         except Unreachable as error:
             raise NotSent from error
         except (ConnectionBroken, JobTimeout) as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         last = replies.upscaled or replies.generation
-        return Answer(ok=last.status == _OK, content=replies)
+        return Answer(ok=last.status == _OK, content=replies, settled=replies.inquiry.settled)
 
     def _payload(self, claim: Claim) -> dict[str, Any]:
         job, catalogue, presets = claim.job, self._catalogue, self._offers.presets
@@ -142,13 +223,13 @@ class WebuiStation:
         return payloads.img2img(job.args, init, catalogue, presets, claim.task_id, one_by_one=job.one_by_one)
 
     def _post(self, claim: Claim, payload: dict[str, Any], on_sending: Callable[[], None]) -> _Replies:
-        job = claim.job
-        reply = self._webui.generate(job.type, payload, on_sending)
-        if job.type == "txt2img" or not payloads.upscales(job.args) or reply.status != _OK:
-            return _Replies(reply)
+        job, inquiry = claim.job, _Inquiry(self._was_stopped, self._helpers)
+        reply = self._webui.generate(job.type, payload, on_sending, inquiry.begin)
+        if job.type == "txt2img" or not payloads.upscales(job.args) or reply.status != _OK or inquiry.stopped():
+            return _Replies(inquiry, reply)
         try:
             pictures = generation_images_base64(reply, expected=job.args["batch_size"])
-            return _Replies(reply, self._webui.upscale(payloads.upscale(pictures, job.args)))
+            return _Replies(inquiry, reply, self._webui.upscale(payloads.upscale(pictures, job.args)))
         except Unreachable as error:
             # The attempt did begin: its first half was answered.
             raise ConnectionBroken from error
@@ -156,15 +237,9 @@ class WebuiStation:
             raise
         except WebuiError:
             # Unreadable, as storing will find too and say properly.
-            return _Replies(reply)
+            return _Replies(inquiry, reply)
 
-    def _was_interrupted(self, replies: _Replies) -> bool:
-        """Whether the pictures are half done: a 200 does not tell, but the flag stays until the next generation begins.
-
-        (``modules/shared_state.py``: ``begin`` clears it, ``end`` does not.) So this is asked before the slot is freed.
-        """
-        if replies.generation.status != _OK:
-            return False
+    def _was_stopped(self) -> bool:
         try:
             state = self._webui.server_state()
         except WebuiError:
@@ -208,6 +283,8 @@ class WebuiStation:
         job = claim.job
         model = payloads.model_of(job.args, self._catalogue)
         generation = read_generation(replies.generation, expected=job.args["batch_size"], model=model)
+        if replies.inquiry.stopped():
+            raise Interrupted
         if replies.upscaled is None:
             return generation
         return replace(generation, pictures=read_upscaled(replies.upscaled, generation.pictures))

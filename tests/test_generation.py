@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,27 @@ class TestFaults:
         arm(pair.server, "interrupted")
         view = pair.gateway.post()
         assert (view["status"], pair.gateway.job(view).attempts) == ("succeeded", 1)
+
+    def test_a_picture_that_a_person_interrupted_is_not_upscaled(self, pair: Pair) -> None:
+        arm(pair.server, "interrupted")
+        view = pair.gateway.post("img2img", hr_upscaler="Lanczos")
+        assert (view["status"], pair.gateway.job(view).attempts) == ("succeeded", 1)
+        paths = [request["path"] for request in pair.server.simulator.stats.payloads()]
+        assert paths == ["/sdapi/v1/img2img", "/sdapi/v1/img2img", "/sdapi/v1/extra-batch-images"]
+
+    def test_while_the_webui_is_slow_to_say_whether_it_was_interrupted_nobody_waits_and_nobody_gets_it(
+        self, pair: Pair
+    ) -> None:
+        arm(pair.server, "interrupted")
+        arm(pair.server, "slow-progress", seconds=2.0)
+        first = pair.gateway.accept()
+        until(lambda: pair.server.simulator.faults.armed() == [], "it was asked")
+        # A writer comes through while the question is open: the slot is still that of the first job.
+        second = pair.gateway.accept(seed="9")
+        assert (pair.gateway.slot().state, stats(pair.server)["generations"]) == ("held", 1)
+        assert pair.gateway.finished(first).attempts == 1
+        assert pair.gateway.finished(second).attempts == 0
+        assert stats(pair.server)["max_in_flight"] == 1
 
     def test_after_out_of_memory_the_pictures_are_made_one_by_one(self, pair: Pair) -> None:
         arm(pair.server, "oom-batch", 9)
@@ -473,6 +495,32 @@ class TestStation:
         arm(server, "lost-model", 100)
         station.refresh()
         assert station.serving().unservable == frozenset({1})
+
+    def test_a_held_job_is_sent_once_and_only_when_it_may_go(
+        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+    ) -> None:
+        claim = self.claim(gateway, station)
+        sending = []
+        station.hold(claim)
+        until(server.connections, "its connection is made")
+        assert stats(server)["generations"] == 0
+        assert station.generate(claim, lambda: sending.append(stats(server)["generations"])).ok
+        assert (sending, stats(server)["generations"]) == ([0], 1)
+
+    def test_a_held_job_that_is_called_off_is_never_sent(
+        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+    ) -> None:
+        claim = self.claim(gateway, station)
+        for drop in (station.call_off, lambda: station.hold(claim), station.call_off):
+            station.hold(claim)
+            until(server.connections, "its connection is made")
+            drop()
+        until(lambda: not server.connections(), "all connections are closed")
+        assert stats(server)["generations"] == 0
+        other = replace(claim, job=claim.job._replace(args=claim.job.args | {"seed": "77"}))
+        station.hold(claim)
+        assert station.generate(other, lambda: None).ok
+        assert [payload["seed"] for payload in payloads(server)] == [77]
 
     def test_looking_at_what_runs(self, gateway: Gateway, station: WebuiStation, server: SimulatorServer) -> None:
         claim = self.claim(gateway, station)

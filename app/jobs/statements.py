@@ -93,15 +93,15 @@ FIND_DEMAND: Final[Select[Any]] = select(DEMANDS.c.id).where(DEMANDS.c.body == b
 ADD_DEMAND: Final[ReturningInsert[Any]] = insert(DEMANDS).returning(DEMANDS.c.id)
 ADD_JOB: Final[ReturningInsert[Any]] = insert(JOBS).returning(*COLUMNS)
 
-NEWEST_DEMAND: Final = select(func.coalesce(func.max(DEMANDS.c.id), 0))
 DEMANDS_AFTER: Final[Select[Any]] = (
     select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id > bindparam("p_known")).order_by(DEMANDS.c.id)
 )
 
 # -- claim -----------------------------------------------------------------------------------------------------------
 
+_NEWEST_DEMAND: Final = select(func.coalesce(func.max(DEMANDS.c.id), 0)).scalar_subquery().label("newest_demand")
 _WAITING: Final[Select[Any]] = (
-    select(JOBS.c.seq, JOBS.c.start_tag)
+    select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_DEMAND)
     .where(JOBS.c.status == QUEUED, JOBS.c.demand <= bindparam("p_known"))
     .order_by(JOBS.c.start_tag, JOBS.c.seq)
     .limit(1)
@@ -148,11 +148,38 @@ ADVANCE_CLOCK: Final[Update] = (
 )
 
 _CLEAN: Final[dict[str, Any]] = {"state": "clean", "owner": None, "lease_expires": None, "job": None, "task_id": None}
+#: A moving average, so that one slow model load does not spoil every eta.
+_SPEED: Final[dict[str, Any]] = {
+    "seconds_per_cost": func.coalesce(SLOTS.c.seconds_per_cost * 0.7 + bindparam("p_speed") * 0.3, bindparam("p_speed"))
+}
 FREE_SLOT: Final[Update] = update(SLOTS).where(HELD).values(_CLEAN)
-#: The same, with a moving average of the speed, so that one slow model load does not spoil every eta.
-FREE_SLOT_MEASURED: Final[Update] = FREE_SLOT.values(
-    seconds_per_cost=func.coalesce(SLOTS.c.seconds_per_cost * 0.7 + bindparam("p_speed") * 0.3, bindparam("p_speed"))
+_FREE_SLOT_MEASURED: Final[Update] = FREE_SLOT.values(_SPEED)
+#: The same owner keeps the slot for its next job.
+_PASS_SLOT: Final[Update] = (
+    update(SLOTS)
+    .where(HELD)
+    .values(job=bindparam("p_job"), task_id=bindparam("p_task"), lease_expires=db_now() + LEASE_SECONDS)
 )
+_PASS_SLOT_MEASURED: Final[Update] = _PASS_SLOT.values(_SPEED)
+
+
+def _speed(claim: Claim, seconds: float) -> dict[str, Any]:
+    return {"p_speed": seconds / max(claim.job.cost, 1.0)}
+
+
+def free_slot(claim: Claim, seconds: float | None) -> tuple[Update, dict[str, Any]]:
+    """The statement and parameters that free the slot of an answered claim; ``seconds`` None measures no speed."""
+    if seconds is None:
+        return FREE_SLOT, held_by(claim)
+    return _FREE_SLOT_MEASURED, held_by(claim) | _speed(claim, seconds)
+
+
+def pass_slot(claim: Claim, seconds: float | None, job: int, task_id: str) -> tuple[Update, dict[str, Any]]:
+    """The same for a slot that is kept for another job."""
+    kept = held_by(claim) | {"p_job": job, "p_task": task_id}
+    return (_PASS_SLOT, kept) if seconds is None else (_PASS_SLOT_MEASURED, kept | _speed(claim, seconds))
+
+
 #: The WebUI of an unclean slot may still work at the task, so its id stays for the next holder to look for.
 LEAVE_SLOT: Final[Update] = update(SLOTS).where(HELD).values(state="unclean", owner=None, lease_expires=None, job=None)
 BEGIN_STORING: Final[Update] = (

@@ -30,12 +30,19 @@ class StationDown(Exception):
     """The WebUI does not answer."""
 
 
+def _at_once(_seconds: float | None) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came back from a WebUI. ``ok`` says whether it is a result, whose time tells something about its speed."""
 
     ok: bool
     content: Any
+    #: Waits, so many seconds or for ever, until the WebUI has told all that it must be asked before anybody sends it another
+    #: job; whether it has.
+    settled: Callable[[float | None], bool] = _at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,15 @@ class Station(Protocol):
 
         :raises StationDown: nothing listens there.
         """
+
+    def hold(self, claim: Claim) -> None:
+        """Get everything ready to send this job but its first byte, while its claim is being committed.
+
+        :meth:`generate` lets it go; another one to hold or to generate, or :meth:`call_off`, drops it. Returns at once.
+        """
+
+    def call_off(self) -> None:
+        """Drop what is held; nothing of it was sent."""
 
     def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
         """Send the job and wait for the answer; ``on_sending`` is called when it is on its way.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -68,6 +68,14 @@ class Serving:
 
     known: int
     unservable: frozenset[int]
+
+
+class NotReady(Exception):
+    """Whoever wanted the change can't let it be committed yet; nothing was changed."""
+
+
+def _always(_claim: Claim | None) -> bool:
+    return True
 
 
 class JobTable:
@@ -140,53 +148,79 @@ class JobTable:
 
     # -- claim -------------------------------------------------------------------------------------------------------
 
-    def claim(self, slot: str, owner: str, task_id: str, serving: Serving, *, expected: bool = False) -> Claim | None:
+    def claim(
+        self,
+        slot: str,
+        owner: str,
+        task_id: str,
+        serving: Serving,
+        *,
+        expected: bool = False,
+        ready: Callable[[Claim | None], bool] = _always,
+    ) -> Claim | None:
         """Take the next job that this WebUI can serve, and its clean slot, in one transaction.
 
         None when there is none, the slot is not clean, or there are demands that ``serving`` does not know.
 
         :param expected: a job is known to wait. Without that a cheap look comes first: an idle gateway should not write, nor hold
             up writers, once a second for each WebUI.
+        :param ready: see :meth:`answered`.
         """
         if not expected:
             with self.database.read() as connection:
                 if _next_job(connection, serving) is None:
                     return None
         with self.database.write("claim") as connection:
-            return self._claim(connection, slot, owner, task_id, serving)
+            claim = self._claim(connection, slot, owner, task_id, serving)
+            if not ready(claim):
+                raise NotReady
+            return claim
 
     def _claim(self, connection: Connection, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
-        if connection.execute(sql.NEWEST_DEMAND).scalar_one() > serving.known:
-            # A demand that was not judged yet may be the next job's: look again, rather than pass it by.
-            return None
         row = _next_job(connection, serving, lock=True)
         if row is None:
             return None
         wanted = {"c_slot": slot, "p_owner": owner, "p_job": row.seq, "p_task": task_id}
         if connection.execute(sql.TAKE_SLOT, wanted).rowcount != 1:
             return None
+        return self._start(connection, row, slot, owner, task_id)
+
+    def _start(self, connection: Connection, row: Row[Any], slot: str, owner: str, task_id: str) -> Claim:
+        """The chosen job runs, on a slot that was taken for it."""
         start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_started": _now_ms()}
         job = Job.of(connection.execute(sql.START_JOB, start).one())
         connection.execute(sql.ADVANCE_CLOCK, {"p_tag": row.start_tag})
         return Claim(job, owner, slot, task_id)
 
-    def answered(self, claim: Claim, seconds: float | None, next_task_id: str | None, serving: Serving) -> Claim | None:
+    def answered(
+        self,
+        claim: Claim,
+        seconds: float | None,
+        next_task_id: str | None,
+        serving: Serving,
+        *,
+        ready: Callable[[Claim | None], bool] = _always,
+    ) -> Claim | None:
         """The WebUI replied: free its slot, and in the same transaction claim the next job for it.
 
         The job keeps its own lease and enters the phase ``storing``. With ``next_task_id`` None nothing is claimed, nor while
         there are demands that ``serving`` does not know.
-        ``seconds`` is what the generation took, None when the reply was no result and says nothing about speed.
+
+        :param seconds: what the generation took, None when the reply was no result and says nothing about speed.
+        :param ready: asked right before the commit, with the next job's claim; all writers wait meanwhile.
+        :raises NotReady: it said no, and nothing was changed.
         """
         with self.database.write("answered") as connection:
-            if seconds is None:
-                freed = connection.execute(sql.FREE_SLOT, sql.held_by(claim))
-            else:
-                speed = {"p_speed": seconds / max(claim.job.cost, 1.0)}
-                freed = connection.execute(sql.FREE_SLOT_MEASURED, sql.held_by(claim) | speed)
+            row = None if next_task_id is None else _next_job(connection, serving, lock=True)
+            following = None
+            if row is None or next_task_id is None:
+                connection.execute(*sql.free_slot(claim, seconds))
+            elif connection.execute(*sql.pass_slot(claim, seconds, row.seq, next_task_id)).rowcount == 1:
+                following = self._start(connection, row, claim.slot, claim.owner, next_task_id)
             connection.execute(sql.BEGIN_STORING, sql.owned_by(claim))
-            if freed.rowcount != 1 or next_task_id is None:
-                return None
-            return self._claim(connection, claim.slot, claim.owner, next_task_id, serving)
+            if not ready(following):
+                raise NotReady
+            return following
 
     # -- beat --------------------------------------------------------------------------------------------------------
 
@@ -535,12 +569,17 @@ def _failed(failure: Failure) -> dict[str, Any]:
 
 
 def _next_job(connection: Connection, serving: Serving, *, lock: bool = False) -> Row[Any] | None:
-    """The waiting job that starts next on a WebUI that can serve so much."""
+    """The waiting job that starts next on a WebUI that can serve so much.
+
+    None also when there are newer demands: one of them may be the next job's, which is not to be passed by.
+    """
     parameters: dict[str, Any] = {"p_known": serving.known}
     if not serving.unservable:
-        return connection.execute(sql.TAKE_NEXT if lock else sql.NEXT, parameters).first()
-    parameters["p_unservable"] = sorted(serving.unservable)
-    return connection.execute(sql.TAKE_NEXT_SERVABLE if lock else sql.NEXT_SERVABLE, parameters).first()
+        row = connection.execute(sql.TAKE_NEXT if lock else sql.NEXT, parameters).first()
+    else:
+        parameters["p_unservable"] = sorted(serving.unservable)
+        row = connection.execute(sql.TAKE_NEXT_SERVABLE if lock else sql.NEXT_SERVABLE, parameters).first()
+    return row if row is not None and row.newest_demand <= serving.known else None
 
 
 def _found(row: Row[Any] | None) -> Job:

@@ -23,7 +23,7 @@ from app.jobs.errors import DatabaseUnavailable, JobsError
 from app.jobs.model import Claim, Failure, Success
 from app.jobs.slots import Settled, Slots
 from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, Station, StationDown
-from app.jobs.table import JobTable
+from app.jobs.table import JobTable, NotReady, Serving
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -44,6 +44,8 @@ SUSPECT_SECONDS: Final = 10.0
 _UPKEEP_SECONDS: Final = 2.0
 #: Results of one WebUI that may wait to be decoded before its runner waits too.
 _MOST_UNDECODED: Final = 2
+#: How long all writers may wait for what one WebUI is still asked before it gets its next job.
+_HELD_UP_SECONDS: Final = 0.05
 #: How long an interrupted generation gets to answer when we stop.
 _INTERRUPT_SECONDS: Final = 3.0
 
@@ -121,6 +123,9 @@ class Runner:
             else:
                 if not worked and not self._desk.stopping.is_set():
                     self.wake.wait(_POLL_SECONDS)
+            finally:
+                # A claim that could not be committed, also when this thread is about to end.
+                self.station.call_off()
 
     def _work(self, woken: bool) -> bool:
         """Do jobs as long as one follows the other; whether there was any."""
@@ -142,14 +147,22 @@ class Runner:
 
     def _claim(self, woken: bool) -> Claim | None:
         """Claim with what is known of the demands; when that finds nothing, and there are new ones, once more."""
-        table, serving = self._desk.table, self.station.serving(fresh=False)
-        claim = table.claim(self.station.key, self._desk.owner, new_task_id(), serving, expected=woken)
+        serving = self.station.serving(fresh=False)
+        claim = self._claim_with(serving, expected=woken)
         if claim is not None:
             return claim
         fresh = self.station.serving()
-        if fresh == serving:
-            return None
-        return table.claim(self.station.key, self._desk.owner, new_task_id(), fresh)
+        return None if fresh == serving else self._claim_with(fresh, expected=False)
+
+    def _claim_with(self, serving: Serving, *, expected: bool) -> Claim | None:
+        table, key, owner = self._desk.table, self.station.key, self._desk.owner
+        return table.claim(key, owner, new_task_id(), serving, expected=expected, ready=self._hold)
+
+    def _hold(self, claim: Claim | None) -> bool:
+        """Let the station get ready while the claim is being committed."""
+        if claim is not None:
+            self.station.hold(claim)
+        return True
 
     # -- the slot ----------------------------------------------------------------------------------------------------
 
@@ -216,16 +229,33 @@ class Runner:
             self._undecoded += 1
             room = self._undecoded < _MOST_UNDECODED
         next_task = new_task_id() if room and not self._desk.stopping.is_set() else None
+        # Whatever becomes of the slot, this result is stored; and the one before, if this job was never sent.
+        self._store_waiting()
+        self._waiting = (claim, answer)
+        following = self._answered(claim, answer, seconds if answer.ok else None, next_task)
+        answer.settled(None)
+        return following
+
+    def _answered(self, claim: Claim, answer: Answer, seconds: float | None, next_task: str | None) -> Claim | None:
+        """Free the slot when the WebUI has told the last thing, or keep it for the next job, which need not wait for that."""
+
+        def commit(patience: float | None) -> Claim | None:
+            serving = self.station.serving(fresh=False)
+
+            def ready(following: Claim | None) -> bool:
+                if following is not None:
+                    return self._hold(following)
+                # Nothing is held up by the decoding.
+                self._store_waiting()
+                return answer.settled(patience)
+
+            return self._desk.insist(lambda: self._desk.table.answered(claim, seconds, next_task, serving, ready=ready))
+
         try:
-            return self._desk.insist(
-                lambda: self._desk.table.answered(
-                    claim, seconds if answer.ok else None, next_task, self.station.serving(fresh=False)
-                )
-            )
-        finally:
-            # Whatever became of the slot, this result is stored; and the one before, if this job was never sent.
-            self._store_waiting()
-            self._waiting = (claim, answer)
+            return commit(_HELD_UP_SECONDS)
+        except NotReady:
+            answer.settled(None)
+            return commit(None)
 
     def _store_waiting(self) -> None:
         """Hand the last result to the pool: when the next job is on its way, so that decoding does not hold that up, or when

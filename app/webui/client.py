@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import orjson
+
 from app.config import WebuiAddress
 from app.webui.catalogue import Catalogue, read_models, read_names, read_schedulers, read_styles
 from app.webui.errors import ConnectionBroken, JobTimeout, NotAnswering
@@ -98,20 +100,27 @@ class Webui:
 
     # -- generations ------------------------------------------------------------------------------------------------------
 
-    def generate(self, path: str, payload: Mapping[str, Any], on_open: Callable[[], None] | None = None) -> Reply:
+    def generate(
+        self,
+        path: str,
+        payload: Mapping[str, Any],
+        on_open: Callable[[], None] | None = None,
+        on_status: Callable[[int], None] | None = None,
+    ) -> Reply:
         """Post a generation once and wait for its whole answer, whatever its status; ``path`` is txt2img or img2img.
 
         :param on_open: called when the connection is made and the request is about to go out.
+        :param on_status: called with the status when the answer begins to arrive: by then the WebUI is done with the job.
         :raises Unreachable: no connection was made, so the WebUI knows nothing of it.
         :raises ConnectionBroken: it was sent, and the answer broke off, was too large or :meth:`abort` was called; the
             WebUI may still work on it.
         :raises JobTimeout: it was sent and took too long; the WebUI may still work on it.
         """
-        return self._post_once(f"{_API}/{path}", payload, on_open)
+        return self._post_once(f"{_API}/{path}", payload, Exchange(on_open, on_status))
 
     def upscale(self, payload: Mapping[str, Any]) -> Reply:
         """Post pictures to be upscaled; raises as :meth:`generate` does."""
-        return self._post_once(f"{_API}/extra-batch-images", payload)
+        return self._post_once(f"{_API}/extra-batch-images", payload, Exchange())
 
     def abort(self) -> None:
         """Break the connection of the generation in flight, if there is one; the WebUI itself is not stopped by that."""
@@ -119,15 +128,16 @@ class Webui:
             if self._running is not None:
                 self._running.cut()
 
-    def _post_once(self, route: str, payload: Mapping[str, Any], on_open: Callable[[], None] | None = None) -> Reply:
-        exchange = Exchange(on_open)
+    def _post_once(self, route: str, payload: Mapping[str, Any], exchange: Exchange) -> Reply:
         with self._lock:
             self._running = exchange
         try:
             return self._send("POST", route, payload, exchange, self._job_timeout, GENERATION_LIMIT)
         finally:
             with self._lock:
-                self._running = None
+                # One that was called off may end after the next has begun.
+                if self._running is exchange:
+                    self._running = None
 
     # -- light questions --------------------------------------------------------------------------------------------------
 
@@ -231,7 +241,7 @@ class Webui:
         seconds: float,
         limit: int,
     ) -> Reply:
-        body = None if payload is None else json.dumps(payload, allow_nan=False).encode()
+        body = None if payload is None else orjson.dumps(payload)
         headers = _HEADERS if body is None else _HEADERS | {"Content-Type": "application/json"}
         request = prepare(method, self._base + route, body, self._credentials, headers)
         return send(

@@ -38,9 +38,14 @@ class Reply:
 class Exchange:
     """The connection of one request, which a clock or another thread may cut."""
 
-    def __init__(self, on_open: Callable[[], None] | None = None) -> None:
-        """:param on_open: called when the connection is made and the request is about to go out."""
+    def __init__(
+        self, on_open: Callable[[], None] | None = None, on_status: Callable[[int], None] | None = None
+    ) -> None:
+        """:param on_open: called when the connection is made and the request is about to go out.
+        :param on_status: called with the status of the answer when its head has arrived, before its body is read.
+        """
         self._on_open = on_open
+        self._on_status = on_status
         self._lock = threading.Lock()
         self._line: socket.socket | None = None
         self._connected = False
@@ -59,6 +64,11 @@ class Exchange:
                 _shut(line)
         if self._on_open is not None:
             self._on_open()
+
+    def answered(self, status: int) -> None:
+        """Note that the head of the answer has arrived."""
+        if self._on_status is not None:
+            self._on_status(status)
 
     def cut(self) -> None:
         """Break the connection now, or as soon as it is made."""
@@ -213,6 +223,7 @@ def send(
     timeout = (min(connect_timeout, seconds), None)
     try:
         with clock.limit(exchange, seconds), sender.send(request, stream=True, timeout=timeout) as response:
+            exchange.answered(response.status_code)
             reply = Reply(response.status_code, _read(response, limit))
             whole = bool(reply.body) or _says_empty(response)
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -228,12 +239,23 @@ def send(
 
 
 def _read(response: requests.Response, limit: int) -> bytes:
+    if _is_declared(response, limit):
+        # At one go: twice as fast as in chunks, and the next job waits for it.
+        whole: bytes = response.raw.read()
+        return whole
     body = bytearray()
     for chunk in response.iter_content(_CHUNK):
         body += chunk
         if len(body) > limit:
             raise ConnectionBroken("The WebUI's answer was larger than the gateway accepts.")
     return bytes(body)
+
+
+def _is_declared(response: requests.Response, limit: int) -> bool:
+    """Whether the head says how long the body is, no longer than that, and that it comes as it is."""
+    length = response.headers.get("Content-Length", "")
+    encoded = not {"Content-Encoding", "Transfer-Encoding"}.isdisjoint(response.headers)
+    return length.isdecimal() and int(length) <= limit and not encoded
 
 
 def _says_empty(response: requests.Response) -> bool:

@@ -18,9 +18,9 @@ from app.jobs.errors import (
     QueueFull,
     UserQueueFull,
 )
-from app.jobs.model import Failure, IdempotencyKey
+from app.jobs.model import Claim, Failure, IdempotencyKey
 from app.jobs.slots import Slots
-from app.jobs.table import MAX_ATTEMPTS, MAX_LOSSES, Bounds, JobTable, Serving
+from app.jobs.table import MAX_ATTEMPTS, MAX_LOSSES, Bounds, JobTable, NotReady, Serving
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
 
 FAILURE = Failure("webui-error", "It failed.")
@@ -206,6 +206,26 @@ class TestClaim:
         assert slots.get("gpu0").task_id == "t2"
         assert table.by_seq(first.seq).phase == "storing"
         assert table.succeed(claim, success_of(claim))
+
+    def test_nothing_changes_before_the_claimer_is_ready(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+        first, second = gate.accept(), gate.accept()
+        seen: list[int | None] = []
+
+        def not_ready(claim: Claim | None) -> bool:
+            seen.append(claim and claim.job.seq)
+            return False
+
+        with pytest.raises(NotReady):
+            table.claim("gpu0", "host/one", "t0", EVERYTHING, ready=not_ready)
+        assert (table.by_seq(first.seq).status, slots.get("gpu0").state) == ("queued", "clean")
+        claim = gate.claim(task="t1")
+        for following in ("t2", None):
+            with pytest.raises(NotReady):
+                table.answered(claim, 1.0, following, EVERYTHING, ready=not_ready)
+            assert (slots.get("gpu0").state, slots.get("gpu0").task_id) == ("held", "t1")
+            assert table.by_seq(first.seq).phase == "generating"
+            assert table.by_seq(second.seq).status == "queued"
+        assert seen == [first.seq, second.seq, None]
 
     def test_a_job_that_is_stored_does_not_hold_up_the_queue(self, gate: Gate, table: JobTable) -> None:
         gate.accept()

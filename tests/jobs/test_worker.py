@@ -53,6 +53,7 @@ class ScriptedStation:
         self.may_store = threading.Event()
         self.may_store.set()
         self.heeds_interrupt = True
+        self.held: Claim | None = None
 
     def refresh(self) -> None:
         self.refreshes += 1
@@ -67,6 +68,12 @@ class ScriptedStation:
     def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         self.settled.append((task_id, patience))
         return self.idle
+
+    def hold(self, claim: Claim) -> None:
+        self.held = claim
+
+    def call_off(self) -> None:
+        self.held = None
 
     def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
         on_sending()

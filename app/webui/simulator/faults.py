@@ -45,9 +45,10 @@ LIST_KINDS: tuple[str, ...] = (
     "slow-start",  # 404, as while a server registers its routes; for `seconds` if given
     "catalogue-500",
 )
+PROGRESS_KINDS: tuple[str, ...] = ("slow-progress",)  # /sdapi/v1/progress answers after `seconds` (1)
 #: The listening socket is closed for `seconds` (as many as the count), and idle connections with it.
 REFUSE = "refuse"
-FAULT_KINDS: tuple[str, ...] = (*GENERATION_KINDS, *EXTRAS_KINDS, *LIST_KINDS, REFUSE)
+FAULT_KINDS: tuple[str, ...] = (*GENERATION_KINDS, *EXTRAS_KINDS, *LIST_KINDS, *PROGRESS_KINDS, REFUSE)
 
 
 @dataclass

@@ -18,7 +18,16 @@ from werkzeug.exceptions import HTTPException, NotFound
 from app.webui.simulator import extras, lists, pictures, validation
 from app.webui.simulator.engine import Engine, task_id
 from app.webui.simulator.errors import CrashError, HttpError, InvalidError, PlainError
-from app.webui.simulator.faults import EXTRAS_KINDS, FAULT_KINDS, GENERATION_KINDS, LIST_KINDS, REFUSE, Fault, Faults
+from app.webui.simulator.faults import (
+    EXTRAS_KINDS,
+    FAULT_KINDS,
+    GENERATION_KINDS,
+    LIST_KINDS,
+    PROGRESS_KINDS,
+    REFUSE,
+    Fault,
+    Faults,
+)
 from app.webui.simulator.generation import Job, Studio, read_inputs
 from app.webui.simulator.responses import Delivery, as_json, spoil_images
 from app.webui.simulator.settings import FLAVOUR_TABLE, SimulatorSettings
@@ -264,6 +273,9 @@ class Simulator:
     def progress(self) -> Response:
         """GET /sdapi/v1/progress."""
         validation.read_flag("skip_current_image", request.args.get("skip_current_image"), self._version)
+        fault = self.faults.take(PROGRESS_KINDS)
+        if fault is not None:
+            self.engine.wait_for_stop(fault.lasts(1))
         return as_json(self.engine.progress())
 
     def internal_progress(self) -> Response:

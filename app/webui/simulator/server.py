@@ -89,6 +89,11 @@ class _Lines:
         with self._lock:
             self._open.discard(connection)
 
+    def count(self) -> int:
+        """How many there are now."""
+        with self._lock:
+            return len(self._open)
+
     def cut(self, how: int) -> None:
         """Shut every connection; with ``SHUT_RD`` an answer under way still goes out."""
         with self._lock:
@@ -122,6 +127,10 @@ class SimulatorServer:
         """Where it listens, without a slash at the end."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}"
+
+    def connections(self) -> int:
+        """How many connections are open now, with or without a request on them."""
+        return self._lines.count()
 
     def start(self) -> None:
         """Serve from a daemon thread."""
