@@ -85,9 +85,8 @@ class TestSuccess:
 
     def test_the_document_is_the_job_as_it_stands_in_its_row(self, pair: Pair) -> None:
         view = pair.gateway.post()
-        records = pair.gateway.services.records
-        document = records.read_document("u1", "txt2img", view["name"], 1)
-        assert document == {"format": 1} | json.loads(json.dumps(view))
+        path = pair.gateway.services.records.path("u1", "txt2img", f"{view['name']}-1.json")
+        assert json.loads(path.read_bytes()) == {"format": 1} | json.loads(json.dumps(view))
 
     @pytest.mark.parametrize(
         ("kind", "extension", "media_type"), [("jpeg", "jpg", "image/jpeg"), ("webp", "webp", "image/webp")]
@@ -330,11 +329,6 @@ class TestComingAndGoing:
 
 
 class TestDrain:
-    @pytest.fixture
-    def server(self) -> Iterator[SimulatorServer]:
-        with simulator() as server:
-            yield server
-
     def running(
         self, gateway: Gateway, server: SimulatorServer, kind: str, seconds: float | None = None
     ) -> dict[str, Any]:
@@ -531,11 +525,6 @@ class TestStation:
 
 class TestOrphanRule:
     """Idle or not: what two questions to a WebUI mean together."""
-
-    @pytest.fixture
-    def server(self) -> Iterator[SimulatorServer]:
-        with simulator() as server:
-            yield server
 
     @pytest.fixture
     def station(self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[WebuiStation]:
