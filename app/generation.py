@@ -127,6 +127,8 @@ class WebuiStation:
             replies = self._post(claim, payload, on_sending)
             if self._was_interrupted(replies):
                 return Answer(ok=False, content=Interrupted())
+        except Interrupted as error:
+            return Answer(ok=False, content=error)
         except Unreachable as error:
             raise NotSent from error
         except (ConnectionBroken, JobTimeout) as error:
@@ -146,6 +148,9 @@ class WebuiStation:
         reply = self._webui.generate(job.type, payload, on_sending)
         if job.type == "txt2img" or not payloads.upscales(job.args) or reply.status != _OK:
             return _Replies(reply)
+        if self._was_interrupted(_Replies(reply)):
+            # Asked before the extras begin, for that lowers the flag, and they would make a half picture look whole.
+            raise Interrupted
         try:
             pictures = generation_images_base64(reply, expected=job.args["batch_size"])
             return _Replies(reply, self._webui.upscale(payloads.upscale(pictures, job.args)))

@@ -154,6 +154,12 @@ def failed_with(pair: Pair, view: dict[str, Any], slug: str, attempts: int) -> N
     assert not [name for name in pair.gateway.files() if view["name"] in name and "-init" not in name]
 
 
+def shown(pair: Pair, view: dict[str, Any]) -> list[bytes]:
+    """The pictures as they lie on disk."""
+    archive = pair.gateway.services.archive
+    return [archive.file(view["id"], view["type"], image["filename"]).path.read_bytes() for image in view["images"]]
+
+
 class TestFaults:
     @pytest.mark.parametrize("kind", RETRIED)
     def test_one_such_answer_costs_an_attempt_and_no_picture(self, pair: Pair, kind: str) -> None:
@@ -184,10 +190,30 @@ class TestFaults:
         view = pair.gateway.post()
         assert (view["status"], pair.gateway.job(view).attempts) == ("succeeded", 0)
 
-    def test_a_picture_that_a_person_interrupted_is_made_again(self, pair: Pair) -> None:
+    @pytest.mark.parametrize(
+        ("type_", "fields"),
+        [
+            ("txt2img", {}),
+            ("txt2img", {"batch_size": 2}),
+            ("txt2img", {"hr_upscaler": "Latent"}),
+            ("img2img", {}),
+            ("img2img", {"hr_upscaler": "Lanczos"}),
+        ],
+    )
+    def test_a_picture_that_a_person_interrupted_is_made_again(
+        self, pair: Pair, type_: str, fields: dict[str, Any]
+    ) -> None:
+        whole = shown(pair, pair.gateway.post(type_, **fields))
         arm(pair.server, "interrupted")
-        view = pair.gateway.post()
+        view = pair.gateway.post(type_, **fields)
         assert (view["status"], pair.gateway.job(view).attempts) == ("succeeded", 1)
+        assert shown(pair, view) == whole
+
+    def test_an_interrupted_img2img_is_not_upscaled(self, pair: Pair) -> None:
+        """The extras would lower the flag that tells of the interrupt."""
+        arm(pair.server, "interrupted", 3)
+        failed_with(pair, pair.gateway.post("img2img", hr_upscaler="Lanczos"), "webui-interrupted", 3)
+        assert len(payloads(pair.server)) == 3
 
     def test_after_out_of_memory_the_pictures_are_made_one_by_one(self, pair: Pair) -> None:
         arm(pair.server, "oom-batch", 9)
