@@ -318,7 +318,9 @@ class Keeper:
         self._was_up: bool | None = None
         self._refresh_at = 0.0
         self._looked_at = 0.0
+        #: Since when the WebUI has been seen idle while it owes us the answer to this claim.
         self._idle_since: float | None = None
+        self._owed: Claim | None = None
 
     def _run(self) -> None:
         while not self._desk.stopped.is_set():
@@ -373,8 +375,10 @@ class Keeper:
     def _follow(self) -> None:
         """Ask how far the running job is: often while somebody looks at it, else only to notice that it is stuck."""
         claim = self._runner.current
+        if claim is not self._owed:
+            # Another job: that the WebUI was idle at the end of the last one says nothing about this one.
+            self._owed, self._idle_since = claim, None
         if claim is None:
-            self._idle_since = None
             self._looked_at = time.monotonic()
             return
         watched = self._desk.table.seconds_since_look(claim)
@@ -387,15 +391,15 @@ class Keeper:
             return
         if often:
             self._desk.table.report(claim, look.progress, look.eta)
-        self._notice_stuck(look)
+        self._notice_stuck(claim, look)
 
-    def _notice_stuck(self, look: Look) -> None:
+    def _notice_stuck(self, claim: Claim, look: Look) -> None:
         now = time.monotonic()
         if not look.idle:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = now
-        elif now - self._idle_since >= STUCK_SECONDS:
+        elif now - self._idle_since >= STUCK_SECONDS and self._runner.current is claim:
             _LOG.warning("%s is idle but owes an answer; giving up on it", self._station.key)
             self._idle_since = None
             self._station.abort()
