@@ -3,6 +3,7 @@
 Each process is one of threads (gthread). After the fork each one starts its services: exactly one of a host runs the worker.
 """
 
+import ctypes
 import signal
 import sys
 
@@ -48,6 +49,7 @@ def on_starting(server):
 
 def post_worker_init(worker):
     """Start the services of a new process."""
+    _stop_with_the_master()
     # A thread that waits for the interpreter asks for it after this long. The runner of a WebUI waits while other threads decode
     # pictures and answer requests, and Python's own 5 ms would be most of the gap between two pictures.
     sys.setswitchinterval(0.0005)
@@ -55,6 +57,15 @@ def post_worker_init(worker):
     services.start(worker=_config.worker == "embedded")
     services.drain_on(signal.SIGTERM)
     worker.sdg_services = services
+
+
+def _stop_with_the_master():
+    """Let the kernel send SIGTERM when the master dies: its processes would go on listening until their last waiter had gone, and a
+    new server could not have the port.
+    """
+    if sys.platform == "linux":
+        # prctl(2), PR_SET_PDEATHSIG. gunicorn itself notices a master that is dead already.
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
 
 
 def worker_exit(_server, worker):

@@ -252,12 +252,14 @@ class WebuiStation:
 
     # -- the result --------------------------------------------------------------------------------------------------
 
-    def store(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
+    def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
         """Decode the answer, write the images and the parameter JSON, and tell what the row shall say."""
         try:
             if isinstance(answer.content, Exception):
                 raise answer.content
-            return self._write(claim, self._read(claim, answer.content))
+            generation = self._read(claim, answer.content)
+            before_writing()
+            return self._write(claim, generation)
         except OutOfMemory as error:
             return Retry(Failure(error.slug, str(error)), one_by_one=True)
         except NoLongerAvailable as error:

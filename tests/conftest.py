@@ -1,4 +1,4 @@
-"""Fixtures for every test: settings in a temporary folder, and the two database engines."""
+"""Fixtures for every test: settings in a temporary folder, the two database engines, a gateway and its WebUI."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import pytest
 
 from app.config import Config, load
 from app.jobs.database import Database
+from app.webui.simulator import SimulatorServer
+from tests.inprocess import Gateway, simulator
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,6 +65,20 @@ def sqlite(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
 def config(environ: dict[str, str], instance: Path) -> Config:
     """The parsed settings of :func:`environ`."""
     return load(environ, instance)
+
+
+@pytest.fixture
+def server() -> Iterator[SimulatorServer]:
+    """A simulated WebUI in this process that takes no time for its pictures."""
+    with simulator() as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[Gateway]:
+    """A gateway in this process in front of :func:`server`; it accepts, and works once the test starts it."""
+    with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
+        yield gateway
 
 
 @pytest.fixture(autouse=True)

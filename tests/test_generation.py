@@ -86,9 +86,8 @@ class TestSuccess:
 
     def test_the_document_is_the_job_as_it_stands_in_its_row(self, pair: Pair) -> None:
         view = pair.gateway.post()
-        records = pair.gateway.services.records
-        document = records.read_document("u1", "txt2img", view["name"], 1)
-        assert document == {"format": 1} | json.loads(json.dumps(view))
+        path = pair.gateway.services.records.path("u1", "txt2img", f"{view['name']}-1.json")
+        assert json.loads(path.read_bytes()) == {"format": 1} | json.loads(json.dumps(view))
 
     @pytest.mark.parametrize(
         ("kind", "extension", "media_type"), [("jpeg", "jpg", "image/jpeg"), ("webp", "webp", "image/webp")]
@@ -156,6 +155,12 @@ def failed_with(pair: Pair, view: dict[str, Any], slug: str, attempts: int) -> N
     assert not [name for name in pair.gateway.files() if view["name"] in name and "-init" not in name]
 
 
+def shown(pair: Pair, view: dict[str, Any]) -> list[bytes]:
+    """The pictures as they lie on disk."""
+    archive = pair.gateway.services.archive
+    return [archive.file(view["id"], view["type"], image["filename"]).path.read_bytes() for image in view["images"]]
+
+
 class TestFaults:
     @pytest.mark.parametrize("kind", RETRIED)
     def test_one_such_answer_costs_an_attempt_and_no_picture(self, pair: Pair, kind: str) -> None:
@@ -186,10 +191,30 @@ class TestFaults:
         view = pair.gateway.post()
         assert (view["status"], pair.gateway.job(view).attempts) == ("succeeded", 0)
 
-    def test_a_picture_that_a_person_interrupted_is_made_again(self, pair: Pair) -> None:
+    @pytest.mark.parametrize(
+        ("type_", "fields"),
+        [
+            ("txt2img", {}),
+            ("txt2img", {"batch_size": 2}),
+            ("txt2img", {"hr_upscaler": "Latent"}),
+            ("img2img", {}),
+            ("img2img", {"hr_upscaler": "Lanczos"}),
+        ],
+    )
+    def test_a_picture_that_a_person_interrupted_is_made_again(
+        self, pair: Pair, type_: str, fields: dict[str, Any]
+    ) -> None:
+        whole = shown(pair, pair.gateway.post(type_, **fields))
         arm(pair.server, "interrupted")
-        view = pair.gateway.post()
+        view = pair.gateway.post(type_, **fields)
         assert (view["status"], pair.gateway.job(view).attempts) == ("succeeded", 1)
+        assert shown(pair, view) == whole
+
+    def test_an_interrupted_img2img_is_not_upscaled(self, pair: Pair) -> None:
+        """The extras would lower the flag that tells of the interrupt."""
+        arm(pair.server, "interrupted", 3)
+        failed_with(pair, pair.gateway.post("img2img", hr_upscaler="Lanczos"), "webui-interrupted", 3)
+        assert len(payloads(pair.server)) == 3
 
     def test_a_picture_that_a_person_interrupted_is_not_upscaled(self, pair: Pair) -> None:
         arm(pair.server, "interrupted")
@@ -352,11 +377,6 @@ class TestComingAndGoing:
 
 
 class TestDrain:
-    @pytest.fixture
-    def server(self) -> Iterator[SimulatorServer]:
-        with simulator() as server:
-            yield server
-
     def running(
         self, gateway: Gateway, server: SimulatorServer, kind: str, seconds: float | None = None
     ) -> dict[str, Any]:
@@ -579,11 +599,6 @@ class TestStation:
 
 class TestOrphanRule:
     """Idle or not: what two questions to a WebUI mean together."""
-
-    @pytest.fixture
-    def server(self) -> Iterator[SimulatorServer]:
-        with simulator() as server:
-            yield server
 
     @pytest.fixture
     def station(self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[WebuiStation]:

@@ -6,7 +6,6 @@ Single bad answers of a WebUI stand in test_generation.py.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from app.records.errors import StorageFailed
 from app.webui.simulator import SimulatorServer
 from app.webui.simulator.faults import Fault
-from tests.inprocess import USER, Gateway, arm, hurry, simulator, stats, until
+from tests.inprocess import USER, Gateway, arm, hurry, stats, until
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +23,8 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[SimulatorServer]:
-    with simulator() as server:
-        yield server
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[Gateway]:
-    with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
-        yield gateway.start()
+def gateway(gateway: Gateway) -> Gateway:
+    return gateway.start()
 
 
 def restart(server: SimulatorServer, *, slowly: bool = False) -> SimulatorServer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,18 +27,6 @@ NEVER = 3600.0
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
-
-
-@pytest.fixture
-def server() -> Iterator[SimulatorServer]:
-    with simulator() as server:
-        yield server
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[Gateway]:
-    with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
-        yield gateway
 
 
 class TestBuild:

@@ -20,7 +20,7 @@ from app.submission import BadReferenceImage
 from app.webui.catalogue import Catalogue, Model
 from app.webui.errors import UnknownNames
 from app.webui.simulator import SimulatorServer
-from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, png_base64, png_bytes, simulator, stats, until
+from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, png_base64, png_bytes, stats, until
 from tests.jobs.conftest import EVERYTHING, success_of
 
 CATALOGUE = Catalogue(
@@ -209,11 +209,6 @@ class TestReferenceImage:
 
 
 class TestWaiting:
-    @pytest.fixture
-    def server(self) -> Iterator[SimulatorServer]:
-        with simulator() as server:
-            yield server
-
     @pytest.fixture
     def gateway(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch

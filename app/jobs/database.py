@@ -73,7 +73,7 @@ class Database:
 
     @contextlib.contextmanager
     def write(self, step: str | None = None) -> Iterator[Connection]:
-        """One write transaction, serial with all others; committed at the end, rolled back when the body raises.
+        """One write transaction, serial with all others; committed at the end, rolled back when the body raises or rolls it back.
 
         :param step: the name of the commit for crash tests; None for one that no promise hangs on.
         """
@@ -83,8 +83,9 @@ class Database:
                 if not self.is_sqlite:
                     connection.execute(select(CLOCK.c.id).with_for_update())
                 yield connection
-                with self._steps.around(f"commit {step}") if step else contextlib.nullcontext():
-                    transaction.commit()
+                if transaction.is_active:
+                    with self._steps.around(f"commit {step}") if step else contextlib.nullcontext():
+                        transaction.commit()
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeoutError) as error:

@@ -227,18 +227,13 @@ COUNT_USER_OUT: Final[Update] = (
 
 _SHOWN: Final = JOBS.c.status != DELETED
 BY_SEQ: Final[Select[Any]] = select(*COLUMNS).where(JOBS.c.seq == bindparam("p_seq"), _SHOWN)
-BY_NAME: Final[Select[Any]] = select(*COLUMNS).where(
-    JOBS.c.name == bindparam("p_name"),
-    JOBS.c.type == bindparam("p_type"),
-    JOBS.c.user_id == bindparam("p_user"),
-    _SHOWN,
+_NAMED: Final[ColumnElement[bool]] = and_(
+    JOBS.c.name == bindparam("p_name"), JOBS.c.type == bindparam("p_type"), JOBS.c.user_id == bindparam("p_user")
 )
-IMAGES: Final[Select[Any]] = select(JOBS.c.images, JOBS.c.init_image).where(
-    JOBS.c.name == bindparam("p_name"),
-    JOBS.c.type == bindparam("p_type"),
-    JOBS.c.user_id == bindparam("p_user"),
-    _SHOWN,
-)
+BY_NAME: Final[Select[Any]] = select(*COLUMNS).where(_NAMED, _SHOWN)
+#: Whether there is a row, also a deleted one.
+ANY_NAMED: Final[Select[Any]] = select(JOBS.c.seq).where(_NAMED)
+IMAGES: Final[Select[Any]] = select(JOBS.c.images, JOBS.c.init_image).where(_NAMED, _SHOWN)
 STATUSES: Final[Select[Any]] = select(JOBS.c.seq, JOBS.c.status).where(
     JOBS.c.seq.in_(bindparam("p_seqs", expanding=True))
 )

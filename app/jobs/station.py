@@ -106,8 +106,8 @@ class Station(Protocol):
     def abort(self) -> None:
         """Break the connection on which :meth:`generate` waits."""
 
-    def store(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
-        """Decode an answer and write its files."""
+    def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
+        """Decode an answer and write its files; ``before_writing`` is called in between."""
 
     def discard(self, claim: Claim) -> None:
         """Remove the files of an attempt whose job went to somebody else."""

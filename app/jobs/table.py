@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, select, update
 from sqlalchemy.sql.dml import Update
 
 from app.jobs import places
@@ -172,7 +172,10 @@ class JobTable:
                     return None
         with self.database.write("claim") as connection:
             claim = self._claim(connection, slot, owner, task_id, serving)
-            if not ready(claim):
+            if claim is None:
+                # Nothing to make durable, so nothing is: whether a hint finds a job is chance, and no step of a job's way.
+                connection.rollback()
+            elif not ready(claim):
                 raise NotReady
             return claim
 
@@ -207,7 +210,7 @@ class JobTable:
         there are demands that ``serving`` does not know.
 
         :param seconds: what the generation took, None when the reply was no result and says nothing about speed.
-        :param ready: asked right before the commit, with the next job's claim; all writers wait meanwhile.
+        :param ready: asked right before the commit, with the next job's claim or None; all writers wait meanwhile.
         :raises NotReady: it said no, and nothing was changed.
         """
         with self.database.write("answered") as connection:
@@ -407,7 +410,7 @@ class JobTable:
         :raises JobNotFound: there is no such job, or it was deleted.
         """
         with self.database.read() as connection:
-            row = connection.execute(sql.IMAGES, {"p_user": user_id, "p_type": type_, "p_name": name}).first()
+            row = connection.execute(sql.IMAGES, _name_of(user_id, type_, name)).first()
         if row is None:
             raise JobNotFound
         images: list[dict[str, Any]] = json.loads(row.images) if row.images else []
@@ -527,7 +530,7 @@ class JobTable:
             "finished_at": success.finished_at, "claims": claims, "start_tag": 0.0,
         }  # fmt: skip
         with self.database.write("restore") as connection:
-            there = connection.execute(select(JOBS.c.seq).where(_named(new.user_id, new.type, new.name))).first()
+            there = connection.execute(sql.ANY_NAMED, _name_of(new.user_id, new.type, new.name)).first()
             if there is None:
                 # It will never be claimed, so it demands nothing.
                 connection.execute(insert(JOBS).values(values | {"demand": 0}))
@@ -555,8 +558,9 @@ def _row_of(new: NewJob) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _named(user_id: str, type_: str, name: str) -> ColumnElement[bool]:
-    return and_(JOBS.c.name == name, JOBS.c.type == type_, JOBS.c.user_id == user_id)
+def _name_of(user_id: str, type_: str, name: str) -> dict[str, Any]:
+    """The parameters of the statements that look a job up by the names that clients use."""
+    return {"p_user": user_id, "p_type": type_, "p_name": name}
 
 
 def _failed(failure: Failure) -> dict[str, Any]:
@@ -590,7 +594,7 @@ def _found(row: Row[Any] | None) -> Job:
 
 def _by_name(connection: Connection, user_id: str, type_: str, name: str, *, lock: bool = False) -> Job:
     statement = sql.BY_NAME.with_for_update() if lock else sql.BY_NAME
-    return _found(connection.execute(statement, {"p_user": user_id, "p_type": type_, "p_name": name}).first())
+    return _found(connection.execute(statement, _name_of(user_id, type_, name)).first())
 
 
 def _demand_id(connection: Connection, body: str) -> int:

@@ -105,7 +105,7 @@ class Runner:
         self._decoded = threading.Condition()
         self._unwanted: Claim | None = None
         #: The result that waits for the next job to be sent.
-        self._waiting: tuple[Claim, Answer] | None = None
+        self._waiting: tuple[Claim, Answer, threading.Event] | None = None
         self._look_again_at = 0.0
 
     def _run(self) -> None:
@@ -203,8 +203,9 @@ class Runner:
         try:
             answer = self.station.generate(claim, self._store_waiting)
         except NotSent:
-            self.up.clear()
+            # In this order, so that a WebUI that is seen down holds no job.
             self._give_back(claim, "clean", None)
+            self.up.clear()
             return None
         except AttemptLost as lost:
             self._give_back(claim, "unclean", lost.failure)
@@ -231,10 +232,13 @@ class Runner:
         next_task = new_task_id() if room and not self._desk.stopping.is_set() else None
         # Whatever becomes of the slot, this result is stored; and the one before, if this job was never sent.
         self._store_waiting()
-        self._waiting = (claim, answer)
-        following = self._answered(claim, answer, seconds if answer.ok else None, next_task)
-        answer.settled(None)
-        return following
+        passed_on = threading.Event()
+        self._waiting = (claim, answer, passed_on)
+        try:
+            return self._answered(claim, answer, seconds if answer.ok else None, next_task)
+        finally:
+            passed_on.set()
+            answer.settled(None)
 
     def _answered(self, claim: Claim, answer: Answer, seconds: float | None, next_task: str | None) -> Claim | None:
         """Free the slot when the WebUI has told the last thing, or keep it for the next job, which need not wait for that."""
@@ -277,11 +281,11 @@ class Runner:
 
     # -- the result --------------------------------------------------------------------------------------------------
 
-    def _store(self, claim: Claim, answer: Answer) -> None:
-        """Runs in the pool."""
+    def _store(self, claim: Claim, answer: Answer, passed_on: threading.Event) -> None:
+        """Runs in the pool; it may decode while the slot is being freed, and writes afterwards."""
         finished = False
         try:
-            finished = self._conclude(claim, self._judge(claim, answer))
+            finished = self._conclude(claim, self._judge(claim, answer, passed_on))
         except Exception:
             _LOG.exception("job %s could not be concluded", claim.job.name)
         finally:
@@ -291,9 +295,9 @@ class Runner:
         if finished:
             self._desk.on_finished(claim.job.seq)
 
-    def _judge(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
+    def _judge(self, claim: Claim, answer: Answer, passed_on: threading.Event) -> Success | Failure | Retry:
         try:
-            return self.station.store(claim, answer)
+            return self.station.store(claim, answer, passed_on.wait)
         except Exception:
             _LOG.exception("storing job %s failed", claim.job.name)
             return Failure("internal-error", "The gateway failed to store the result.")
@@ -348,7 +352,9 @@ class Keeper:
         self._was_up: bool | None = None
         self._refresh_at = 0.0
         self._looked_at = 0.0
+        #: Since when the WebUI has been seen idle while it owes us the answer to this claim.
         self._idle_since: float | None = None
+        self._owed: Claim | None = None
 
     def _run(self) -> None:
         while not self._desk.stopped.is_set():
@@ -403,8 +409,10 @@ class Keeper:
     def _follow(self) -> None:
         """Ask how far the running job is: often while somebody looks at it, else only to notice that it is stuck."""
         claim = self._runner.current
+        if claim is not self._owed:
+            # Another job: that the WebUI was idle at the end of the last one says nothing about this one.
+            self._owed, self._idle_since = claim, None
         if claim is None:
-            self._idle_since = None
             self._looked_at = time.monotonic()
             return
         watched = self._desk.table.seconds_since_look(claim)
@@ -417,15 +425,15 @@ class Keeper:
             return
         if often:
             self._desk.table.report(claim, look.progress, look.eta)
-        self._notice_stuck(look)
+        self._notice_stuck(claim, look)
 
-    def _notice_stuck(self, look: Look) -> None:
+    def _notice_stuck(self, claim: Claim, look: Look) -> None:
         now = time.monotonic()
         if not look.idle:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = now
-        elif now - self._idle_since >= STUCK_SECONDS:
+        elif now - self._idle_since >= STUCK_SECONDS and self._runner.current is claim:
             _LOG.warning("%s is idle but owes an answer; giving up on it", self._station.key)
             self._idle_since = None
             self._station.abort()

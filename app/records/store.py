@@ -166,18 +166,7 @@ class RecordStore:
 
         :raises MissingFile: when there is none.
         """
-        return self._read(user_id, type_, f"{name}-init.png")
-
-    def read_document(self, user_id: str, type_: str, name: str, attempt: int) -> dict[str, Any]:
-        """The parameter document of one attempt.
-
-        :raises MissingFile: when there is none.
-        :raises BadDocument: when it is damaged.
-        """
-        return _load(self._read(user_id, type_, f"{name}-{attempt}.json"))
-
-    def _read(self, user_id: str, type_: str, filename: str) -> bytes:
-        path = self.path(user_id, type_, filename)
+        path = self.path(user_id, type_, f"{name}-init.png")
         with _translated("read"):
             return path.read_bytes()
 

@@ -1,8 +1,8 @@
 """The crash run as a program of its own: it imports everything once and forks a process for each life of each round.
 
-``python -m tests.crash.rounds FOLDER`` prints one JSON document: every step, and the verdict of each round; with ``every``
-behind it, of all chapters. A round belongs to a chapter of the script, begins on what the chapters before left, and has a life
-for each step at which it dies; one more life is judged.
+``python -m tests.crash.rounds FOLDER`` prints one JSON document: every step, and the verdict of each round. A round belongs to a
+chapter of the script, begins on what the chapters before left, and has a life for each step at which it dies; one more life is
+judged.
 """
 
 from __future__ import annotations
@@ -193,29 +193,25 @@ def disturbed(folder: Path, rounds: Sequence[Round]) -> list[dict[str, Any]]:
     return verdicts
 
 
-def rounds_of(calm: Sequence[dict[str, Any]], *, every: bool) -> list[Round]:
-    """Every step of every chapter, and some of the recoveries; or, in short, each kind of step once in the chapters that differ."""
+def rounds_of(calm: Sequence[dict[str, Any]]) -> list[Round]:
+    """Every step of every chapter, and some of the recoveries."""
     rounds = []
     for verdict in calm:
         chapters, steps = verdict["chapters"], verdict["steps"][0]
-        chapter = SCRIPT[chapters - 1]
         # Every life begins with this commit; that of the first chapter will do.
         struck = [number for number, step in enumerate(steps, 1) if chapters == 1 or not step.endswith("register")]
-        if not every:
-            # A batch fsyncs each picture: the first of them tells as much as the others.
-            struck = [number for number in struck if steps.index(steps[number - 1]) == number - 1 and chapter.struck]
         rounds += [Round(chapters, (number,)) for number in struck]
-        for step, most in _STRUCK_TWICE.get(chapter.label, ()):
+        for step, most in _STRUCK_TWICE.get(SCRIPT[chapters - 1].label, ()):
             first = steps.index(step) + 1
-            rounds += [Round(chapters, (first, number)) for number in range(1, most + 1, 1 if every else 5)]
+            rounds += [Round(chapters, (first, number)) for number in range(1, most + 1)]
     return rounds
 
 
-def main(folder: Path, *, every: bool) -> None:
+def main(folder: Path) -> None:
     """Play everything and print it."""
     calm = undisturbed(folder)
-    json.dump({"undisturbed": calm, "rounds": disturbed(folder, rounds_of(calm, every=every))}, sys.stdout)
+    json.dump({"undisturbed": calm, "rounds": disturbed(folder, rounds_of(calm))}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), every=sys.argv[2:] == ["every"])
+    main(Path(sys.argv[1]))

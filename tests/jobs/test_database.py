@@ -144,6 +144,13 @@ class TestTransactions:
         with database.read() as connection:
             assert connection.execute(text("SELECT virtual FROM clock")).scalar_one() == 0
 
+    def test_what_the_body_takes_back_is_no_commit(self, database: Database) -> None:
+        with database.write("a step") as connection:
+            connection.execute(text("UPDATE clock SET virtual = 9"))
+            connection.rollback()
+        with database.read() as connection:
+            assert connection.execute(text("SELECT virtual FROM clock")).scalar_one() == 0
+
     def test_a_broken_rule_of_the_schema_is_told_as_such(self, database: Database) -> None:
         for access in (database.write, database.read):
             with pytest.raises(IntegrityError), access() as connection:

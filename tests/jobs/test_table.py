@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -21,6 +22,7 @@ from app.jobs.errors import (
 from app.jobs.model import Claim, Failure, IdempotencyKey
 from app.jobs.slots import Slots
 from app.jobs.table import MAX_ATTEMPTS, MAX_LOSSES, Bounds, JobTable, NotReady, Serving
+from app.steps import crash_at
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
 
 FAILURE = Failure("webui-error", "It failed.")
@@ -165,6 +167,13 @@ class TestClaim:
     def test_nothing_to_do_leaves_the_slot_clean(self, gate: Gate, slots: Slots) -> None:
         assert gate.claim() is None
         assert slots.get("gpu0").state == "clean"
+
+    def test_a_claim_that_finds_nothing_is_no_durable_step(self, sqlite: Database, tmp_path: Path) -> None:
+        """However often a worker is woken for nothing, the steps of a job's way stay the same."""
+        watched = Database(str(sqlite.url), crash_at(str(tmp_path / "steps")))
+        assert JobTable(watched).claim("gpu0", "host/one", "task", EVERYTHING, expected=True) is None
+        assert (tmp_path / "steps").read_bytes() == b""
+        watched.close()
 
     def test_only_what_the_webui_can_serve_is_claimed(self, gate: Gate, table: JobTable) -> None:
         first = gate.accept(demand='{"model":"a"}')

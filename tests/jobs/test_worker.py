@@ -96,7 +96,7 @@ class ScriptedStation:
         self.calls.append("abort")
         self.replies.put(AttemptLost(BROKEN))
 
-    def store(self, claim: Claim, answer: Answer) -> Success | Failure | Retry:
+    def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
         self.calls.append("store")
         self.storing.release()
         assert self.may_store.wait(DEADLINE)
@@ -509,6 +509,32 @@ class TestKeeper:
         station.look_answer = Look(0.1, None, idle=False)
         station.answers()
         assert house.finished(job).status == "succeeded"
+
+    def test_one_that_answers_is_never_given_up_however_often_it_was_seen_idle(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As with fast generations whose pictures take long to encode: each look may fall into that time, of another job."""
+        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.0)
+        station = house.start()
+        seen: set[int] = set()
+
+        def idle_once(claim: Claim) -> Look | None:
+            if claim.job.seq in seen:
+                return None
+            seen.add(claim.job.seq)
+            return Look(1.0, None, idle=True)
+
+        monkeypatch.setattr(station, "look", idle_once)
+        jobs = [house.gate.accept() for _ in range(8)]
+        for job in jobs:
+            station.begins()
+            until(lambda seq=job.seq: seq in seen)
+            self.keeper_comes_by(house, 2)
+            station.answers()
+            until(lambda seq=job.seq: house.table.by_seq(seq).phase != "generating")
+        assert [house.finished(job).attempts for job in jobs] == [0] * len(jobs)
+        assert "abort" not in station.calls
 
     def test_one_that_works_is_never_given_up(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.0)

@@ -84,6 +84,13 @@ def listens(port: int) -> bool:
     return False
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and not outlived."""
+    with contextlib.suppress(FileNotFoundError):
+        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    return []
+
+
 def at_once(calls: Iterable[Callable[[], _T]]) -> list[_T]:
     """Run the calls in one thread each, let them go together, and return their results in order."""
     calls = list(calls)
@@ -296,6 +303,11 @@ class Gateway(Process):
         except requests.ConnectionError:
             return None
         return status
+
+    def kill_master(self) -> None:
+        """End the process that was started, not those that it has started (SIGKILL)."""
+        os.kill(self.running.pid, signal.SIGKILL)
+        self.running.wait()
 
     def restart(self) -> None:
         """Start again after an end, on the same data."""

@@ -6,8 +6,11 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from tests.system.harness import Gateway, Simulator, Stage, until
+import pytest
+
+from tests.system.harness import Gateway, Simulator, Stage, children, until
 
 
 def statuses(gateway: Gateway, jobs: list[dict[str, str]]) -> list[str]:
@@ -87,6 +90,27 @@ def test_a_killed_worker_process_is_replaced_at_once(stage: Stage, slow: Simulat
     # Four pictures, two parameter files, and nothing of the attempts that were lost.
     assert len(gateway.files()) == 6
     assert all(len(gateway.images(record)) == 2 for record in gateway.history())
+
+
+@pytest.mark.soak
+def test_the_death_of_the_master_alone_ends_its_processes_as_sigterm_does(stage: Stage, slow: Simulator) -> None:
+    gateway = stage.gateway([slow])
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(gateway.post, id="waits", batch_size=4)
+        [running] = until(lambda: gateway.jobs("waits"), "the job is accepted")
+        until(lambda: gateway.status(running["url"]) == "running", "the job runs")
+        queued = gateway.post(prefer="respond-async").json()
+        processes = children(gateway.running.pid)
+        gateway.kill_master()
+        killed = time.monotonic()
+        assert waiting.result().status_code == 202
+        assert time.monotonic() - killed < 2
+    # The port is free soon enough for a server that is started at once.
+    gateway.restart()
+    assert [gateway.finished(job["url"])["status"] for job in (running, queued)] == ["succeeded"] * 2
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), "the old processes are gone")
+    assert (slow.stats()["generations"], slow.stats()["max_in_flight"]) == (2, 1)
+    assert len(gateway.images(gateway.finished(running["url"]))) == 4
 
 
 def test_a_webui_that_is_down_is_waited_for(stage: Stage) -> None:

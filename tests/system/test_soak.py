@@ -18,14 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from PIL import Image
 
-from tests.system.harness import START_SECONDS, Gateway, Simulator, Stage, listens, picture, until
+from tests.system.harness import START_SECONDS, Gateway, Simulator, Stage, children, picture, until
 
 _TWO_HOURS = 7200.0
 
@@ -81,13 +80,6 @@ def clients(gateway: Gateway, wanted: list[Request], seconds: float) -> Iterator
         yield [pool.submit(insist, gateway, request, deadline) for request in wanted]
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and not outlived."""
-    with contextlib.suppress(FileNotFoundError):
-        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
-    return []
-
-
 class Killer:
     """Ends a process of a server at a time, without warning; the same choice each run, as far as its own dice go."""
 
@@ -97,12 +89,16 @@ class Killer:
         self._dice = random.Random(seed)
 
     def strike(self) -> None:
-        """Kill a web process, the one that runs the worker, or everything, which is then started again."""
-        victim = self._dice.choice(("web process", "worker", "everything"))
-        if victim == "everything":
+        """Kill a web process, the one that runs the worker, gunicorn's master alone, or everything; what is gone then is started
+        again.
+        """
+        victim = self._dice.choice(("web process", "worker", "master", "everything"))
+        if victim == "master":
+            self.gateway.kill_master()
+            self._start_again()
+        elif victim == "everything":
             self.gateway.kill()
-            self.gateway.launch()
-            until(lambda: listens(self._port), "the server is back", START_SECONDS)
+            self._start_again()
         else:
             processes = children(self.gateway.running.pid)
             elected = self._elected()
@@ -115,9 +111,10 @@ class Killer:
                 os.kill(self._dice.choice(candidates), signal.SIGKILL)
         self.kills[victim] += 1
 
-    @property
-    def _port(self) -> int:
-        return int(self.gateway.url.rpartition(":")[2])
+    def _start_again(self) -> None:
+        # Who listens may be a process whose master is dead; the new server has the port when it has processes.
+        self.gateway.launch()
+        until(lambda: children(self.gateway.running.pid), "the server is back", START_SECONDS)
 
     def _elected(self) -> int | None:
         with contextlib.suppress(sqlite3.OperationalError):
