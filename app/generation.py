@@ -299,7 +299,6 @@ class WebuiStation:
             for index, (picture, kind) in enumerate(zip(generation.pictures, sniffed, strict=True))
         ]
         files = [(picture.data, kind.extension) for picture, kind in zip(generation.pictures, sniffed, strict=True)]
-        self._records.save(job.user_id, job.type, job.name, attempt, files)
         success = Success(
             finished_at=time.time_ns() // 1_000_000,
             args=job.args,
@@ -307,7 +306,7 @@ class WebuiStation:
             webui={"model": generation.model, "sampler": generation.sampler, "version": generation.version},
             simulated=generation.simulated,
         )
-        self._records.save_document(job.user_id, job.type, job.name, attempt, _document(claim, success))
+        self._records.save(job.user_id, job.type, job.name, attempt, files, _document(claim, success))
         return success
 
     def discard(self, claim: Claim) -> None:

@@ -98,8 +98,18 @@ class RecordStore:
         """
         return self._save(user_id, type_, name, [(names.init_filename(name), png)])[0]
 
-    def save(self, user_id: str, type_: str, name: str, attempt: int, images: Sequence[tuple[bytes, str]]) -> list[str]:
-        """Store the images of one attempt, given as (bytes, extension); return their file names in the same order.
+    def save(
+        self,
+        user_id: str,
+        type_: str,
+        name: str,
+        attempt: int,
+        images: Sequence[tuple[bytes, str]],
+        document: dict[str, Any] | None = None,
+    ) -> list[str]:
+        """Store the images of one attempt, given as (bytes, extension), and its parameter document; their file names in that order.
+
+        The document is JSON (RFC 8259) in UTF-8, and appears when all images have.
 
         :raises StorageFailed: none of them was stored.
         """
@@ -107,14 +117,9 @@ class RecordStore:
             (names.image_filename(name, attempt, index, extension), data)
             for index, (data, extension) in enumerate(images)
         ]
+        if document is not None:
+            files.append((names.document_filename(name, attempt), _dump(document)))
         return self._save(user_id, type_, name, files)
-
-    def save_document(self, user_id: str, type_: str, name: str, attempt: int, document: dict[str, Any]) -> str:
-        """Store the parameter document of one attempt as JSON (RFC 8259, UTF-8) and return its file name.
-
-        :raises StorageFailed: it was not stored.
-        """
-        return self._save(user_id, type_, name, [(names.document_filename(name, attempt), _dump(document))])[0]
 
     def _save(self, user_id: str, type_: str, name: str, files: Sequence[tuple[str, bytes]]) -> list[str]:
         folder = self._folder(user_id, type_, name)

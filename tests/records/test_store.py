@@ -65,7 +65,7 @@ def fill(records: RecordStore) -> None:
     records.save_init(*PLACE, PNG)
     for attempt in (1, 2):
         records.save(*PLACE, attempt, [(PNG, "png"), (JPG, "jpg")])
-        records.save_document(*PLACE, attempt, {"attempt": attempt})
+        records.save(*PLACE, attempt, [], {"attempt": attempt})
     records.save(USER, "img2img", OTHER, 1, [(WEBP, "webp")])
 
 
@@ -74,12 +74,13 @@ def fill(records: RecordStore) -> None:
 
 def test_files_lie_where_the_design_says(records, root):
     assert records.save_init(*PLACE, PNG) == f"{NAME}-init.png"
-    assert records.save(*PLACE, 3, [(PNG, "png"), (JPG, "jpg"), (WEBP, "webp")]) == [
+    pictures = [(PNG, "png"), (JPG, "jpg"), (WEBP, "webp")]
+    assert records.save(*PLACE, 3, pictures, {"prompt": "猫"}) == [
         f"{NAME}-3-0.png",
         f"{NAME}-3-1.jpg",
         f"{NAME}-3-2.webp",
+        f"{NAME}-3.json",
     ]
-    assert records.save_document(*PLACE, 3, {"prompt": "猫"}) == f"{NAME}-3.json"
     folder = day_folder(root)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         f"{NAME}-init.png": PNG,
@@ -98,7 +99,7 @@ def stored_document(records):
 def test_what_was_saved_is_read(records):
     document = {"z": 1, "a": [None, True, 0.1, "猫\n"], "id": USER}
     records.save_init(*PLACE, PNG)
-    records.save_document(*PLACE, 1, document)
+    records.save(*PLACE, 1, [], document)
     assert records.read_init(*PLACE) == PNG
     read = records.read_stored(stored_document(records))
     assert read == document
@@ -108,13 +109,13 @@ def test_what_was_saved_is_read(records):
 
 def test_an_unpaired_surrogate_in_a_webuis_text_survives(records):
     document = {"infotext": "\ud800 猫"}
-    records.save_document(*PLACE, 1, document)
+    records.save(*PLACE, 1, [], document)
     assert records.read_stored(stored_document(records)) == document
 
 
 def test_nan_is_no_json(records, root):
     with pytest.raises(ValueError, match="JSON"):
-        records.save_document(*PLACE, 1, {"eta": float("nan")})
+        records.save(*PLACE, 1, [], {"eta": float("nan")})
     assert everything(root) == set()
 
 
@@ -166,7 +167,7 @@ def test_links_and_folders_are_no_files(records, root):
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 200_000], ids=range(6))
 def test_a_damaged_document_is_told_apart(records, root, data):
-    records.save_document(*PLACE, 1, {})
+    records.save(*PLACE, 1, [], {})
     (day_folder(root) / f"{NAME}-1.json").write_bytes(data)
     with pytest.raises(BadDocument, match="damaged"):
         records.read_stored(stored_document(records))
@@ -180,7 +181,7 @@ def test_a_damaged_document_is_told_apart(records, root, data):
         lambda records: records.save(*PLACE, 0, [(PNG, "png")]),
         lambda records: records.save(*PLACE, 1, [(PNG, "exe")]),
         lambda records: records.save_init(USER, "img2img", f"{NAME}-1", PNG),
-        lambda records: records.save_document(USER, "", NAME, 1, {}),
+        lambda records: records.save(USER, "", NAME, 1, [], {}),
     ],
 )
 def test_what_could_not_be_found_again_is_never_written(records, root, call):
@@ -224,7 +225,7 @@ def test_a_usual_save_costs_few_flushes(records, events):
     records.save(*PLACE, 1, [(PNG, "png")])
     events.clear()
     records.save(USER, "img2img", OTHER, 1, [(PNG, "png")])
-    records.save_document(USER, "img2img", OTHER, 1, {})
+    records.save(USER, "img2img", OTHER, 1, [], {})
     assert [what for what, _ in events].count("fsync") == 4
 
 
@@ -511,7 +512,7 @@ def test_remove_stored(records, root):
 
 
 def test_a_document_is_read_without_knowing_its_user(records):
-    records.save_document(*PLACE, 1, {"id": USER})
+    records.save(*PLACE, 1, [], {"id": USER})
     [stored] = records.scan()
     assert records.read_stored(stored) == {"id": USER}
     records.remove_stored(stored)
@@ -674,7 +675,7 @@ def test_every_error_has_a_slug_of_its_own():
 
 
 def test_documents_are_plain_json_for_other_tools(records, root):
-    records.save_document(*PLACE, 1, {"prompt": "猫"})
+    records.save(*PLACE, 1, [], {"prompt": "猫"})
     text = (day_folder(root) / f"{NAME}-1.json").read_text(encoding="utf-8")
     assert "猫" in text
     assert json.loads(text) == {"prompt": "猫"}
