@@ -7,7 +7,10 @@ import ctypes
 import signal
 import sys
 
+# Whatever is imported of app imports all of it: here in the master, once for all processes and before the first one is forked.
+# Nothing is opened or started by that.
 from app import config as settings
+from app.allocator import give_memory_back
 
 _config = settings.load()
 
@@ -53,6 +56,7 @@ def post_worker_init(worker):
     # A thread that waits for the interpreter asks for it after this long. The runner of a WebUI waits while other threads decode
     # pictures and answer requests, and Python's own 5 ms would be most of the gap between two pictures.
     sys.setswitchinterval(0.0005)
+    give_memory_back()
     services = worker.wsgi.extensions["sd-gateway"]
     services.start(worker=_config.worker == "embedded")
     services.drain_on(signal.SIGTERM)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from app.allocator import give_memory_back
 from app.archive import Archive, Report
 from app.config import ConfigError, load
 from app.jobs.errors import JobsError
@@ -62,6 +63,7 @@ def worker() -> None:
     if services.config.worker != "external":
         raise click.ClickException("SDG_WORKER is not 'external': the web processes run the worker themselves.")
     wait_for_stop = _stop_signal()
+    give_memory_back()
     services.start(worker=True, elected=False)
     click.echo(f"working for {len(services.config.webuis)} WebUIs", err=True)
     wait_for_stop()

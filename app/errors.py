@@ -68,6 +68,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "no-catalogue": Problem(503, "No WebUI was ever seen"),
         "no-default-model": Problem(503, "No default model is known"),
         "database-unavailable": Problem(503, "The database is not available"),
+        "no-room-for-body": Problem(503, "There is no room for the body"),
         "storage-unavailable": Problem(503, "The data folder is not available"),
         "storage-failed": Problem(503, "The pictures could not be stored"),
         "webui-timeout": Problem(504, "The WebUI took too long"),

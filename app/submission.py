@@ -73,15 +73,24 @@ class Submissions:
         self._random: Random = secrets.SystemRandom()
 
     def post(
-        self, type_: Type, fields: dict[str, Any], *, canonical: str, idempotency_key: str | None, wait: float
+        self,
+        type_: Type,
+        fields: dict[str, Any],
+        *,
+        fingerprint: str,
+        idempotency_key: str | None,
+        wait: float,
+        before_waiting: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
         """Accept a request, wait up to ``wait`` seconds for its end, and describe the job as it is then.
 
         :param fields: the request after schema validation; for img2img ``init_images`` is the posted text, which is taken out.
-        :param canonical: the posted body as canonical JSON, which a repeated key is compared by.
+        :param fingerprint: a digest of the posted body, which a repeated key is compared by.
+        :param before_waiting: called when the request is in its row and its reference image on disk; what they were made from
+            may go.
         :raises Exception: with a slug; then nothing was accepted.
         """
-        key = _key(type_, canonical, idempotency_key)
+        key = _key(type_, fingerprint, idempotency_key)
         known = self._table.find_key(fields["id"], key) if key is not None else None
         if known is not None and known.finished:
             return describe(known)
@@ -89,6 +98,9 @@ class Submissions:
             return self._describe(known or self._accept(type_, fields, key))
         with self._waiters.reserve():
             job = known or self._accept(type_, fields, key)
+            # That of a repeated request was not looked at.
+            fields.pop("init_images", None)
+            before_waiting()
             self._waiters.wait(job.seq, wait)
             return self._describe(self._table.by_seq(job.seq))
 
@@ -111,10 +123,9 @@ class Submissions:
 
     def _draft(self, type_: Type, fields: dict[str, Any]) -> _Draft:
         catalogues, default_model = self._offers.known()
-        seeded = fields | {"seed": self._seed(fields)}
-        resolved = resolve(type_, seeded, catalogues, self._offers.presets, default_model)
-        # Taken out, for the caller holds the fields while its client waits.
-        reference = self._reference(fields.pop("init_images")) if type_ == "img2img" else None
+        seed = {"seed": self._seed(fields)}
+        resolved = resolve(type_, fields | seed, catalogues, self._offers.presets, default_model)
+        reference = self._reference(fields) if type_ == "img2img" else None
         now = time.time_ns() // 1_000_000
         name = new_name(now, self._random)
         new = NewJob(
@@ -136,9 +147,10 @@ class Submissions:
             return str(self._random.randrange(_SEEDS - fields["batch_size"] + 1))
         return seed
 
-    def _reference(self, text: str) -> Reference:
+    def _reference(self, fields: dict[str, Any]) -> Reference:
         try:
-            return self._references.read_base64(text)
+            # Taken out, and kept by nobody here: it is megabytes, and goes as soon as it is decoded.
+            return self._references.read_base64(fields.pop("init_images"))
         except BadImage as error:
             raise BadReferenceImage(error) from error
 
@@ -150,10 +162,10 @@ class Submissions:
             _LOG.exception("the reference image of a refused request could not be removed")
 
 
-def _key(type_: str, canonical: str, key: str | None) -> IdempotencyKey | None:
+def _key(type_: str, fingerprint: str, key: str | None) -> IdempotencyKey | None:
     if key is None:
         return None
-    return IdempotencyKey(key, hashlib.sha256(f"{type_}\n{canonical}".encode()).hexdigest())
+    return IdempotencyKey(key, hashlib.sha256(f"{type_}\n{fingerprint}".encode()).hexdigest())
 
 
 def _init_image(name: str, reference: Reference) -> dict[str, Any]:

@@ -115,8 +115,8 @@ class Gateway:
         posted = FIELDS | fields
         if type_ == "img2img":
             posted = {"init_images": png_base64()} | posted
-        canonical = json.dumps(posted, sort_keys=True)
-        return self.services.submissions.post(type_, posted, canonical=canonical, idempotency_key=key, wait=wait)
+        fingerprint = json.dumps(posted, sort_keys=True)
+        return self.services.submissions.post(type_, posted, fingerprint=fingerprint, idempotency_key=key, wait=wait)
 
     def accept(self, type_: str = "txt2img", **fields: Any) -> dict[str, Any]:
         """Post a request and don't wait."""

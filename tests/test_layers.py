@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app.services", "app.errors"),
     ("app.generation", "app.submission", "app.archive", "app.offers"),
     ("app.jobs", "app.webui", "app.records", "app.migrations"),
-    ("app.config", "app.steps"),
+    ("app.allocator", "app.config", "app.steps"),
 )
 #: Rooms of one floor that do know each other, in this direction.
 NEIGHBOURS = {

@@ -12,16 +12,17 @@ from flask.json.provider import DefaultJSONProvider
 from app import errors
 from app.api import archive, docs, generation, health, paths
 from app.api.blueprint import Api
+from app.api.bodies import MEBIBYTE
 from app.api.ports import Services
 from app.api.present import Presenter
-from app.api.requests import MAX_BODY, MEBIBYTE, PARSE_TURNS, GatewayRequest
+from app.api.requests import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.schemas import InitImage, Webui
 
 EXTENSION = "sd-gateway"
 #: The version of the HTTP contract, not of the program.
 CONTRACT_VERSION = "1"
-#: Large bodies that a process parses at the same time.
-_PARSED_AT_ONCE = 4
+#: Large bodies that a process has in memory at the same time; their pixels are decoded by as many.
+_LARGE_AT_ONCE = 2
 
 
 class _Json(DefaultJSONProvider):
@@ -42,10 +43,11 @@ def init_app(app: Flask, services: Services) -> None:
     # An empty path segment is a 404 and never a redirect to another user's path.
     app.url_map.merge_slashes = False
     app.config[MAX_BODY] = services.config.max_body_mb * MEBIBYTE
-    app.config[PARSE_TURNS] = threading.BoundedSemaphore(_PARSED_AT_ONCE)
+    app.config[BODY_TURNS] = threading.BoundedSemaphore(_LARGE_AT_ONCE)
     paths.register(app)
     errors.register(app)
     app.after_request(_finish)
+    app.teardown_request(_let_go)
     app.register_blueprint(docs.blueprint())
     _register_endpoints(app, services)
 
@@ -75,3 +77,8 @@ def _finish(response: Response) -> Response:
     if response.status_code >= HTTPStatus.BAD_REQUEST:
         cast("GatewayRequest", request).drain()
     return response
+
+
+def _let_go(_error: BaseException | None) -> None:
+    """Let the next large body have its turn, however this request ended; before a slow client reads the answer."""
+    cast("GatewayRequest", request).let_go()

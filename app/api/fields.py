@@ -34,7 +34,8 @@ def checked_text(value: object) -> str:
     if "\0" in value:
         raise ValidationError("Must not contain the character NUL.")
     try:
-        value.encode("utf-8")
+        # ASCII holds none, and encoding a reference image would copy it.
+        value.isascii() or value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValidationError("Must not contain an unpaired surrogate.") from error
     return value

@@ -20,6 +20,7 @@ _REFUSED = (
     "invalid-json",
     "key-of-deleted-job",
     "body-too-large",
+    "no-room-for-body",
     "unsupported-media-type",
     "validation-failed",
     "unknown-name",
@@ -137,13 +138,14 @@ def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[
     preference = prefer.parse(posted.headers.getlist("Prefer"))
     key = posted.idempotency_key
     # Only a repeated key is compared, and a reference image is megabytes.
-    canonical = posted.canonical if key is not None else ""
+    fingerprint = posted.fingerprint if key is not None else ""
     posted.forget_document()
     view = services.submissions.post(
         kind,
         fields,
-        canonical=canonical,
+        fingerprint=fingerprint,
         idempotency_key=key,
         wait=preference.seconds(services.config.sync_timeout),
+        before_waiting=posted.let_go,
     )
     return presenter.posted(view, preference)

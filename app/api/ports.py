@@ -7,7 +7,7 @@ A *view* (``dict``) is the job object of the HTTP contract without its ``url`` m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -40,12 +40,21 @@ class Submissions(Protocol):
     """The way into the queue."""
 
     def post(
-        self, kind: JobType, fields: dict[str, Any], /, *, canonical: str, idempotency_key: str | None, wait: float
+        self,
+        kind: JobType,
+        fields: dict[str, Any],
+        /,
+        *,
+        fingerprint: str,
+        idempotency_key: str | None,
+        wait: float,
+        before_waiting: Callable[[], None],
     ) -> JobView:
         """Accept a request and wait up to ``wait`` seconds for its end; 0 does not wait and needs no free waiter.
 
         :param fields: the request as the schema loaded it; ``init_images`` is the posted text of the one image.
-        :param canonical: the posted body as canonical JSON, by which a repeated Idempotency-Key is judged.
+        :param fingerprint: a digest of the posted body, by which a repeated Idempotency-Key is judged.
+        :param before_waiting: called when nothing of the request is needed any more but its job.
         """
         ...
 

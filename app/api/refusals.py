@@ -45,6 +45,15 @@ class BodyTooLarge(RefusalError):
     slug = "body-too-large"
 
 
+class NoRoomForBody(RefusalError):
+    """A large body could not be kept until its turn; the operating system's error stands in ``__cause__``."""
+
+    slug = "no-room-for-body"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway has no room for a large body now; a small one may pass.")
+
+
 class NotFound(RefusalError):
     """A path names what cannot exist."""
 

@@ -7,6 +7,7 @@ RecursionError through.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import re
@@ -19,6 +20,7 @@ import flask
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.utils import cached_property
 
+from app.api.bodies import MEBIBYTE, Body
 from app.api.refusals import (
     BodyTooLarge,
     InvalidJson,
@@ -27,17 +29,18 @@ from app.api.refusals import (
     shown,
 )
 
-MEBIBYTE = 1024 * 1024
 #: The key of ``app.config`` that holds the largest body, bytes.
 MAX_BODY = "SDG_MAX_BODY"
-#: The key of ``app.config`` that holds the semaphore of those who parse a large body.
-PARSE_TURNS = "SDG_PARSE_TURNS"
+#: The key of ``app.config`` that holds the semaphore of those who have a large body in memory.
+BODY_TURNS = "SDG_BODY_TURNS"
 
 _CHUNK = 256 * 1024
 #: A refused request is read on so far, bytes and seconds, so that its client gets to read the answer: closing a connection
 #: with unread bytes resets it, and the answer is lost.
 _DRAIN_BYTES = 64 * MEBIBYTE
 _DRAIN_SECONDS = 5.0
+
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -49,27 +52,44 @@ class GatewayRequest(flask.Request):
     def document(self) -> Any:
         """The parsed body.
 
+        Of a large one this waits until it has arrived whole, and then for a turn, which lasts until :meth:`let_go`: as text,
+        as values, as an image and as pixels it takes several times its length, and only a few may do so at once. A client
+        that is slow holds no turn.
+
         :raises UnsupportedMediaType: it is not declared as JSON in UTF-8.
         :raises BodyTooLarge: it is longer than the setting allows, whether declared or chunked.
+        :raises NoRoomForBody: it is large, and can't be kept until its turn.
         :raises InvalidJson: it is not JSON as RFC 8259 has it, or a member occurs twice in one object.
         """
         self._check_content_type()
-        body = self._read()
-        if len(body) < MEBIBYTE:
-            return parse(body)
-        # While it is parsed a body stands in memory three times: as bytes, as text and as values.
-        turns: threading.BoundedSemaphore = flask.current_app.config[PARSE_TURNS]
-        with turns:
-            return parse(body)
+        with Body() as body:
+            self._receive(body)
+            if body.large:
+                turns: threading.BoundedSemaphore = flask.current_app.config[BODY_TURNS]
+                self._turn.enter_context(turns)
+            return parse(body.read())
+
+    @cached_property
+    def _turn(self) -> contextlib.ExitStack:
+        """What ends the turn of a large body."""
+        return contextlib.ExitStack()
 
     def forget_document(self) -> None:
-        """Let go of the parsed body: a client may wait for minutes, and a reference image is megabytes."""
+        """Forget the parsed body; whoever works on it may let go of its parts one after the other."""
         self.__dict__.pop("document", None)
 
+    def let_go(self) -> None:
+        """Forget the parsed body and end its turn: a client may wait for minutes, and the next large body for this one."""
+        self.forget_document()
+        self._turn.close()
+
     @property
-    def canonical(self) -> str:
-        """The parsed body as JSON text that is the same for equal documents: keys sorted, no spaces, not escaped."""
-        return json.dumps(self.document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    def fingerprint(self) -> str:
+        """The SHA-256 of the parsed body as canonical JSON, the same for equal documents: keys sorted, no spaces, not escaped."""
+        digest = hashlib.sha256()
+        for piece in _CANONICAL.iterencode(self.document):
+            digest.update(piece.encode())
+        return digest.hexdigest()
 
     @property
     def idempotency_key(self) -> str | None:
@@ -100,21 +120,19 @@ class GatewayRequest(flask.Request):
         if self.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("The body must come without a Content-Encoding.")
 
-    def _read(self) -> bytearray:
+    def _receive(self, body: Body) -> None:
         limit: int = flask.current_app.config[MAX_BODY]
         too_large = BodyTooLarge(f"The body is larger than {limit // MEBIBYTE} MiB.")
         if (self.content_length or 0) > limit:
             raise too_large
         # Not read(limit + 1): a stream may answer short before its end.
-        body = bytearray()
         while chunk := self.stream.read(_CHUNK):
-            body += chunk
-            if len(body) > limit:
+            if body.size + len(chunk) > limit:
                 raise too_large
-        return body
+            body.add(chunk)
 
 
-def parse(body: bytes | bytearray) -> Any:
+def parse(body: bytes) -> Any:
     """Read JSON strictly.
 
     :raises InvalidJson: saying what is wrong and where.
@@ -123,8 +141,8 @@ def parse(body: bytes | bytearray) -> Any:
         raise InvalidJson("The body is empty.")
     try:
         text = body.decode("utf-8")
-        if isinstance(body, bytearray):
-            body.clear()
+        # A caller that keeps no reference either has it freed here.
+        del body
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise InvalidJson(f"The body is not UTF-8: see byte {error.start}.") from error

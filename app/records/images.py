@@ -106,16 +106,17 @@ class ReferenceReader:
     def __init__(self, max_pixels: int, at_once: int = 2) -> None:
         self._max_pixels = max_pixels
         self._turns = threading.BoundedSemaphore(at_once)
-        self._decoding = threading.BoundedSemaphore(at_once)
 
     def read_base64(self, text: str) -> Reference:
-        """The same for base64 or a data URI, see :func:`decode_base64_image`; decoding copies the text, so it waits its turn too.
+        """The same for base64 or a data URI, see :func:`decode_base64_image`.
 
         :raises BadImage: as :meth:`read` does.
         """
-        with self._decoding:
+        with self._turns:
             data = decode_base64_image(text)
-        return self.read(data)
+            # A caller that keeps no reference either has it freed before the pixels take its room.
+            del text
+            return self._read(data)
 
     def read(self, data: bytes) -> Reference:
         """Judge, decode, turn upright, strip and encode one image; the first frame of an animated one.
@@ -124,14 +125,17 @@ class ReferenceReader:
 
         :raises BadImage: when it is not PNG, JPEG or WebP, is broken or truncated, or has too many pixels.
         """
-        form = _format(data)
         with self._turns:
-            with _one_verdict():
-                if form is _PNG:
-                    # The decoder alone is content with a PNG that lacks its end.
-                    _verify_png(_open(form, data, self._max_pixels), data)
-                image = _plain(_upright(_open(form, data, self._max_pixels)))
-            return Reference(_encode(image), image.width, image.height)
+            return self._read(data)
+
+    def _read(self, data: bytes) -> Reference:
+        form = _format(data)
+        with _one_verdict():
+            if form is _PNG:
+                # The decoder alone is content with a PNG that lacks its end.
+                _verify_png(_open(form, data, self._max_pixels), data)
+            image = _plain(_upright(_open(form, data, self._max_pixels)))
+        return Reference(_encode(image), image.width, image.height)
 
 
 def decode_base64_image(text: str) -> bytes:
@@ -147,13 +151,20 @@ def decode_base64_image(text: str) -> bytes:
             raise BadImage("The data URI of the image is not base64.")
     elif "://" in head:
         raise BadImage("A URL is not accepted; send the image itself as base64.")
-    try:
-        data = pybase64.b64decode(text.encode("ascii").translate(None, _WHITESPACE), validate=True)
-    except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
-        raise BadImage("The image is not valid base64.") from error
+    data = _decode_base64(text)
     if not data:
         raise BadImage("The image is empty.")
     return data
+
+
+def _decode_base64(text: str) -> bytes:
+    # Most texts hold no white space, and taking it out copies a large one twice.
+    with suppress(ValueError):
+        return pybase64.b64decode(text, validate=True)
+    try:
+        return pybase64.b64decode(text.encode("ascii").translate(None, _WHITESPACE), validate=True)
+    except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
+        raise BadImage("The image is not valid base64.") from error
 
 
 @contextmanager

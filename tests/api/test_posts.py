@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -24,8 +25,9 @@ def test_a_finished_job_is_answered_with_its_urls(client, services):
     assert "灯塔".encode() in response.data
     [(_, kind, fields, kwargs)] = services.calls
     assert (kind, fields) == ("txt2img", TXT2IMG)
+    assert callable(kwargs.pop("before_waiting"))
     assert kwargs == {
-        "canonical": "",
+        "fingerprint": "",
         "idempotency_key": None,
         "wait": 600,
     }
@@ -160,14 +162,16 @@ def test_a_malformed_idempotency_key_is_400(client, services, key):
     assert services.calls == []
 
 
-def test_equal_documents_have_one_canonical_text(client, services):
+def test_equal_documents_have_one_fingerprint(client, services):
     services.answers["post"] = job_view()
     key = {"Idempotency-Key": "k1"}
     client.post("/txt2img", json=TXT2IMG, headers=key)
     reordered = json.dumps(dict(reversed(TXT2IMG.items())), indent=2, ensure_ascii=True)
     client.post("/txt2img", data=reordered, content_type="application/json; charset=UTF-8", headers=key)
-    first, second = (call[3]["canonical"] for call in services.calls)
-    assert first == second == json.dumps(TXT2IMG, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    client.post("/txt2img", json={**TXT2IMG, "seed": "7"}, headers=key)
+    first, second, other = (call[3]["fingerprint"] for call in services.calls)
+    canonical = json.dumps(TXT2IMG, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    assert first == second == hashlib.sha256(canonical.encode()).hexdigest() != other
 
 
 REFUSALS: list[tuple[str, dict[str, Any]]] = [

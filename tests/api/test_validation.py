@@ -156,6 +156,8 @@ def test_the_limits_are_those_of_the_settings_and_documented():
     assert (known["steps"]["maximum"], known["batch_size"]["maximum"], known["prompt"]["maxLength"]) == (30, 2, 5)
 
 
+MIB = 1024 * 1024
+
 UNREADABLE = [
     b"",
     b"  \n",
@@ -181,6 +183,27 @@ def test_an_unreadable_body_is_400(client, services, body):
     response = client.post("/txt2img", data=body, content_type="application/json")
     assert (response.status_code, response.json["type"]) == (400, "invalid-json")
     assert services.calls == []
+
+
+@pytest.mark.parametrize("body", UNREADABLE[3:], ids=lambda value: repr(value[:24]))
+def test_a_large_body_is_refused_as_a_small_one_is(client, services, body):
+    """White space behind a fault changes nothing, and takes the body to the disk and through its turn."""
+    small = client.post("/txt2img", data=body, content_type="application/json")
+    for _ in range(5):  # more than there are turns
+        large = client.post("/txt2img", data=body + b" " * 2 * MIB, content_type="application/json")
+        assert large.status_code == 400
+        assert {**large.json, "detail": ""} == {**small.json, "detail": ""}
+        assert large.json["detail"].split(":")[0] == small.json["detail"].split(":")[0]
+    assert services.calls == []
+
+
+def test_a_fault_in_a_large_body_is_found_where_it_is(client):
+    start = '{"id": "' + "x" * 3 * MIB
+    wrong = {"\xff": f"The body is not UTF-8: see byte {len(start)}.", '" 1': f"column {len(start) + 3}."}
+    for fault, detail in wrong.items():
+        body = (start + fault + '"}').encode("latin-1")
+        response = client.post("/txt2img", data=body, content_type="application/json")
+        assert response.json["detail"].endswith(detail)
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
@@ -217,9 +240,6 @@ WRONG_TYPES = [
 def test_a_body_that_is_not_declared_as_json_is_415(client, how):
     response = client.post("/txt2img", data=json.dumps(TXT2IMG), **how)
     assert (response.status_code, response.json["type"]) == (415, "unsupported-media-type")
-
-
-MIB = 1024 * 1024
 
 
 @pytest.mark.parametrize("chunked", [False, True])
