@@ -18,6 +18,8 @@ from flask import Flask, Response, current_app
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from app.jsontext import dumps
+
 #: RFC 9457, section 6.1.
 MEDIA_TYPE = "application/problem+json"
 
@@ -112,9 +114,7 @@ def problem(slug: str, detail: str, **extra: Any) -> dict[str, Any]:
 def respond(slug: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:
     """A problem as an HTTP response under its own media type; parameters as :func:`problem` has them."""
     body = problem(slug, detail, **extra)
-    # A name that a client sent may hold a lone surrogate; written this way it is a valid JSON escape again.
-    text = current_app.json.dumps(body).encode("utf-8", "backslashreplace")
-    response = Response(text, status=body["status"], mimetype=MEDIA_TYPE)
+    response = Response(dumps(body), status=body["status"], mimetype=MEDIA_TYPE)
     response.headers.extend(dict(headers or {}))
     return response
 

@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app.services", "app.errors"),
     ("app.generation", "app.submission", "app.archive", "app.offers"),
     ("app.jobs", "app.webui", "app.records", "app.migrations"),
-    ("app.allocator", "app.config", "app.steps"),
+    ("app.allocator", "app.config", "app.jsontext", "app.steps"),
 )
 #: Rooms of one floor that do know each other, in this direction.
 NEIGHBOURS = {
@@ -30,6 +30,7 @@ NEIGHBOURS = {
 OWNERS = {
     "requests": ("app.webui",),
     "urllib3": ("app.webui",),
+    "orjson": ("app.jsontext",),
     "PIL": ("app.records", "app.webui.simulator"),
     "sqlalchemy": ("app.jobs", "app.migrations"),
     "alembic": ("app.jobs", "app.migrations"),

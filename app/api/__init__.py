@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 from flask import Flask, Response, request
 from flask.json.provider import DefaultJSONProvider
@@ -17,6 +17,7 @@ from app.api.ports import Services
 from app.api.present import Presenter
 from app.api.requests import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.schemas import InitImage, Webui
+from app.jsontext import dumps
 
 EXTENSION = "sd-gateway"
 #: The version of the HTTP contract, not of the program.
@@ -28,8 +29,14 @@ _LARGE_AT_ONCE = 2
 class _Json(DefaultJSONProvider):
     """UTF-8 as it is, members in the order of the contract."""
 
-    ensure_ascii = False
-    sort_keys = False
+    def dumps(self, obj: Any, **_kwargs: Any) -> str:
+        """JSON as text."""
+        return dumps(obj, self.default).decode()
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        """JSON as an answer, which is bytes at once."""
+        body = dumps(self._prepare_response_obj(args, kwargs), self.default)
+        return Response(body + b"\n", mimetype=self.mimetype)
 
 
 def init_app(app: Flask, services: Services) -> None:

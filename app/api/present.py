@@ -30,16 +30,19 @@ class Presenter:
 
     def job(self, view: JobView) -> dict[str, Any]:
         """The job object of the contract."""
+        return self._job(view, self._root())
+
+    def _job(self, view: JobView, root: str) -> dict[str, Any]:
         # Quoted once for all: the other segments are names that the gateway gave, of letters, digits, dots and dashes.
         user = quote(view["id"], safe="")
-        images = f"{self._root()}/get_images/{user}/{view['type']}/"
+        images = f"{root}/get_images/{user}/{view['type']}/"
         image = view["init_image"]
         return {
             **view,
             "images": [_with_url(images, entry) for entry in view["images"]],
             "init_image": None if image is None else _with_url(images, image),
             "error": None if view["error"] is None else errors.problem(**view["error"]),
-            "url": f"{self._root()}/jobs/{user}/{view['type']}/{view['name']}",
+            "url": f"{root}/jobs/{user}/{view['type']}/{view['name']}",
         }
 
     def posted(self, view: JobView, preference: Preference) -> Response:
@@ -62,7 +65,8 @@ class Presenter:
     def page(self, member: str, views: Sequence[JobView], before: int | None, path: Sequence[str]) -> dict[str, Any]:
         """One page of jobs under ``member``, and ``next``: the URL of the page after it, which keeps the query."""
         following = None if before is None else self._next(path, before)
-        return {member: [self.job(view) for view in views], "next": following}
+        root = self._root()
+        return {member: [self._job(view, root) for view in views], "next": following}
 
     def file(self, file: File) -> Response:
         """A stored file, with Range, If-None-Match and If-Modified-Since answered as RFC 9110 has them.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Self
+
+from app.jsontext import dumps, loads
 
 Type = Literal["txt2img", "img2img"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -80,10 +81,10 @@ class Job(NamedTuple):
     def of(cls, row: Sequence[Any]) -> Self:
         """The job that a row holds, which begins with the columns named like the fields, in their order."""
         values = list(row[: len(cls._fields)])
-        values[_ARGS] = json.loads(values[_ARGS])
-        values[_INIT_IMAGE] = json.loads(values[_INIT_IMAGE]) if values[_INIT_IMAGE] else None
-        values[_IMAGES] = tuple(json.loads(values[_IMAGES])) if values[_IMAGES] else ()
-        values[_WEBUI] = json.loads(values[_WEBUI]) if values[_WEBUI] else None
+        values[_ARGS] = loads(values[_ARGS])
+        values[_INIT_IMAGE] = loads(values[_INIT_IMAGE]) if values[_INIT_IMAGE] else None
+        values[_IMAGES] = tuple(loads(values[_IMAGES])) if values[_IMAGES] else ()
+        values[_WEBUI] = loads(values[_WEBUI]) if values[_WEBUI] else None
         return cls._make(values)
 
     @property
@@ -154,4 +155,4 @@ class Failure:
 
 def to_json(value: Any) -> str:
     """JSON as the rows hold it: compact, readable Unicode."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return dumps(value).decode()

@@ -10,7 +10,6 @@ whoever lost the claim changes nothing.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from app.jobs.schema import (
     db_now,
 )
 from app.jobs.statements import LEASE_SECONDS
+from app.jsontext import loads
 
 #: Attempts that ended at a WebUI (an answer, a timeout, a broken connection), and losses of our own process.
 MAX_ATTEMPTS: Final = 3
@@ -413,8 +413,8 @@ class JobTable:
             row = connection.execute(sql.IMAGES, _name_of(user_id, type_, name)).first()
         if row is None:
             raise JobNotFound
-        images: list[dict[str, Any]] = json.loads(row.images) if row.images else []
-        return images + ([json.loads(row.init_image)] if row.init_image else [])
+        images: list[dict[str, Any]] = loads(row.images) if row.images else []
+        return images + ([loads(row.init_image)] if row.init_image else [])
 
     def statuses(self, seqs: Iterable[int]) -> dict[int, str]:
         """The status of each of these jobs; a deleted one shows as ``deleted``."""

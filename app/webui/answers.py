@@ -6,7 +6,6 @@ bodies of the different WebUIs are told apart by their keys.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 import pybase64
 
+from app import jsontext
 from app.webui.catalogue import Model
 from app.webui.errors import BadAnswer, OutOfMemory, Refused, WebuiError, WebuiFailed, WrongModel
 from app.webui.exchange import Reply
@@ -133,7 +133,7 @@ def _class_name(name: object) -> str:
 def _error_body(body: bytes) -> dict[str, Any]:
     """Return the error's JSON object; a bare text counts as its message."""
     try:
-        read = json.loads(body)
+        read = jsontext.loads(body)
     except (ValueError, RecursionError):
         read = body.decode("utf-8", "replace")
     return read if isinstance(read, dict) else {"message": read}
@@ -148,7 +148,7 @@ def _no_memory(body: dict[str, Any]) -> bool:
 
 def _object(text: str | bytes) -> dict[str, Any]:
     try:
-        read = json.loads(text)
+        read = jsontext.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadAnswer from error
     if not isinstance(read, dict):

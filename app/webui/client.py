@@ -5,15 +5,13 @@ Route names and answers: ``modules/api/api.py`` and ``modules/progress.py`` of t
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import orjson
-
+from app import jsontext
 from app.config import WebuiAddress
 from app.webui.catalogue import Catalogue, read_models, read_names, read_schedulers, read_styles
 from app.webui.errors import ConnectionBroken, JobTimeout, NotAnswering
@@ -227,7 +225,7 @@ class Webui:
             raise NotAnswering(_why(reply.status))
         try:
             # A route that answers null is there all the same.
-            answer: object = json.loads(reply.body)
+            answer: object = jsontext.loads(reply.body)
         except (ValueError, RecursionError) as error:
             raise NotAnswering from error
         return {} if answer is None else answer
@@ -241,7 +239,7 @@ class Webui:
         seconds: float,
         limit: int,
     ) -> Reply:
-        body = None if payload is None else orjson.dumps(payload)
+        body = None if payload is None else jsontext.dumps(payload)
         headers = _HEADERS if body is None else _HEADERS | {"Content-Type": "application/json"}
         request = prepare(method, self._base + route, body, self._credentials, headers)
         return send(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -231,3 +232,43 @@ def test_an_image_deleted_a_moment_ago_is_404(client, image):
     response = client.get(f"/get_images/u1/txt2img/{IMAGE}")
     assert (response.status_code, response.json["type"]) == (404, "file-missing")
     assert "/" not in response.json["detail"]
+
+
+class Text(str):
+    """Text of a library's own kind."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("灯塔 😀 é", '"灯塔 😀 é"'),
+        ("half \ud83d of a pair", '"half \\ud83d of a pair"'),
+        ('\0\x1f\x7f\u2028</"\\', '"\\u0000\\u001f\x7f\u2028</\\"\\\\"'),
+        (Text("灯塔"), '"灯塔"'),
+        (2**63 - 1, "9223372036854775807"),
+        (2**64, "18446744073709551616"),
+        (-(2**70), "-1180591620717411303424"),
+        (0.1, "0.1"),
+        (7.0, "7.0"),
+        (1e300, "1e+300"),
+        (float("nan"), "null"),
+        (float("-inf"), "null"),
+        ({"z": 1, "a": {"b": [], "A": None}}, '{"z":1,"a":{"b":[],"A":null}}'),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_an_answer_is_json_in_utf8_whatever_a_webui_wrote(client, services, value, written):
+    services.answers["history"] = ([job_view(webui={"model": "m", "sampler": "s", "version": "v", "new": value})], None)
+    body = client.get("/t2ihistory/u1").data
+    assert f'"new":{written}}}'.encode() in body
+    assert body.endswith(b"}\n")
+
+
+def test_an_answer_keeps_the_order_of_its_members(client, services):
+    view = job_view()
+    services.answers["job"] = view
+    pairs = json.loads(client.get(f"/jobs/u1/txt2img/{NAME}").data, object_pairs_hook=list)
+    assert [name for name, _ in pairs] == [*view, "url"]
+    assert [name for name, _ in dict(pairs)["args"]] == list(view["args"])

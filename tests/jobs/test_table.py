@@ -19,7 +19,7 @@ from app.jobs.errors import (
     QueueFull,
     UserQueueFull,
 )
-from app.jobs.model import Claim, Failure, IdempotencyKey
+from app.jobs.model import Claim, Failure, IdempotencyKey, Success
 from app.jobs.slots import Slots
 from app.jobs.table import MAX_ATTEMPTS, MAX_LOSSES, Bounds, JobTable, NotReady, Serving
 from app.steps import crash_at
@@ -293,6 +293,19 @@ class TestFinish:
         assert (found.seq, found.status, found.simulated) == (job.seq, "succeeded", True)
         assert found.images[0]["filename"].startswith(job.name)
         assert table.history("u1", "img2img", 10, None) == []
+
+    def test_the_texts_of_a_webui_come_back_as_they_were(self, gate: Gate, table: JobTable) -> None:
+        """Also what UTF-8, or a text of PostgreSQL, can't hold."""
+        texts = ["灯塔 😀", "half \ud83d of a pair", "NUL \0", "1" * 30]
+        gate.accept()
+        claim = gate.claim()
+        images = [{"filename": str(number), "infotext": text} for number, text in enumerate(texts)]
+        success = Success(1, claim.job.args | {"cfg_scale": 7.0}, images, {"model": None}, simulated=True)
+        assert table.succeed(claim, success)
+        [found] = table.history("u1", "txt2img", 10, None)
+        assert [image["infotext"] for image in found.images] == texts
+        assert repr(found.args) == repr(success.args)
+        assert table.images("u1", "txt2img", found.name) == images
 
     def test_only_the_first_finish_wins(self, gate: Gate, table: JobTable) -> None:
         gate.accept()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import orjson
 from flask import Response, request
 
+from app import jsontext
 from app.webui.simulator.engine import Engine
 from app.webui.simulator.faults import Fault
 from app.webui.simulator.stats import Visit
@@ -25,13 +24,7 @@ _DRIP = 0.05
 
 def as_json(value: Any, status: int = 200) -> Response:
     """Compact JSON in UTF-8, as the server writes it."""
-    try:
-        # Ten times faster on pictures, whose text the standard library searches for what must be escaped.
-        data = orjson.dumps(value)
-    except TypeError:
-        # Integers above 64 bits and unpaired surrogates, which a server echoes.
-        data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    return Response(data, status, content_type="application/json")
+    return Response(jsontext.dumps(value), status, content_type="application/json")
 
 
 class Delivery:
