@@ -101,8 +101,7 @@ class Submissions:
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
             before_waiting()
-            self._waiters.wait(job.seq, wait)
-            return self._describe(self._table.by_seq(job.seq))
+            return self._describe(self._waiters.wait(job.seq, wait) or self._table.by_seq(job.seq))
 
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job, self._table.place(job))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from app.jobs.errors import DatabaseUnavailable, NoFreeWaiter
-from app.jobs.model import UNFINISHED
+from app.jobs.model import UNFINISHED, Job
 from app.jobs.table import JobTable
 
 _POLL_SECONDS: Final = 0.25
@@ -44,8 +44,11 @@ class Waiters:
         finally:
             self._free.release()
 
-    def wait(self, seq: int, seconds: float) -> None:
-        """Return when the job is finished, after ``seconds``, or at once when the process is about to stop."""
+    def wait(self, seq: int, seconds: float) -> Job | None:
+        """Wait for the end of a job: the job, or None after ``seconds`` or at once when the process is about to stop.
+
+        :raises JobNotFound: it was deleted meanwhile.
+        """
         done = threading.Event()
         with self._lock:
             self._waiting.setdefault(seq, []).append(done)
@@ -58,16 +61,19 @@ class Waiters:
             # Draining is looked at after the event was cleared, and set before the event is set: it is never missed.
             while not self._draining.is_set() and done.wait(max(deadline - time.monotonic(), 0.0)):
                 done.clear()
-                if self._is_finished(seq):
-                    return
+                job = self._finished(seq)
+                if job is not None:
+                    return job
+            return None
         finally:
             self._leave(seq, done)
 
-    def _is_finished(self, seq: int) -> bool:
+    def _finished(self, seq: int) -> Job | None:
         """A hint is no proof: the attempt may have ended and the job be queued again."""
         with contextlib.suppress(DatabaseUnavailable):
-            return self._table.statuses([seq]).get(seq) not in UNFINISHED
-        return False
+            job = self._table.by_seq(seq)
+            return job if job.finished else None
+        return None
 
     def _leave(self, seq: int, done: threading.Event) -> None:
         with self._lock:

@@ -107,6 +107,8 @@ class Runner:
         #: The result that waits for the next job to be sent.
         self._waiting: tuple[Claim, Answer, threading.Event] | None = None
         self._look_again_at = 0.0
+        #: Whether the last answer's transaction found no job that could follow: whoever is accepted later says so.
+        self._nothing_waits = False
 
     def _run(self) -> None:
         while not self._desk.stopping.is_set():
@@ -143,7 +145,7 @@ class Runner:
                     self._store_waiting()
             self._await_room()
             claim = following
-        return worked
+        return worked and not self._nothing_waits
 
     def _claim(self, woken: bool) -> Claim | None:
         """Claim with what is known of the demands; when that finds nothing, and there are new ones, once more."""
@@ -199,6 +201,7 @@ class Runner:
     def _attempt(self, claim: Claim) -> Claim | None:
         """Send one job; the next one, claimed in the transaction that frees the slot, or None."""
         self.current = claim
+        self._nothing_waits = False
         started = time.monotonic()
         try:
             answer = self.station.generate(claim, self._store_waiting)
@@ -235,7 +238,9 @@ class Runner:
         passed_on = threading.Event()
         self._waiting = (claim, answer, passed_on)
         try:
-            return self._answered(claim, answer, seconds if answer.ok else None, next_task)
+            following = self._answered(claim, answer, seconds if answer.ok else None, next_task)
+            self._nothing_waits = following is None and next_task is not None
+            return following
         finally:
             passed_on.set()
             answer.settled(None)
