@@ -50,6 +50,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Looked at twice, at least so far apart, a WebUI is idle (seconds).
 _IDLE_TWICE_SECONDS: Final = 0.3
+#: What connecting to a WebUI that has just answered takes at most, in earnest.
+_GO_AHEAD_SECONDS: Final = 0.02
 _DOCUMENT_FORMAT: Final = 1
 _OK: Final = 200
 
@@ -61,15 +63,32 @@ class _Inquiry:
     there when the answer begins to arrive: so it is asked for then, while the answer is read.
     """
 
-    def __init__(self, ask: Callable[[], bool], pool: ThreadPoolExecutor) -> None:
-        self._ask = ask
+    def __init__(self, webui: Webui, pool: ThreadPoolExecutor) -> None:
+        self._webui = webui
         self._pool = pool
         self._asked: Future[bool] | None = None
+        self._on_its_way = threading.Event()
 
     def begin(self, status: int) -> None:
         """The WebUI is done with the generation, and answers with this status."""
         if status == _OK:
             self._asked = self._pool.submit(self._ask)
+
+    def _ask(self) -> bool:
+        try:
+            state = self._webui.server_state(self._on_its_way.set)
+        except WebuiError:
+            return False
+        finally:
+            self._on_its_way.set()
+        return state.interrupted or state.skipped
+
+    def let_go_ahead(self) -> None:
+        """Wait a moment until the question goes out: what this thread would do now can as well be done while the WebUI answers,
+        and would only keep the interpreter from asking.
+        """
+        if self._asked is not None:
+            self._on_its_way.wait(_GO_AHEAD_SECONDS)
 
     def settled(self, seconds: float | None) -> bool:
         """Wait for the answer, so long or for ever; whether it is there."""
@@ -223,8 +242,9 @@ class WebuiStation:
         return payloads.img2img(job.args, init, catalogue, presets, claim.task_id, one_by_one=job.one_by_one)
 
     def _post(self, claim: Claim, payload: dict[str, Any], on_sending: Callable[[], None]) -> _Replies:
-        job, inquiry = claim.job, _Inquiry(self._was_stopped, self._helpers)
+        job, inquiry = claim.job, _Inquiry(self._webui, self._helpers)
         reply = self._webui.generate(job.type, payload, on_sending, inquiry.begin)
+        inquiry.let_go_ahead()
         if job.type == "txt2img" or not payloads.upscales(job.args) or reply.status != _OK or inquiry.stopped():
             return _Replies(inquiry, reply)
         try:
@@ -238,13 +258,6 @@ class WebuiStation:
         except WebuiError:
             # Unreadable, as storing will find too and say properly.
             return _Replies(inquiry, reply)
-
-    def _was_stopped(self) -> bool:
-        try:
-            state = self._webui.server_state()
-        except WebuiError:
-            return False
-        return state.interrupted or state.skipped
 
     def abort(self) -> None:
         """Break the connection of the generation in flight."""

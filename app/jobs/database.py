@@ -8,6 +8,7 @@ first. So no two write transactions can deadlock or see half of each other.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,8 @@ class Database:
         self.engine = self._create_engine()
         #: Device and inode of the SQLite file as it was migrated.
         self._migrated: tuple[int, int] | None = None
-        self._writing = self.engine.execution_options(writing=True)
+        self._writing = self.engine.execution_options(writing="FULL")
+        self._writing_ahead = self.engine.execution_options(writing="NORMAL")
         # Threads of one process queue here in order; SQLite's own busy handler sleeps and polls, which is slower.
         self._writer = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
 
@@ -72,16 +74,19 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def write(self, step: str | None = None) -> Iterator[Connection]:
+    def write(self, step: str | None = None, *, flushed: bool = True) -> Iterator[Connection]:
         """One write transaction, serial with all others; committed at the end, rolled back when the body raises or rolls it back.
 
         :param step: the name of the commit for crash tests; None for one that no promise hangs on.
+        :param flushed: False leaves it to the next flushed commit, or to :meth:`flush`, to make this one outlive a power cut; all
+            processes see it at once and it outlives them. Commits are never lost but from the last one backwards.
         """
         self._refuse_another_file()
+        engine = self._writing if flushed else self._writing_ahead
         try:
-            with self._writer, self._writing.connect() as connection, connection.begin() as transaction:
+            with self._writer, engine.connect() as connection, connection.begin() as transaction:
                 if not self.is_sqlite:
-                    connection.execute(select(CLOCK.c.id).with_for_update())
+                    _begin_postgresql(connection, flushed=flushed)
                 yield connection
                 if transaction.is_active:
                     with self._steps.around(f"commit {step}") if step else contextlib.nullcontext():
@@ -89,6 +94,23 @@ class Database:
         except IntegrityError:
             raise
         except (DBAPIError, PoolTimeoutError) as error:
+            raise DatabaseUnavailable from error
+
+    def flush(self) -> None:
+        """Make every commit outlive a power cut.
+
+        SQLite's own flush of a commit is one of its log, too (https://www.sqlite.org/pragma.html#pragma_synchronous); PostgreSQL
+        flushes within a second by itself (synchronous_commit in its manual).
+
+        :raises DatabaseUnavailable: the log can't be flushed.
+        """
+        if not self.is_sqlite:
+            return
+        try:
+            # Without a log everything is in the file itself, and was flushed with it.
+            with contextlib.suppress(FileNotFoundError), Path(f"{self.url.database}-wal").open("rb") as log:
+                os.fsync(log.fileno())
+        except OSError as error:
             raise DatabaseUnavailable from error
 
     def check(self) -> None:
@@ -166,4 +188,13 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     writing = connection.get_execution_options().get("writing")
+    if writing:
+        # Only outside of a transaction, and for this connection alone.
+        connection.exec_driver_sql(f"PRAGMA synchronous={writing}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection, *, flushed: bool) -> None:
+    if not flushed:
+        connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
+    connection.execute(select(CLOCK.c.id).with_for_update())

@@ -165,12 +165,16 @@ class JobTable:
         :param expected: a job is known to wait. Without that a cheap look comes first: an idle gateway should not write, nor hold
             up writers, once a second for each WebUI.
         :param ready: see :meth:`answered`.
+
+        The claim is seen by all and outlives every process before anything is sent; that it outlives a power cut is the
+        business of :meth:`flush`, beside the sending. A cut in between takes the claim back: the job waits as before, and all
+        that is lost is what the WebUI had begun.
         """
         if not expected:
             with self.database.read() as connection:
                 if _next_job(connection, serving) is None:
                     return None
-        with self.database.write("claim") as connection:
+        with self.database.write("claim", flushed=False) as connection:
             claim = self._claim(connection, slot, owner, task_id, serving)
             if claim is None:
                 # Nothing to make durable, so nothing is: whether a hint finds a job is chance, and no step of a job's way.
@@ -213,7 +217,7 @@ class JobTable:
         :param ready: asked right before the commit, with the next job's claim or None; all writers wait meanwhile.
         :raises NotReady: it said no, and nothing was changed.
         """
-        with self.database.write("answered") as connection:
+        with self.database.write("answered", flushed=False) as connection:
             row = None if next_task_id is None else _next_job(connection, serving, lock=True)
             following = None
             if row is None or next_task_id is None:
@@ -224,6 +228,10 @@ class JobTable:
             if not ready(following):
                 raise NotReady
             return following
+
+    def flush(self) -> None:
+        """Make what was claimed and answered outlive a power cut; see :meth:`claim`."""
+        self.database.flush()
 
     # -- beat --------------------------------------------------------------------------------------------------------
 

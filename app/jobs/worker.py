@@ -204,7 +204,7 @@ class Runner:
         self._nothing_waits = False
         started = time.monotonic()
         try:
-            answer = self.station.generate(claim, self._store_waiting)
+            answer = self.station.generate(claim, self._on_sending)
         except NotSent:
             # In this order, so that a WebUI that is seen down holds no job.
             self._give_back(claim, "clean", None)
@@ -265,6 +265,19 @@ class Runner:
         except NotReady:
             answer.settled(None)
             return commit(None)
+
+    def _on_sending(self) -> None:
+        """The job is on its way: what need not come before that comes now."""
+        self._pool.submit(self._flush)
+        self._store_waiting()
+
+    def _flush(self) -> None:
+        """Runs in the pool."""
+        try:
+            self._desk.table.flush()
+        except DatabaseUnavailable:
+            # Whatever is committed next is flushed with it, or fails and is told.
+            _LOG.warning("the claim was not flushed")
 
     def _store_waiting(self) -> None:
         """Hand the last result to the pool: when the next job is on its way, so that decoding does not hold that up, or when

@@ -159,9 +159,12 @@ class Webui:
             eta=_number(state.get("eta")),
         )
 
-    def server_state(self) -> ServerState:
-        """Return what the WebUI is doing; raises as :meth:`task` does."""
-        body = _object(self._ask("GET", f"{_API}/progress?skip_current_image=true"))
+    def server_state(self, on_open: Callable[[], None] | None = None) -> ServerState:
+        """Return what the WebUI is doing; raises as :meth:`task` does.
+
+        :param on_open: called when the connection is made and the question is about to go out.
+        """
+        body = _object(self._ask("GET", f"{_API}/progress?skip_current_image=true", on_open=on_open))
         state = _object(body.get("state"))
         return ServerState(
             progress=_number(body.get("progress")) or 0.0,
@@ -212,11 +215,17 @@ class Webui:
         return [entry for entry in body if isinstance(entry, dict)]
 
     def _ask(
-        self, method: str, route: str, payload: Mapping[str, Any] | None = None, *, may_lack: bool = False
+        self,
+        method: str,
+        route: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        may_lack: bool = False,
+        on_open: Callable[[], None] | None = None,
     ) -> object | None:
         """Return the JSON that a light question is answered with, or None where the route may be missing and is."""
         try:
-            reply = self._send(method, route, payload, Exchange(), self._look_timeout, LOOK_LIMIT)
+            reply = self._send(method, route, payload, Exchange(on_open), self._look_timeout, LOOK_LIMIT)
         except (ConnectionBroken, JobTimeout) as error:
             raise NotAnswering from error
         if reply.status == _NOT_FOUND and may_lack:

@@ -184,6 +184,29 @@ class TestTransactions:
             ]
         assert values == ["wal", 2, 1]
 
+    def test_only_what_says_so_leaves_its_flush_to_later(self, sqlite: Database) -> None:
+        def how(*, flushed: bool) -> int:
+            with sqlite.write(flushed=flushed) as connection:
+                value: int = connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+                return value
+
+        full, normal = 2, 1
+        # One connection serves them all in turn.
+        assert [how(flushed=flushed) for flushed in (True, False, True, False)] == [full, normal, full, normal]
+
+    def test_flushing_needs_no_log_and_tells_when_it_can_not(self, sqlite: Database, tmp_path: Path) -> None:
+        with sqlite.write(flushed=False) as connection:
+            connection.exec_driver_sql("UPDATE clock SET virtual = 1")
+        sqlite.flush()
+        sqlite.close()
+        log = Path(f"{sqlite.url.database}-wal")
+        log.unlink(missing_ok=True)
+        sqlite.flush()
+        log.symlink_to(log)
+        with pytest.raises(DatabaseUnavailable):
+            sqlite.flush()
+        log.unlink()
+
     def test_only_a_file_has_a_folder(self, database: Database) -> None:
         expected = Path(database.url.database).parent if database.is_sqlite else None
         assert database.folder == expected
