@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, bindparam, func, select, tuple_
+from sqlalchemy import Connection, Row, Select, bindparam, func, select, union_all
 
 from app.jobs.model import Job, Place
 from app.jobs.schema import JOBS, QUEUED, RUNNING, SLOTS, db_now
-from app.jobs.statements import COLUMNS
 
 #: Retry-After when nothing was measured yet, and its bounds otherwise, seconds.
 _UNKNOWN_WAIT: Final = 5.0
@@ -21,13 +20,32 @@ _SHORTEST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 3600.0
 
 # Built once; see app/jobs/statements.py.
-_NOW: Final = select(db_now())
-_SPEED: Final[Select[Any]] = select(func.avg(SLOTS.c.seconds_per_cost), func.count()).where(SLOTS.c.health == "up")
-_AHEAD: Final[Select[Any]] = select(func.count(), func.coalesce(func.sum(JOBS.c.cost), 0.0)).where(
-    JOBS.c.status == QUEUED,
-    tuple_(JOBS.c.start_tag, JOBS.c.seq) < tuple_(bindparam("p_tag"), bindparam("p_seq")),
+_SPEED: Final[Select[Any]] = select(func.avg(SLOTS.c.seconds_per_cost), func.count(), db_now()).where(
+    SLOTS.c.health == "up"
 )
-_GENERATING: Final[Select[Any]] = select(*COLUMNS).where(JOBS.c.status == RUNNING, JOBS.c.phase == "generating")
+_WAITING: Final[Select[Any]] = select(func.count(), func.coalesce(func.sum(JOBS.c.cost), 0.0)).where(
+    JOBS.c.status == QUEUED
+)
+#: What waits before a job, in two rows. Each is a range of the index and nothing else: comparing (start_tag, seq) as a pair, SQLite
+#: looks at the pair of every entry once more, which takes more than twice as long.
+_AHEAD: Final = union_all(
+    _WAITING.where(JOBS.c.start_tag < bindparam("p_tag")),
+    _WAITING.where(JOBS.c.start_tag == bindparam("p_tag"), JOBS.c.seq < bindparam("p_seq")),
+)
+_PROGRESS: Final[Select[Any]] = select(
+    JOBS.c.phase, JOBS.c.cost, JOBS.c.claimed_at, JOBS.c.eta, JOBS.c.progress_at
+).where(JOBS.c.status == RUNNING)
+_GENERATING: Final = _PROGRESS.where(JOBS.c.phase == "generating")
+_OF_USER: Final = JOBS.c.user_id == bindparam("p_user")
+_RUNNING_OF_USER: Final = _PROGRESS.where(_OF_USER)
+_FIRST: Final[Select[Any]] = (
+    select(JOBS.c.seq, JOBS.c.start_tag, JOBS.c.cost)
+    .where(JOBS.c.status == QUEUED)
+    .order_by(JOBS.c.start_tag, JOBS.c.seq)
+    .limit(1)
+)
+#: Within a user first in is first out.
+_FIRST_OF_USER: Final = _FIRST.where(_OF_USER).order_by(None).order_by(JOBS.c.seq)
 
 
 def place(connection: Connection, job: Job) -> Place:
@@ -35,60 +53,58 @@ def place(connection: Connection, job: Job) -> Place:
     if job.status == "queued":
         return _in_queue(connection, job, _Speed.measured(connection))
     if job.status == "running":
-        return Place(None, _seconds_left(connection, job, _Speed.measured(connection)))
+        return Place(None, _Speed.measured(connection).seconds_left(job))
     return Place(None, None)
 
 
 def seconds_until_room(connection: Connection, user_id: str | None = None) -> float:
     """Seconds until the next unfinished job (of this user) is likely to end."""
     speed = _Speed.measured(connection)
-    mine = [JOBS.c.user_id == user_id] if user_id is not None else []
-    running = connection.execute(select(*COLUMNS).where(JOBS.c.status == RUNNING, *mine)).all()
-    waits = [_seconds_left(connection, Job.of(row), speed) for row in running]
+    mine = {} if user_id is None else {"p_user": user_id}
+    running = connection.execute(_RUNNING_OF_USER if mine else _PROGRESS, mine)
+    waits = [speed.seconds_left(row) for row in running]
     if not waits:
-        row = connection.execute(
-            select(*COLUMNS).where(JOBS.c.status == QUEUED, *mine).order_by(JOBS.c.start_tag, JOBS.c.seq).limit(1)
-        ).first()
-        waits = [_in_queue(connection, Job.of(row), speed).eta] if row is not None else []
+        row = connection.execute(_FIRST_OF_USER if mine else _FIRST, mine).first()
+        waits = [_in_queue(connection, row, speed).eta] if row is not None else []
     known = [wait for wait in waits if wait is not None]
     return min(max(min(known, default=_UNKNOWN_WAIT), _SHORTEST_WAIT), _LONGEST_WAIT)
 
 
 @dataclass(frozen=True, slots=True)
 class _Speed:
-    """How fast the WebUIs are: seconds per unit of cost (None before anything was measured), and how many are up."""
+    """How fast the WebUIs are: seconds per unit of cost (None before anything was measured), how many are up, and what time it is
+    by the database's clock.
+    """
 
     seconds_per_cost: float | None
     webuis: int
+    now: float
 
     @classmethod
     def measured(cls, connection: Connection) -> _Speed:
         row = connection.execute(_SPEED).one()
-        return cls(row[0], max(row[1], 1))
+        return cls(row[0], max(row[1], 1), float(row[2]))
+
+    def seconds_left(self, job: Job | Row[Any]) -> float | None:
+        """What the WebUI said last, else what the measured speed promises."""
+        if job.phase == "storing":
+            return 0.0
+        if job.eta is not None and job.progress_at is not None:
+            return max(job.eta - self._since(job.progress_at), 0.0)
+        if self.seconds_per_cost is None or job.claimed_at is None:
+            return None
+        return max(job.cost * self.seconds_per_cost - self._since(job.claimed_at), 0.0)
+
+    def _since(self, then: float) -> float:
+        """Seconds that passed; none where the clock was set back meanwhile."""
+        return max(self.now - then, 0.0)
 
 
-def _in_queue(connection: Connection, job: Job, speed: _Speed) -> Place:
-    ahead = connection.execute(_AHEAD, {"p_tag": job.start_tag, "p_seq": job.seq}).one()
+def _in_queue(connection: Connection, job: Job | Row[Any], speed: _Speed) -> Place:
+    ranges = connection.execute(_AHEAD, {"p_tag": job.start_tag, "p_seq": job.seq}).all()
+    jobs, cost = (sum(column) for column in zip(*ranges, strict=True))
     if speed.seconds_per_cost is None:
-        return Place(ahead[0] + 1, None)
-    running = connection.execute(_GENERATING).all()
-    left = sum(_seconds_left(connection, Job.of(row), speed) or 0.0 for row in running)
-    waiting = (left + ahead[1] * speed.seconds_per_cost) / speed.webuis
-    return Place(ahead[0] + 1, waiting + job.cost * speed.seconds_per_cost)
-
-
-def _seconds_left(connection: Connection, job: Job, speed: _Speed) -> float | None:
-    """What the WebUI said last, else what the measured speed promises."""
-    if job.phase == "storing":
-        return 0.0
-    now = float(connection.execute(_NOW).scalar_one())
-    if job.eta is not None and job.progress_at is not None:
-        return max(job.eta - _since(job.progress_at, now), 0.0)
-    if speed.seconds_per_cost is None or job.claimed_at is None:
-        return None
-    return max(job.cost * speed.seconds_per_cost - _since(job.claimed_at, now), 0.0)
-
-
-def _since(then: float, now: float) -> float:
-    """Seconds that passed; none where the clock was set back meanwhile."""
-    return max(now - then, 0.0)
+        return Place(jobs + 1, None)
+    left = sum(speed.seconds_left(row) or 0.0 for row in connection.execute(_GENERATING))
+    waiting = (left + cost * speed.seconds_per_cost) / speed.webuis
+    return Place(jobs + 1, waiting + job.cost * speed.seconds_per_cost)

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from sqlalchemy.exc import IntegrityError
 
 from app.jobs import database as database_module
 from app.jobs.database import Database
-from app.jobs.errors import DatabaseUnavailable, SchemaTooNew
+from app.jobs.errors import DatabaseUnavailable, SchemaTooNew, UserQueueFull
 from app.jobs.slots import Slots
-from app.jobs.table import JobTable, Serving
+from app.jobs.table import Bounds, JobTable, Serving
 from tests.jobs.conftest import Gate
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -264,6 +265,23 @@ class TestQueryPlans:
         gate.accept()
         plan = plans(lambda: gate.claim(serving=Serving(9, unservable)))
         assert "SCAN jobs USING INDEX jobs_queue" in plan
+        assert "TEMP B-TREE" not in plan
+        self.no_full_scan(plan)
+
+    def test_a_place_reads_two_ranges_of_the_queue_and_no_row(self, plans: Callable[..., str], gate: Gate) -> None:
+        job = gate.accept()
+        queue = "SEARCH jobs USING COVERING INDEX jobs_queue"
+        plan = plans(lambda: gate.table.place(job)).splitlines()
+        assert [line for line in plan if "jobs_queue" in line] == [
+            f"{queue} (start_tag<?)",
+            f"{queue} (start_tag=? AND seq<?)",
+        ]
+
+    def test_retry_after_looks_at_one_waiting_job(self, plans: Callable[..., str], gate: Gate) -> None:
+        gate.accept()
+        assert "SCAN jobs USING COVERING INDEX jobs_queue\n" in plans(gate.table.seconds_until_room)
+        plan = plans(partial(pytest.raises, UserQueueFull, gate.accept, bounds=Bounds(9, 1)))
+        assert "SEARCH jobs USING INDEX jobs_of_user (user_id=? AND status=?)" in plan
         assert "TEMP B-TREE" not in plan
         self.no_full_scan(plan)
 

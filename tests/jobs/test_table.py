@@ -52,6 +52,20 @@ class TestAccept:
             gate.accept("u2", bounds=Bounds(1, 9))
         assert refused.value.retry_after == pytest.approx(40.0)
 
+    def test_retry_after_of_a_user_waits_for_his_first_job(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+        slots.set_health("gpu0", "up")
+        gate.accept("u0", cost=10.0)
+        claim = gate.claim()
+        table.answered(claim, 10.0, None, EVERYTHING)
+        table.succeed(claim, success_of(claim))
+        gate.accept("u2", cost=30.0)
+        gate.accept("u1", cost=5.0)
+        gate.accept("u1", cost=7.0)
+        with pytest.raises(UserQueueFull) as refused:
+            gate.accept("u1", bounds=Bounds(9, 2))
+        assert refused.value.retry_after == pytest.approx(35.0)
+        assert table.seconds_until_room() == pytest.approx(30.0)
+
     def test_one_users_bound_leaves_others_alone(self, gate: Gate) -> None:
         gate.accept("u1")
         with pytest.raises(UserQueueFull):
@@ -495,6 +509,20 @@ class TestPlaces:
         last = gate.accept(cost=10.0)
         assert table.place(last).eta == pytest.approx(5.0 + 20.0 + 20.0, abs=1.0)
         assert table.place(table.by_seq(running.job.seq)).eta == pytest.approx(5.0, abs=1.0)
+
+    def test_eta_counts_the_costs_before_a_job_among_equals_too(
+        self, gate: Gate, table: JobTable, slots: Slots
+    ) -> None:
+        """Three users come at once: their first jobs have one start tag, and the sequence decides."""
+        slots.set_health("gpu0", "up")
+        gate.accept("early", cost=1.0)
+        claim = gate.claim()
+        table.answered(claim, 1.0, None, EVERYTHING)
+        table.succeed(claim, success_of(claim))
+        jobs = [gate.accept(user, cost=cost) for user, cost in (("a", 1.5), ("b", 2.25), ("c", 4.0), ("a", 8.0))]
+        assert len({job.start_tag for job in jobs[:3]}) == 1
+        assert [table.place(job).position for job in jobs] == [1, 2, 3, 4]
+        assert [table.place(job).eta for job in jobs] == [1.5, 3.75, 7.75, 15.75]
 
     def test_a_finished_job_has_no_place(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()

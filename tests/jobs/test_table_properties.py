@@ -473,6 +473,7 @@ class TableMachine(RuleBasedStateMachine):
         self._no_job_ends_twice_or_is_tried_for_ever(jobs)
         self._the_counters_count_the_unfinished(jobs)
         self._who_came_first_of_a_user_goes_first(jobs)
+        self._positions_are_those_of_the_real_order()
 
     def _the_rows_say_what_the_rules_say(self, jobs: list[Row[Any]], slots: list[Row[Any]]) -> None:
         """So no accepted job vanishes, none comes back from its deletion, and the next is always the one that should be."""
@@ -507,6 +508,11 @@ class TableMachine(RuleBasedStateMachine):
         for user in USERS:
             waiting = [(row.start_tag, row.seq) for row in jobs if (row.user_id, row.status) == (user, "queued")]
             assert [seq for _, seq in sorted(waiting)] == [seq for _, seq in waiting]
+
+    def _positions_are_those_of_the_real_order(self) -> None:
+        queue = sorted((job for job in self.jobs if job.status == "queued"), key=lambda job: (job.tag, job.seq))
+        positions = [self.table.place(self.table.by_seq(job.seq)).position for job in queue]
+        assert positions == list(range(1, len(queue) + 1))
 
 
 def _fields(new: NewJob) -> dict[str, object]:
