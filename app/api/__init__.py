@@ -12,6 +12,7 @@ from flask.json.provider import DefaultJSONProvider
 from app import errors
 from app.api import archive, docs, generation, health, paths
 from app.api.blueprint import Api
+from app.api.pictures import Pictures
 from app.api.ports import Services
 from app.api.present import Presenter
 from app.api.requests import MAX_BODY, MEBIBYTE, PARSE_TURNS, GatewayRequest
@@ -48,6 +49,7 @@ def init_app(app: Flask, services: Services) -> None:
     app.after_request(_finish)
     app.register_blueprint(docs.blueprint())
     _register_endpoints(app, services)
+    app.wsgi_app = Pictures(app.wsgi_app, services.archive)  # type: ignore[method-assign]  # Flask's own way to add middleware
 
 
 def _register_endpoints(app: Flask, services: Services) -> None:

@@ -18,7 +18,7 @@ from app.api.refusals import FileGone
 
 #: A stored file never changes under its name, so that a cache may keep it; it is somebody's own picture, so that only the
 #: client's cache may. Seconds: the year that RFC 2616, section 14.21, took for ever.
-_FILE_MAX_AGE = 31_536_000
+FILE_MAX_AGE = 31_536_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Presenter:
         """
         try:
             response = send_file(
-                file.path, mimetype=file.media_type, etag=file.etag, conditional=True, max_age=_FILE_MAX_AGE
+                file.path, mimetype=file.media_type, etag=file.etag, conditional=True, max_age=FILE_MAX_AGE
             )
         except FileNotFoundError as error:
             raise FileGone("The file was deleted.") from error

@@ -75,6 +75,7 @@ class JobTable:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._images = database.prepared(sql.IMAGES)
 
     # -- accept ------------------------------------------------------------------------------------------------------
 
@@ -372,12 +373,12 @@ class JobTable:
 
         :raises JobNotFound: there is no such job, or it was deleted.
         """
-        with self.database.read() as connection:
-            row = connection.execute(sql.IMAGES, {"p_user": user_id, "p_type": type_, "p_name": name}).first()
+        row = self._images({"p_user": user_id, "p_type": type_, "p_name": name})
         if row is None:
             raise JobNotFound
-        images: list[dict[str, Any]] = json.loads(row.images) if row.images else []
-        return images + ([json.loads(row.init_image)] if row.init_image else [])
+        images, init_image = row
+        listed: list[dict[str, Any]] = json.loads(images) if images else []
+        return listed + ([json.loads(init_image)] if init_image else [])
 
     def statuses(self, seqs: Iterable[int]) -> dict[int, str]:
         """The status of each of these jobs; a deleted one shows as ``deleted``."""
