@@ -13,6 +13,7 @@ from app import errors
 from app.api import archive, docs, generation, health, paths
 from app.api.blueprint import Api
 from app.api.bodies import MEBIBYTE
+from app.api.pictures import Pictures
 from app.api.ports import Services
 from app.api.present import Presenter
 from app.api.requests import BODY_TURNS, MAX_BODY, GatewayRequest
@@ -57,6 +58,7 @@ def init_app(app: Flask, services: Services) -> None:
     app.teardown_request(_let_go)
     app.register_blueprint(docs.blueprint())
     _register_endpoints(app, services)
+    app.wsgi_app = Pictures(app.wsgi_app, services.archive)  # type: ignore[method-assign]  # Flask's own way to add middleware
 
 
 def _register_endpoints(app: Flask, services: Services) -> None:

@@ -48,11 +48,11 @@ def _judge(_endpoint: str | None, values: dict[str, Any] | None) -> None:
     if "type" in values:
         values["kind"] = _kind(values.pop("type"))
     for member in ("filename", "name"):
-        if member in values and not _is_given(member, values[member]):
+        if member in values and not is_given(member, values[member]):
             raise NotFound(f"The {member} {shown(values[member])!r} is none that the gateway gives.")
 
 
-def _is_given(member: str, text: str) -> bool:
+def is_given(member: str, text: str) -> bool:
     """Whether the gateway could have given this name."""
     parsed = parse_filename(text)
     return parsed is not None and (member == "filename" or parsed.kind == "record")

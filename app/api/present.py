@@ -18,7 +18,7 @@ from app.api.refusals import FileGone
 
 #: A stored file never changes under its name, so that a cache may keep it; it is somebody's own picture, so that only the
 #: client's cache may. Seconds: the year that RFC 2616, section 14.21, took for ever.
-_FILE_MAX_AGE = 31_536_000
+FILE_MAX_AGE = 31_536_000
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,12 @@ class Presenter:
 
         :raises FileGone: it was deleted a moment ago.
         """
+        if request.range is not None and request.range.units != "bytes":
+            # A unit that is not understood must be ignored (RFC 9110, section 14.2); werkzeug would refuse it.
+            del request.environ["HTTP_RANGE"]
         try:
             response = send_file(
-                file.path, mimetype=file.media_type, etag=file.etag, conditional=True, max_age=_FILE_MAX_AGE
+                file.path, mimetype=file.media_type, etag=file.etag, conditional=True, max_age=FILE_MAX_AGE
             )
         except FileNotFoundError as error:
             raise FileGone("The file was deleted.") from error

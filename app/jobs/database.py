@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, select, text
+from sqlalchemy import Connection, Engine, Select, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -72,6 +72,30 @@ class Database:
         """A connection whose queries see one state of the database."""
         with _translated(), self.engine.connect() as connection:
             yield connection
+
+    def prepared(self, statement: Select[Any]) -> Callable[[Mapping[str, Any]], tuple[Any, ...] | None]:
+        """A query for one row, outside of any transaction: translated once, and run on a pooled connection of the driver itself.
+
+        For what every picture that is served asks: SQLAlchemy's own way to run a statement costs twenty times the statement.
+        """
+        compiled = statement.compile(self.engine)
+        text, order = compiled.string, compiled.positiontup
+        refusals = (self.engine.dialect.loaded_dbapi.Error, DBAPIError, PoolTimeoutError)
+
+        def first(values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+            given = values if order is None else tuple(values[name] for name in order)
+            try:
+                pooled = self.engine.raw_connection()
+                try:
+                    driver: Any = pooled.dbapi_connection
+                    row: tuple[Any, ...] | None = driver.execute(text, given).fetchone()
+                    return row
+                finally:
+                    pooled.close()
+            except refusals as error:
+                raise DatabaseUnavailable from error
+
+        return first
 
     @contextlib.contextmanager
     def write(self, step: str | None = None, *, flushed: bool = True) -> Iterator[Connection]:

@@ -83,6 +83,7 @@ class JobTable:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._images = database.prepared(sql.IMAGES)
 
     # -- accept ------------------------------------------------------------------------------------------------------
 
@@ -417,12 +418,12 @@ class JobTable:
 
         :raises JobNotFound: there is no such job, or it was deleted.
         """
-        with self.database.read() as connection:
-            row = connection.execute(sql.IMAGES, _name_of(user_id, type_, name)).first()
+        row = self._images(_name_of(user_id, type_, name))
         if row is None:
             raise JobNotFound
-        images: list[dict[str, Any]] = loads(row.images) if row.images else []
-        return images + ([loads(row.init_image)] if row.init_image else [])
+        images, init_image = row
+        listed: list[dict[str, Any]] = loads(images) if images else []
+        return listed + ([loads(init_image)] if init_image else [])
 
     def statuses(self, seqs: Iterable[int]) -> dict[int, str]:
         """The status of each of these jobs; a deleted one shows as ``deleted``."""

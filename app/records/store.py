@@ -155,12 +155,14 @@ class RecordStore:
         :raises MissingFile: when there is no such file.
         """
         parsed = names.parse_filename(filename)
-        if parsed is None or parsed.kind == "record":
+        if parsed is None or parsed.kind == "record" or type_ not in names.TYPES:
             raise MissingFile
         try:
-            path = self._folder(user_id, type_, parsed.name) / filename
+            folder = names.user_folder(user_id)
         except ValueError as error:
             raise MissingFile from error
+        # Joined at once: every picture that is served passes here, and a Path costs more than all the text.
+        path = self._root.joinpath(folder, type_, names.day_of(parsed.name), filename)
         with _translated("read"):
             if not stat.S_ISREG(path.lstat().st_mode):
                 raise MissingFile
@@ -303,7 +305,7 @@ class RecordStore:
         parsed = names.parse_filename(name)
         if type_ not in names.TYPES or parsed is None or parsed.kind != "record":
             raise ValueError("no record can have this type and name")
-        return self._root / names.user_folder(user_id) / type_ / names.day_of(name)
+        return self._root.joinpath(names.user_folder(user_id), type_, names.day_of(name))
 
 
 # What a folder's name must look like to be one of ours, by its depth below the root.

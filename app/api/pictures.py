@@ -1,0 +1,117 @@
+"""The short way to a picture: most requests by far are a plain GET of a stored file, and Flask costs them more than all the rest.
+
+:class:`Pictures` stands before Flask as WSGI middleware (PEP 3333). It answers the plain case only, with the bytes that the
+view ``get_images`` would answer, and hands every other request to Flask untouched: conditions, ranges, queries, and whatever
+has to be refused. So each odd request has one reader, and each problem one source.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import IO, Final
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from werkzeug.http import http_date
+from werkzeug.wsgi import wrap_file
+
+from app.api.paths import TYPES, is_given, user_id_fault
+from app.api.ports import Archive, File, JobType
+from app.api.present import FILE_MAX_AGE
+
+_PATH: Final = "/get_images/"
+#: With one of these the answer may be another one: conditions (RFC 9110, section 13.1), ranges (14.2), another protocol (7.8).
+_NOT_PLAIN: Final = (
+    "HTTP_RANGE",
+    "HTTP_IF_RANGE",
+    "HTTP_IF_MATCH",
+    "HTTP_IF_NONE_MATCH",
+    "HTTP_IF_MODIFIED_SINCE",
+    "HTTP_IF_UNMODIFIED_SINCE",
+    "HTTP_UPGRADE",
+)
+_CACHE_CONTROL: Final = f"max-age={FILE_MAX_AGE}, private, immutable"
+#: A file up to this many bytes costs less to read and write than to set up sendfile for, and in all threads at once it is little.
+_READ_WHOLE: Final = 64 * 1024
+
+Place = tuple[str, JobType, str]
+
+
+class Pictures:
+    """Answers plain requests for pictures, and passes the others on."""
+
+    def __init__(self, flask: WSGIApplication, archive: Archive) -> None:
+        self._flask = flask
+        self._archive = archive
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        place = _plain(environ)
+        found = None if place is None else self._open(place)
+        if found is None:
+            return self._flask(environ, start_response)
+        return _send(*found, environ, start_response)
+
+    def _open(self, place: Place) -> tuple[File, IO[bytes]] | None:
+        """The picture that a row names; ``None`` after any problem at all, which Flask then meets again and tells."""
+        try:
+            file = self._archive.file(*place)
+            # Unbuffered: it is handed to sendfile or read once.
+            return file, file.path.open("rb", buffering=0)
+        except Exception:  # noqa: BLE001
+            return None
+
+
+def _plain(environ: WSGIEnvironment) -> Place | None:
+    """Whose picture of which type and name a request asks for, when it asks for nothing else."""
+    path: str = environ.get("PATH_INFO", "")
+    if not path.startswith(_PATH) or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+        return None
+    if environ.get("QUERY_STRING") or environ.get("SCRIPT_NAME") or any(name in environ for name in _NOT_PLAIN):
+        return None
+    if "%2f" in environ.get("RAW_URI", "").lower():
+        return None
+    return _place(path)
+
+
+def _place(path: str) -> Place | None:
+    """What a well-formed path names; ``None`` for any other."""
+    try:
+        members = path.encode("latin-1").decode("utf-8").removeprefix(_PATH).split("/")
+    except UnicodeError:
+        return None
+    if len(members) != len(("id", "type", "filename")):
+        return None
+    user, type_, filename = members
+    kind = next((kind for kind in TYPES if kind == type_), None)
+    if kind is None or user_id_fault(user) or not is_given("filename", filename):
+        return None
+    return user, kind, filename
+
+
+def _send(file: File, opened: IO[bytes], environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    status = os.fstat(opened.fileno())
+    start_response("200 OK", _headers(file, status))
+    if environ["REQUEST_METHOD"] == "HEAD":
+        opened.close()
+        return ()
+    if status.st_size > _READ_WHOLE:
+        return wrap_file(environ, opened)
+    with opened:
+        return (opened.read(status.st_size),)
+
+
+def _headers(file: File, status: os.stat_result) -> list[tuple[str, str]]:
+    """As :func:`flask.send_file`, the view and ``after_request`` set them."""
+    return [
+        ("Content-Disposition", f"inline; filename={file.path.name}"),
+        ("Content-Type", file.media_type),
+        ("Content-Length", str(status.st_size)),
+        ("Last-Modified", http_date(status.st_mtime)),
+        ("Cache-Control", _CACHE_CONTROL),
+        ("Expires", http_date(int(time.time() + FILE_MAX_AGE))),
+        ("ETag", f'"{file.etag}"'),
+        ("Accept-Ranges", "bytes"),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
