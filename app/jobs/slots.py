@@ -7,7 +7,7 @@ until the WebUI is idle.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -166,11 +166,11 @@ class Slots:
     def offer(self) -> Offer:
         """Which catalogues count now, and the default model; one cheap look for every request."""
         with self.database.read() as connection:
-            versions = {row.key: row.version for row in connection.execute(sql.CATALOGUE_VERSIONS)}
-            return Offer(
-                tuple((key, versions[key]) for key in _configured(connection) if key in versions),
-                connection.execute(sql.NOTE, {"p_key": _DEFAULT_MODEL}).scalar(),
-            )
+            rows = connection.execute(sql.OFFER, {"p_key": _DEFAULT_MODEL}).all()
+        versions = {row.key: row.version for row in rows if row.kind == "catalogue"}
+        configured = _keys(row.text for row in rows if row.kind == "webuis")
+        default_model = next((row.text for row in rows if row.kind == "note"), None)
+        return Offer(tuple((key, versions[key]) for key in configured if key in versions), default_model)
 
     def catalogues(self, keys: Collection[str]) -> dict[str, str]:
         """The kept catalogues of these WebUIs."""
@@ -208,7 +208,11 @@ class Slots:
 
 
 def _configured(connection: Connection) -> list[str]:
-    lists = connection.execute(sql.CONFIGURED).scalars()
+    return _keys(connection.execute(sql.CONFIGURED).scalars())
+
+
+def _keys(lists: Iterable[str]) -> list[str]:
+    """The WebUIs of all workers' lists, each once, in their order."""
     return list(dict.fromkeys(key for webuis in lists for key in json.loads(webuis)))
 
 

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate, Update
 
 from app.jobs.model import Claim, Job
@@ -80,8 +93,14 @@ FORGET_KEY: Final = delete(IDEMPOTENCY).where(
     IDEMPOTENCY.c.user_id == bindparam("p_user"), IDEMPOTENCY.c.key == bindparam("p_key")
 )
 REMEMBER_KEY: Final = insert(IDEMPOTENCY).values(expires_at=db_now() + KEY_SECONDS)
-READ_CLOCK: Final[Select[Any]] = select(CLOCK.c.virtual, CLOCK.c.unfinished)
-READ_USER: Final[Select[Any]] = select(USERS.c.finish, USERS.c.unfinished).where(USERS.c.user_id == bindparam("p_user"))
+#: All that accepting has to know, in one look: the clock, the user (None where he is new) and the demand's number (None likewise).
+LOOK_ROUND: Final[Select[Any]] = select(
+    CLOCK.c.virtual,
+    CLOCK.c.unfinished,
+    USERS.c.finish.label("user_finish"),
+    USERS.c.unfinished.label("user_unfinished"),
+    select(DEMANDS.c.id).where(DEMANDS.c.body == bindparam("p_body")).scalar_subquery().label("demand"),
+).select_from(CLOCK.outerjoin(USERS, USERS.c.user_id == bindparam("p_user")))
 ADD_USER: Final = insert(USERS)
 COUNT_USER_IN: Final[Update] = (
     update(USERS)
@@ -89,7 +108,6 @@ COUNT_USER_IN: Final[Update] = (
     .values(finish=bindparam("p_finish"), unfinished=USERS.c.unfinished + 1)
 )
 COUNT_IN: Final[Update] = update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1)
-FIND_DEMAND: Final[Select[Any]] = select(DEMANDS.c.id).where(DEMANDS.c.body == bindparam("p_body"))
 ADD_DEMAND: Final[ReturningInsert[Any]] = insert(DEMANDS).returning(DEMANDS.c.id)
 ADD_JOB: Final[ReturningInsert[Any]] = insert(JOBS).returning(*COLUMNS)
 
@@ -253,5 +271,16 @@ OF_USER_IN: Final = _page(_OF_USER, JOBS.c.status == bindparam("p_status"))
 # -- what the WebUIs offer -------------------------------------------------------------------------------------------
 
 CONFIGURED: Final[Select[Any]] = select(WORKERS.c.webuis).order_by(WORKERS.c.owner)
-CATALOGUE_VERSIONS: Final[Select[Any]] = select(CATALOGUES.c.key, CATALOGUES.c.version)
-NOTE: Final[Select[Any]] = select(NOTES.c.value).where(NOTES.c.key == bindparam("p_key"))
+#: The lists of the workers in their order, the versions of the catalogues and one note, in one look, for every request asks.
+OFFER: Final = union_all(
+    select(
+        literal_column("'webuis'").label("kind"),
+        WORKERS.c.owner.label("key"),
+        WORKERS.c.webuis.label("text"),
+        literal_column("0").label("version"),
+    ),
+    select(literal_column("'catalogue'"), CATALOGUES.c.key, literal_column("''"), CATALOGUES.c.version),
+    select(literal_column("'note'"), NOTES.c.key, NOTES.c.value, literal_column("0")).where(
+        NOTES.c.key == bindparam("p_key")
+    ),
+).order_by("kind", "key")

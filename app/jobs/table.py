@@ -97,8 +97,10 @@ class JobTable:
             known = self._find_key(connection, new.user_id, key)
             if known is not None:
                 return known, False
-            tag = self._reserve(connection, new, bounds)
-            values = _row_of(new) | {"start_tag": tag, "demand": _demand_id(connection, new.demand)}
+            found = connection.execute(sql.LOOK_ROUND, {"p_user": new.user_id, "p_body": new.demand}).one()
+            tag = self._reserve(connection, new, bounds, found)
+            demand = found.demand or connection.execute(sql.ADD_DEMAND, {"body": new.demand}).scalar_one()
+            values = _row_of(new) | {"start_tag": tag, "demand": demand}
             job = Job.of(connection.execute(sql.ADD_JOB, values).one())
             if key is not None:
                 self._remember_key(connection, new.user_id, key, job.seq)
@@ -130,17 +132,16 @@ class JobTable:
         connection.execute(sql.FORGET_KEY, {"p_user": user_id, "p_key": key.key})
         connection.execute(sql.REMEMBER_KEY, {"user_id": user_id, "key": key.key, "digest": key.digest, "job": seq})
 
-    def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds) -> float:
-        """Count the job in and return its start tag."""
-        clock = connection.execute(sql.READ_CLOCK).one()
-        if clock.unfinished >= bounds.total:
+    def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds, found: Row[Any]) -> float:
+        """Count the job in and return its start tag; ``found`` is a row of ``LOOK_ROUND``."""
+        if found.unfinished >= bounds.total:
             raise QueueFull(places.seconds_until_room(connection))
-        user = connection.execute(sql.READ_USER, {"p_user": new.user_id}).first()
-        if user is not None and user.unfinished >= bounds.per_user:
+        known = found.user_finish is not None
+        if known and found.user_unfinished >= bounds.per_user:
             raise UserQueueFull(places.seconds_until_room(connection, new.user_id))
-        tag = max(clock.virtual, user.finish) if user is not None else clock.virtual
+        tag = max(found.virtual, found.user_finish) if known else found.virtual
         finish = tag + new.cost
-        if user is None:
+        if not known:
             connection.execute(sql.ADD_USER, {"user_id": new.user_id, "finish": finish, "unfinished": 1})
         else:
             connection.execute(sql.COUNT_USER_IN, {"p_user": new.user_id, "p_finish": finish})
@@ -604,13 +605,6 @@ def _found(row: Row[Any] | None) -> Job:
 def _by_name(connection: Connection, user_id: str, type_: str, name: str, *, lock: bool = False) -> Job:
     statement = sql.BY_NAME.with_for_update() if lock else sql.BY_NAME
     return _found(connection.execute(statement, _name_of(user_id, type_, name)).first())
-
-
-def _demand_id(connection: Connection, body: str) -> int:
-    found = connection.execute(sql.FIND_DEMAND, {"p_body": body}).scalar()
-    if found is None:
-        found = connection.execute(sql.ADD_DEMAND, {"body": body}).scalar_one()
-    return int(found)
 
 
 def _count_out(connection: Connection, users: Sequence[str]) -> None:
