@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final
 
 from app.config import Config
+from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import IdempotencyKey, Job, NewJob, Type
 from app.jobs.table import Bounds, JobTable
 from app.jobs.view import describe
@@ -111,11 +112,16 @@ class Submissions:
         new = draft.new
         if draft.reference is not None:
             self._records.save_init(new.user_id, new.type, new.name, draft.reference.png)
-        accepted = False
+        unneeded = True
         try:
             job, accepted = self._table.accept(new, self._bounds, key)
+            unneeded = not accepted
+        except DatabaseUnavailable:
+            # It may be committed all the same, and then the job needs its reference image; else the sweep takes that.
+            unneeded = False
+            raise
         finally:
-            if not accepted and draft.reference is not None:
+            if unneeded and draft.reference is not None:
                 self._remove_files(new)
         self._on_accepted()
         return job

@@ -31,6 +31,7 @@ from app.jobs.schema import (
     CLOCK,
     DELETED,
     DEMANDS,
+    FAILED,
     IDEMPOTENCY,
     JOBS,
     NOTES,
@@ -235,6 +236,28 @@ SUCCEED: Final[Update] = (
         simulated=bindparam("p_simulated"),
         **FREE,
     )
+)
+#: Whether a claim has ended its job already.
+FINISHED_BY: Final[Select[Any]] = select(JOBS.c.seq).where(
+    JOBS.c.seq == bindparam("c_seq"),
+    JOBS.c.claims == bindparam("c_claims"),
+    or_(JOBS.c.status == SUCCEEDED, JOBS.c.status == FAILED),
+)
+#: What an owner holds on a slot without knowing it; whether anything was sent, the next holder looks.
+LET_JOB_GO: Final[Update] = (
+    update(JOBS)
+    .where(
+        JOBS.c.status == RUNNING,
+        JOBS.c.owner == bindparam("c_owner"),
+        JOBS.c.slot == bindparam("c_slot"),
+        JOBS.c.phase == "generating",
+    )
+    .values(status="queued", progress=None, **FREE)
+)
+LET_SLOT_GO: Final[Update] = (
+    update(SLOTS)
+    .where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner"))
+    .values(state="unclean", owner=None, lease_expires=None, job=None)
 )
 COUNT_OUT: Final[Update] = update(CLOCK).values(unfinished=CLOCK.c.unfinished - bindparam("p_count"))
 COUNT_USER_OUT: Final[Update] = (

@@ -276,7 +276,8 @@ class JobTable:
     def _finish(self, claim: Claim, statement: Update, values: dict[str, Any]) -> bool:
         with self.database.write("finish") as connection:
             if connection.execute(statement, sql.owned_by(claim) | values).rowcount != 1:
-                return False
+                # Where the answer to a commit was lost it is repeated, and the first one stands: a claim has its number for itself.
+                return connection.execute(sql.FINISHED_BY, sql.owned_by(claim)).first() is not None
             _count_out(connection, [claim.job.user_id])
             return True
 
@@ -313,6 +314,16 @@ class JobTable:
             return str(values["status"])
 
     # -- take-over ---------------------------------------------------------------------------------------------------
+
+    def let_go(self, slot: str, owner: str) -> None:
+        """Give back what the rows say that this owner holds on a slot, though its runner has nothing in hand.
+
+        So it is when the answer to a commit was lost: it was made, nobody knew, and this owner's beats would keep it for ever.
+        """
+        with self.database.write("let go") as connection:
+            mine = {"c_slot": slot, "c_owner": owner}
+            connection.execute(sql.LET_JOB_GO, mine)
+            connection.execute(sql.LET_SLOT_GO, mine)
 
     def take_over(self, host: str, owner: str) -> list[int]:
         """Give back what other processes of this host held (``flock`` says that they are dead); the jobs' numbers."""

@@ -173,6 +173,9 @@ class Runner:
         slot = self._desk.slots.get(self.station.key)
         if slot is None or slot.state == "clean":
             return False
+        if slot.owner == self._desk.owner:
+            # Only this thread claims and settles here, and it does neither.
+            self._desk.table.let_go(slot.key, slot.owner)
         if slot.state == "suspect" and time.monotonic() < self._look_again_at:
             return False
         return self._settle(slot.state)

@@ -1,0 +1,131 @@
+"""The connection to PostgreSQL breaks between a commit and its answer: the commit stands, and whoever asked for it can't know.
+
+Nothing of that is specific to a statement, so every second or third commit of a whole gateway is treated so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from app.config import load
+from app.jobs.errors import DatabaseUnavailable
+from app.webui.simulator import SimulatorServer
+from tests.inprocess import DEADLINE, Gateway, hurry, stats, until
+
+_SOCKET = ".s.PGSQL.5432"
+_BUFFER = 1 << 16
+
+
+class Relay:
+    """Stands between a gateway and PostgreSQL's socket, and swallows the answer to each n-th commit with the connection."""
+
+    def __init__(self, folder: Path, server: Path) -> None:
+        self._server = server
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / _SOCKET))
+        self._listener.listen()
+        self._commits = itertools.count(1)
+        #: Each n-th answer to a commit is swallowed; 0 lets all pass.
+        self.every = 0
+        self.swallowed = 0
+        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._relay, args=(client,), name="relayed", daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
+            server.connect(str(self._server))
+            while self._pass_on(client, server):
+                pass
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> bool:
+        readable, _, _ = select.select([client, server], [], [])
+        for source, target in ((client, server), (server, client)):
+            if source not in readable:
+                continue
+            data = source.recv(_BUFFER)
+            target.sendall(data)
+            if not data or (source is client and b"COMMIT" in data and self._swallows(server)):
+                return False
+        return True
+
+    def _swallows(self, server: socket.socket) -> bool:
+        if not self.every or next(self._commits) % self.every:
+            return False
+        # An answer means that it is committed.
+        assert server.recv(_BUFFER)
+        self.swallowed += 1
+        return True
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def relay(postgresql: str, tmp_path: Path) -> Iterator[Relay]:
+    relay = Relay(tmp_path, Path(postgresql.partition("host=")[2]) / _SOCKET)
+    yield relay
+    relay.close()
+
+
+@pytest.fixture
+def url(postgresql: str, tmp_path: Path, relay: Relay) -> Iterator[str]:
+    """A database of this test's own, as it is reached through the relay."""
+    admin = create_engine(load({"SDG_DATABASE_URL": postgresql}, tmp_path).database_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text("CREATE DATABASE relayed"))
+    yield f"postgresql://gateway@/relayed?host={tmp_path}"
+    with admin.connect() as connection:
+        connection.execute(text("DROP DATABASE relayed WITH (FORCE)"))
+    admin.dispose()
+
+
+def insist(gateway: Gateway, number: int) -> dict[str, Any]:
+    """A client that knows nothing but its key, and asks until it is told how its job ended."""
+    kind = "img2img" if number % 3 == 2 else "txt2img"
+    while True:
+        with contextlib.suppress(DatabaseUnavailable):
+            view = gateway.post(kind, wait=DEADLINE, key=f"key-{number}", id=f"u{number % 2}", seed=str(1000 + number))
+            if view["status"] not in ("queued", "running"):
+                return view
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_the_answer_to_any_commit_may_be_lost(
+    tmp_path: Path, url: str, relay: Relay, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    hurry(monkeypatch)
+    # A file in the place of a template: PostgreSQL's tables are made by the gateway itself.
+    empty = tmp_path / "empty"
+    empty.touch()
+    with Gateway(tmp_path, empty, [server.url], database_url=url) as gateway:
+        gateway.start()
+        relay.every = every
+        with ThreadPoolExecutor(9) as pool:
+            views = list(pool.map(lambda number: insist(gateway, number), range(9)))
+        relay.every = 0
+        assert relay.swallowed >= 9
+        assert [view["status"] for view in views] == ["succeeded"] * 9, [view["error"] for view in views]
+        assert gateway.sql("SELECT count(*), sum(attempts) FROM jobs") == [(9, 0)]
+        assert gateway.sql("SELECT unfinished FROM clock") == [(0,)]
+        until(lambda: gateway.sql("SELECT state, owner FROM slots") == [("clean", None)], "the slot is free")
+        verify = gateway.services.archive.verify()
+        assert (verify.count, verify.problems) == (9, [])
+        assert gateway.services.archive.sweep().count == 0
+        assert stats(server)["max_in_flight"] == 1
+        assert gateway.post()["status"] == "succeeded"
