@@ -130,7 +130,7 @@ class Runner:
                 self.station.call_off()
 
     def _work(self, woken: bool) -> bool:
-        """Do jobs as long as one follows the other; whether there was any."""
+        """Do jobs as long as one follows the other; whether to look again at once."""
         if not self.up.is_set():
             return False
         # The claim itself takes only a clean slot, so the slot is looked at only when there was nothing to claim.
