@@ -46,7 +46,11 @@ class _Hints:
 
     def accepted(self) -> None:
         """A job waits."""
-        self._tell(ACCEPTED)
+        if self.worker is not None and self.worker.works:
+            # It is the only one of this host, and what nobody else needs to hear would only hold it up.
+            self.heard(ACCEPTED)
+        else:
+            self._tell(ACCEPTED)
 
     def finished(self, seq: int) -> None:
         """A job ended."""

@@ -1,7 +1,7 @@
 """Waiting for jobs to finish: sync is async plus waiting.
 
 One watcher thread per process polls the database for all its waiters with one query; a hint (a job finished in this process,
-or a neighbour said so) makes it look at once.
+or a neighbour said so) makes a waiter look at once.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,6 +18,8 @@ from app.jobs.model import UNFINISHED, Job
 from app.jobs.table import JobTable
 
 _POLL_SECONDS: Final = 0.25
+#: More than can finish between the acceptance of a job and the waiting for it.
+_REMEMBERED: Final = 256
 
 
 class Waiters:
@@ -27,7 +30,9 @@ class Waiters:
         self._free = threading.BoundedSemaphore(limit)
         self._waiting: dict[int, list[threading.Event]] = {}
         self._lock = threading.Lock()
-        self._hint = threading.Event()
+        self._somebody_waits = threading.Event()
+        #: Jobs that were said to be finished, perhaps before their clients had begun to wait.
+        self._lately: deque[int] = deque(maxlen=_REMEMBERED)
         self._draining = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -55,8 +60,10 @@ class Waiters:
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, name="waiters", daemon=True)
                 self._watcher.start()
+            if seq in self._lately:
+                done.set()
         deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
-        self._hint.set()
+        self._somebody_waits.set()
         try:
             # Draining is looked at after the event was cleared, and set before the event is set: it is never missed.
             while not self._draining.is_set() and done.wait(max(deadline - time.monotonic(), 0.0)):
@@ -86,6 +93,7 @@ class Waiters:
     def finished(self, seq: int) -> None:
         """A hint that this job is finished: its waiters look at once."""
         with self._lock:
+            self._lately.append(seq)
             events = self._waiting.get(seq, [])
         for event in events:
             event.set()
@@ -103,12 +111,12 @@ class Waiters:
             with self._lock:
                 seqs = list(self._waiting)
             if not seqs:
-                self._hint.wait()
-            self._hint.clear()
+                self._somebody_waits.wait()
+            self._somebody_waits.clear()
             with contextlib.suppress(DatabaseUnavailable):
                 self._release_finished(seqs)
-            # Not more often than this, however many hints come: a waiter whose job was done already needs one look only.
-            self._hint.wait(_POLL_SECONDS)
+            # A job that was accepted just now needs no look, and whoever is about to claim it needs the interpreter.
+            time.sleep(_POLL_SECONDS)
 
     def _release_finished(self, seqs: list[int]) -> None:
         statuses = self._table.statuses(seqs) if seqs else {}

@@ -64,10 +64,10 @@ class Wake:
 
     def _neighbours(self) -> list[str]:
         try:
-            names = [path.name for path in self._folder.glob(_PREFIX + "*")]
+            names = os.listdir(self._folder)  # noqa: PTH208 -- it is on the way of every job, and a Path for each name costs most
+            return [name for name in names if name.startswith(_PREFIX) and name != self._name]
         except OSError:
             return []
-        return [name for name in names if name != self._name]
 
     def _listen(self) -> None:
         while not self._closed.is_set():

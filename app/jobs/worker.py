@@ -498,6 +498,11 @@ class Worker:
         """Begin: wait to be elected, take over, work. Returns at once."""
         self._supervisor.start()
 
+    @property
+    def works(self) -> bool:
+        """Whether this process was elected and does the work."""
+        return self._begun
+
     def wake(self) -> None:
         """A hint that there may be something to do."""
         for runner in self._runners:
