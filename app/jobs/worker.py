@@ -500,8 +500,8 @@ class Worker:
 
     @property
     def works(self) -> bool:
-        """Whether this process was elected and does the work."""
-        return self._begun
+        """Whether this process was elected and takes jobs."""
+        return self._begun and not self._desk.stopping.is_set()
 
     def wake(self) -> None:
         """A hint that there may be something to do."""
