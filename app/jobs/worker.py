@@ -158,7 +158,15 @@ class Runner:
 
     def _claim_with(self, serving: Serving, *, expected: bool) -> Claim | None:
         table, key, owner = self._desk.table, self.station.key, self._desk.owner
-        return table.claim(key, owner, new_task_id(), serving, expected=expected, ready=self._hold)
+
+        def ready(claim: Claim | None) -> bool:
+            # Asked within the transaction, so that nothing is taken that was accepted after the worker had been told to stop.
+            return not self._desk.stopping.is_set() and self._hold(claim)
+
+        try:
+            return table.claim(key, owner, new_task_id(), serving, expected=expected, ready=ready)
+        except NotReady:
+            return None
 
     def _hold(self, claim: Claim | None) -> bool:
         """Let the station get ready while the claim is being committed."""
