@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 from urllib.parse import unquote_to_bytes
 
@@ -64,10 +65,17 @@ def _check_encoding() -> None:
         raise InvalidRequest("The path is not UTF-8, percent-encoded.")
     if not _is_utf8(unquote_to_bytes(request.environ.get("QUERY_STRING", ""))):
         raise InvalidRequest("The query is not UTF-8, percent-encoded.")
-    # Both servers in use keep the path as it came; where none does, the decoded slash makes another path.
-    raw: str = request.environ.get("RAW_URI", "")
-    if "%2f" in raw.partition("?")[0].lower():
+    if has_encoded_slash(request.environ):
         raise NotFound("id, type, filename and name are single path segments: none may contain %2F.")
+
+
+def has_encoded_slash(environ: Mapping[str, Any]) -> bool:
+    """Whether a member of the path was sent with a slash in it, as %2F.
+
+    Both servers in use keep the path as it came; where none does, the decoded slash makes another path.
+    """
+    raw: str = environ.get("RAW_URI", "")
+    return "%2f" in raw.partition("?")[0].lower()
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -16,7 +16,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from werkzeug.http import http_date
 from werkzeug.wsgi import wrap_file
 
-from app.api.paths import TYPES, is_given, user_id_fault
+from app.api.paths import TYPES, has_encoded_slash, is_given, user_id_fault
 from app.api.ports import Archive, File, JobType
 from app.api.present import FILE_MAX_AGE
 
@@ -70,9 +70,7 @@ def _plain(environ: WSGIEnvironment) -> Place | None:
         return None
     if environ.get("QUERY_STRING") or environ.get("SCRIPT_NAME") or any(name in environ for name in _NOT_PLAIN):
         return None
-    if "%2f" in environ.get("RAW_URI", "").lower():
-        return None
-    return _place(path)
+    return None if has_encoded_slash(environ) else _place(path)
 
 
 def _place(path: str) -> Place | None:

@@ -6,7 +6,6 @@ until the WebUI is idle.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -15,9 +14,10 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 
 from app.jobs import statements as sql
 from app.jobs.database import Database
-from app.jobs.model import Slot
+from app.jobs.model import Slot, to_json
 from app.jobs.schema import CATALOGUES, JOBS, NOTES, RUNNING, SLOTS, WORKERS, db_now
 from app.jobs.statements import LEASE_SECONDS
+from app.jsontext import loads
 
 #: A WebUI that refused is asked once in so many seconds, by one process (a starting one can be killed by requests).
 PROBE_SECONDS: Final = 10.0
@@ -56,7 +56,7 @@ class Slots:
                 gone = or_(gone, WORKERS.c.host == host)
             connection.execute(delete(WORKERS).where(or_(gone, WORKERS.c.owner == owner)))
             connection.execute(
-                insert(WORKERS).values(owner=owner, host=host, webuis=json.dumps(list(keys)), beat_at=db_now())
+                insert(WORKERS).values(owner=owner, host=host, webuis=to_json(list(keys)), beat_at=db_now())
             )
             there = set(connection.execute(select(SLOTS.c.key)).scalars())
             for key in [key for key in keys if key not in there]:
@@ -213,7 +213,7 @@ def _configured(connection: Connection) -> list[str]:
 
 def _keys(lists: Iterable[str]) -> list[str]:
     """The WebUIs of all workers' lists, each once, in their order."""
-    return list(dict.fromkeys(key for webuis in lists for key in json.loads(webuis)))
+    return list(dict.fromkeys(key for webuis in lists for key in loads(webuis)))
 
 
 def _unconfigured(connection: Connection) -> list[str]:

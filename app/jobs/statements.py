@@ -59,6 +59,8 @@ FREE: Final[dict[str, Any]] = {
     "progress_at": None,
     "looked_at": None,
 }
+#: The same for a job that goes back to its place in the queue.
+BACK: Final[dict[str, Any]] = {"status": "queued", "progress": None, **FREE}
 
 
 def owned_by(claim: Claim) -> dict[str, Any]:
@@ -200,7 +202,8 @@ def pass_slot(claim: Claim, seconds: float | None, job: int, task_id: str) -> tu
 
 
 #: The WebUI of an unclean slot may still work at the task, so its id stays for the next holder to look for.
-LEAVE_SLOT: Final[Update] = update(SLOTS).where(HELD).values(state="unclean", owner=None, lease_expires=None, job=None)
+_UNCLEAN: Final[dict[str, Any]] = {"state": "unclean", "owner": None, "lease_expires": None, "job": None}
+LEAVE_SLOT: Final[Update] = update(SLOTS).where(HELD).values(_UNCLEAN)
 BEGIN_STORING: Final[Update] = (
     update(JOBS).where(OWNED).values(phase="storing", progress=1.0, eta=None, progress_at=db_now())
 )
@@ -252,12 +255,10 @@ LET_JOB_GO: Final[Update] = (
         JOBS.c.slot == bindparam("c_slot"),
         JOBS.c.phase == "generating",
     )
-    .values(status="queued", progress=None, **FREE)
+    .values(BACK)
 )
 LET_SLOT_GO: Final[Update] = (
-    update(SLOTS)
-    .where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner"))
-    .values(state="unclean", owner=None, lease_expires=None, job=None)
+    update(SLOTS).where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner")).values(_UNCLEAN)
 )
 COUNT_OUT: Final[Update] = update(CLOCK).values(unfinished=CLOCK.c.unfinished - bindparam("p_count"))
 COUNT_USER_OUT: Final[Update] = (

@@ -164,13 +164,14 @@ class JobTable:
 
         None when there is none, the slot is not clean, or there are demands that ``serving`` does not know.
 
-        :param expected: a job is known to wait. Without that a cheap look comes first: an idle gateway should not write, nor hold
-            up writers, once a second for each WebUI.
-        :param ready: see :meth:`answered`.
-
         The claim is seen by all and outlives every process before anything is sent; that it outlives a power cut is the
         business of :meth:`flush`, beside the sending. A cut in between takes the claim back: the job waits as before, and all
         that is lost is what the WebUI had begun.
+
+        :param expected: a job is known to wait. Without that a cheap look comes first: an idle gateway should not write, nor hold
+            up writers, once a second for each WebUI.
+        :param ready: see :meth:`answered`; asked only when there is a claim.
+        :raises NotReady: it said no, and nothing was changed.
         """
         if not expected:
             with self.database.read() as connection:
@@ -369,11 +370,7 @@ class JobTable:
             lost = [row.seq for row in rows if row.losses >= MAX_LOSSES]
             back = [row.seq for row in rows if row.losses < MAX_LOSSES]
             count = JOBS.c.losses + 1
-            connection.execute(
-                update(JOBS)
-                .where(JOBS.c.seq.in_(back))
-                .values(status="queued", losses=count, progress=None, **sql.FREE)
-            )
+            connection.execute(update(JOBS).where(JOBS.c.seq.in_(back)).values(losses=count, **sql.BACK))
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_(lost))

@@ -161,18 +161,15 @@ class Runner:
 
         def ready(claim: Claim | None) -> bool:
             # Asked within the transaction, so that nothing is taken that was accepted after the worker had been told to stop.
-            return not self._desk.stopping.is_set() and self._hold(claim)
+            if claim is None or self._desk.stopping.is_set():
+                return False
+            self.station.hold(claim)
+            return True
 
         try:
             return table.claim(key, owner, new_task_id(), serving, expected=expected, ready=ready)
         except NotReady:
             return None
-
-    def _hold(self, claim: Claim | None) -> bool:
-        """Let the station get ready while the claim is being committed."""
-        if claim is not None:
-            self.station.hold(claim)
-        return True
 
     # -- the slot ----------------------------------------------------------------------------------------------------
 
@@ -264,7 +261,8 @@ class Runner:
 
             def ready(following: Claim | None) -> bool:
                 if following is not None:
-                    return self._hold(following)
+                    self.station.hold(following)
+                    return True
                 # Nothing is held up by the decoding.
                 self._store_waiting()
                 return answer.settled(patience)
