@@ -190,6 +190,7 @@ class Services:
         self.begin_drain()
         if self.worker is not None:
             self.worker.drain(self.config.drain_timeout)
+        self.waiters.end()
         if self.simulator is not None:
             self.simulator.stop()
         if self.hints.wake is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
-from concurrent.futures import ThreadPoolExecutor
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -184,6 +187,27 @@ class TestDrain:
             until(gateway.services.waiters._draining.is_set)
         finally:
             signal.signal(signal.SIGUSR1, before)
+
+    def test_afterwards_nothing_runs_any_more(self, gateway: Gateway) -> None:
+        """Else a late beat would go on in the rows of the next worker, on a connection that nobody closes."""
+        others = set(threading.enumerate())
+
+        def running() -> set[str]:
+            return {thread.name.partition(" ")[0] for thread in threading.enumerate() if thread not in others}
+
+        gateway.start()
+        gateway.post()
+        ours = {"worker", "beat", "keeper", "runner", "waiters"}
+        assert running() >= ours
+        database = gateway.services.database
+        with contextlib.closing(sqlite3.connect(database.url.database)) as neighbour, ThreadPoolExecutor(1) as pool:
+            neighbour.execute("BEGIN IMMEDIATE")
+            until(database._writer.locked, "a thread that waits for the neighbour's transaction")
+            drained = pool.submit(gateway.services.drain)
+            assert not wait([drained], 0.2).done
+            neighbour.rollback()
+            drained.result(DEADLINE)
+        assert not running() & ours
 
     def test_it_may_be_called_twice(self, gateway: Gateway) -> None:
         gateway.start()

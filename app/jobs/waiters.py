@@ -18,6 +18,7 @@ from app.jobs.model import UNFINISHED, Job
 from app.jobs.table import JobTable
 
 _POLL_SECONDS: Final = 0.25
+_END_SECONDS: Final = 3.0
 #: More than can finish between the acceptance of a job and the waiting for it.
 _REMEMBERED: Final = 256
 
@@ -105,9 +106,16 @@ class Waiters:
             events = [event for events in self._waiting.values() for event in events]
         for event in events:
             event.set()
+        self._somebody_waits.set()
+
+    def end(self) -> None:
+        """Drain, and wait until the watcher has looked into the database for the last time, if that does not hang."""
+        self.drain()
+        if self._watcher is not None:
+            self._watcher.join(_END_SECONDS)
 
     def _watch(self) -> None:
-        while True:
+        while not self._draining.is_set():
             with self._lock:
                 seqs = list(self._waiting)
             if not seqs:
@@ -116,7 +124,7 @@ class Waiters:
             with contextlib.suppress(DatabaseUnavailable):
                 self._release_finished(seqs)
             # A job that was accepted just now needs no look, and whoever is about to claim it needs the interpreter.
-            time.sleep(_POLL_SECONDS)
+            self._draining.wait(_POLL_SECONDS)
 
     def _release_finished(self, seqs: list[int]) -> None:
         statuses = self._table.statuses(seqs) if seqs else {}

@@ -48,6 +48,8 @@ _MOST_UNDECODED: Final = 2
 _HELD_UP_SECONDS: Final = 0.05
 #: How long an interrupted generation gets to answer when we stop.
 _INTERRUPT_SECONDS: Final = 3.0
+#: How long a thread that is told to end may take for what it is at: a query, or a question to a WebUI that hangs.
+_END_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,6 +500,8 @@ class Worker:
         self._beginning = threading.Lock()
         self._begun = False
         self._pool: ThreadPoolExecutor | None = None
+        #: What works beside the supervisor.
+        self._threads: list[threading.Thread] = []
         self._supervisor = threading.Thread(target=self._supervise, name="worker", daemon=True)
 
     def start(self) -> None:
@@ -520,7 +524,10 @@ class Worker:
         self.wake()
 
     def drain(self, timeout: float) -> None:
-        """Stop: let what runs finish within ``timeout`` seconds, then interrupt it and give it back uncounted."""
+        """Stop: let what runs finish within ``timeout`` seconds, then interrupt it and give it back uncounted.
+
+        Nothing of this worker runs any more when the next one of this host may begin, but for what hangs.
+        """
         self.stop_claiming()
         with self._beginning:
             # From here on nothing begins; what began is whole, and has taken over before the lock is let go.
@@ -534,8 +541,14 @@ class Worker:
                 for runner in self._runners:
                     runner.abandon()
         self._desk.stopped.set()
+        if begun:
+            self._await_end(time.monotonic() + _END_SECONDS)
         if self._lock is not None:
             self._lock.release()
+
+    def _await_end(self, deadline: float) -> None:
+        for thread in (self._supervisor, *self._threads):
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
     def _await_idle(self, deadline: float) -> bool:
         for runner in self._runners:
@@ -591,10 +604,11 @@ class Worker:
             self._runners = [Runner(station, self._desk, self._pool) for station in stations]
         self._register()
         self._tidy()
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        self._threads = [threading.Thread(target=self._beat, name="beat", daemon=True)]
         for runner in self._runners:
-            Keeper(runner, self._desk).thread.start()
-            runner.thread.start()
+            self._threads += [Keeper(runner, self._desk).thread, runner.thread]
+        for thread in self._threads:
+            thread.start()
         self._begun = True
 
     def _register(self) -> None:
