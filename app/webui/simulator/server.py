@@ -31,6 +31,10 @@ class _Handler(WSGIRequestHandler):
     def run_wsgi(self) -> None:
         """Answer one request; a client that has left ends the connection and nothing else."""
         received = time.perf_counter()
+        if not _lines(self.server).answers(self.server):
+            # Linux hands out what arrives on a line although it was shut for reading.
+            self.close_connection = True
+            return
         self.environ = self.make_environ()
         self.environ["simulator.received"] = received
         started: list[tuple[str, list[tuple[str, str]]]] = []
@@ -80,6 +84,17 @@ class _Lines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._listening: BaseWSGIServer | None = None
+
+    def listen(self, server: BaseWSGIServer) -> None:
+        """From now on this one's requests are answered."""
+        with self._lock:
+            self._listening = server
+
+    def answers(self, server: BaseWSGIServer) -> bool:
+        """Whether a request that has arrived now is answered: not after its lines were cut."""
+        with self._lock:
+            return server is self._listening
 
     def add(self, connection: socket.socket) -> None:
         with self._lock:
@@ -95,8 +110,9 @@ class _Lines:
             return len(self._open)
 
     def cut(self, how: int) -> None:
-        """Shut every connection; with ``SHUT_RD`` an answer under way still goes out."""
+        """Shut every connection and answer no more requests; with ``SHUT_RD`` an answer under way still goes out."""
         with self._lock:
+            self._listening = None
             for connection in self._open:
                 with contextlib.suppress(OSError):
                     connection.shutdown(how)
@@ -158,10 +174,10 @@ class SimulatorServer:
             if self._stopped or self._listening is None:
                 return
             self._close()
+            self._lines.cut(socket.SHUT_RD)
             self._reopening = threading.Timer(seconds, self._reopen)
             self._reopening.daemon = True
             self._reopening.start()
-        self._lines.cut(socket.SHUT_RD)
 
     def __enter__(self) -> Self:
         self.start()
@@ -176,6 +192,7 @@ class SimulatorServer:
         return server
 
     def _serve(self, server: BaseWSGIServer) -> None:
+        self._lines.listen(server)
         thread = threading.Thread(target=server.serve_forever, args=(_POLL,), name="simulator", daemon=True)
         thread.start()
         self._listening = (server, thread)
