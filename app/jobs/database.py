@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, Select, create_engine, event, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.jobs.errors import DatabaseUnavailable, SchemaTooNew
+from app.jobs.prepared import Prepared
 from app.jobs.schema import CLOCK
 from app.steps import UNWATCHED, Steps
 
@@ -45,6 +46,10 @@ class Database:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._create_engine()
+        driver = self.engine.dialect.loaded_dbapi
+        #: A broken rule of the schema, which is a bug, and everything else that a database can refuse.
+        self._broken_rule = (IntegrityError, driver.IntegrityError)
+        self._refusal = (DBAPIError, PoolTimeoutError, driver.Error)
         #: Device and inode of the SQLite file as it was migrated.
         self._migrated: tuple[int, int] | None = None
         self._writing = self.engine.execution_options(writing="FULL")
@@ -70,32 +75,20 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection whose queries see one state of the database."""
-        with _translated(), self.engine.connect() as connection:
+        with self._translated(), self.engine.connect() as connection:
             yield connection
 
-    def prepared(self, statement: Select[Any]) -> Callable[[Mapping[str, Any]], tuple[Any, ...] | None]:
-        """A query for one row, outside of any transaction: translated once, and run on a pooled connection of the driver itself.
-
-        For what every picture that is served asks: SQLAlchemy's own way to run a statement costs twenty times the statement.
-        """
-        compiled = statement.compile(self.engine)
-        text, order = compiled.string, compiled.positiontup
-        refusals = (self.engine.dialect.loaded_dbapi.Error, DBAPIError, PoolTimeoutError)
-
-        def first(values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-            given = values if order is None else tuple(values[name] for name in order)
+    def look(self, query: Prepared, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """The first row of a query that is alone, so outside of any transaction: for what every picture that is served asks."""
+        translation = query.translated(self.engine.dialect)
+        with self._translated():
+            pooled = self.engine.raw_connection()
             try:
-                pooled = self.engine.raw_connection()
-                try:
-                    driver: Any = pooled.dbapi_connection
-                    row: tuple[Any, ...] | None = driver.execute(text, given).fetchone()
-                    return row
-                finally:
-                    pooled.close()
-            except refusals as error:
-                raise DatabaseUnavailable from error
-
-        return first
+                driver: Any = pooled.dbapi_connection
+                row: tuple[Any, ...] | None = driver.execute(translation.text, translation.values(values)).fetchone()
+                return row
+            finally:
+                pooled.close()
 
     @contextlib.contextmanager
     def write(self, step: str | None = None, *, flushed: bool = True) -> Iterator[Connection]:
@@ -107,18 +100,13 @@ class Database:
         """
         self._refuse_another_file()
         engine = self._writing if flushed else self._writing_ahead
-        try:
-            with self._writer, engine.connect() as connection, connection.begin() as transaction:
-                if not self.is_sqlite:
-                    _begin_postgresql(connection, flushed=flushed)
-                yield connection
-                if transaction.is_active:
-                    with self._steps.around(f"commit {step}") if step else contextlib.nullcontext():
-                        transaction.commit()
-        except IntegrityError:
-            raise
-        except (DBAPIError, PoolTimeoutError) as error:
-            raise DatabaseUnavailable from error
+        with self._translated(), self._writer, engine.connect() as connection, connection.begin() as transaction:
+            if not self.is_sqlite:
+                _begin_postgresql(connection, flushed=flushed)
+            yield connection
+            if transaction.is_active:
+                with self._steps.around(f"commit {step}") if step else contextlib.nullcontext():
+                    transaction.commit()
 
     def flush(self) -> None:
         """Make every commit outlive a power cut.
@@ -156,7 +144,7 @@ class Database:
                 raise DatabaseUnavailable from error
         config = AlembicConfig()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with _translated(), self._writer, self._writing.begin() as connection:
+        with self._translated(), self._writer, self._writing.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             _refuse_newer(connection, ScriptDirectory.from_config(config))
@@ -180,20 +168,19 @@ class Database:
         if self._migrated is not None and self._file() != self._migrated:
             raise DatabaseUnavailable
 
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Every failure of the database as :class:`DatabaseUnavailable`, but for a broken rule of the schema."""
+        try:
+            yield
+        except self._broken_rule:
+            raise
+        except self._refusal as error:
+            raise DatabaseUnavailable from error
+
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Every failure of the database as :class:`DatabaseUnavailable`, but for a broken rule of the schema, which is a bug."""
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise DatabaseUnavailable from error
 
 
 def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
@@ -212,10 +199,11 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     writing = connection.get_execution_options().get("writing")
+    driver: Any = connection.connection.dbapi_connection
     if writing:
         # Only outside of a transaction, and for this connection alone.
-        connection.exec_driver_sql(f"PRAGMA synchronous={writing}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+        driver.execute(f"PRAGMA synchronous={writing}")
+    driver.execute("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection, *, flushed: bool) -> None:

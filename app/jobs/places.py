@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, select, union_all
+from sqlalchemy import Connection, Select, bindparam, func, select, union_all
 
 from app.jobs.model import Job, Place
+from app.jobs.prepared import Prepared
 from app.jobs.schema import JOBS, QUEUED, RUNNING, SLOTS, db_now
 
 #: Retry-After when nothing was measured yet, and its bounds otherwise, seconds.
@@ -20,32 +21,36 @@ _SHORTEST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 3600.0
 
 # Built once; see app/jobs/statements.py.
-_SPEED: Final[Select[Any]] = select(func.avg(SLOTS.c.seconds_per_cost), func.count(), db_now()).where(
-    SLOTS.c.health == "up"
+_SPEED: Final = Prepared(
+    select(func.avg(SLOTS.c.seconds_per_cost), func.count(), db_now()).where(SLOTS.c.health == "up")
 )
 _WAITING: Final[Select[Any]] = select(func.count(), func.coalesce(func.sum(JOBS.c.cost), 0.0)).where(
     JOBS.c.status == QUEUED
 )
 #: What waits before a job, in two rows. Each is a range of the index and nothing else: comparing (start_tag, seq) as a pair, SQLite
 #: looks at the pair of every entry once more (1.2 ms for 10,000 entries instead of 0.8; PostgreSQL takes the same for both).
-_AHEAD: Final = union_all(
-    _WAITING.where(JOBS.c.start_tag < bindparam("p_tag")),
-    _WAITING.where(JOBS.c.start_tag == bindparam("p_tag"), JOBS.c.seq < bindparam("p_seq")),
+_AHEAD: Final = Prepared(
+    union_all(
+        _WAITING.where(JOBS.c.start_tag < bindparam("p_tag")),
+        _WAITING.where(JOBS.c.start_tag == bindparam("p_tag"), JOBS.c.seq < bindparam("p_seq")),
+    )
 )
 _PROGRESS: Final[Select[Any]] = select(
     JOBS.c.phase, JOBS.c.cost, JOBS.c.claimed_at, JOBS.c.eta, JOBS.c.progress_at
 ).where(JOBS.c.status == RUNNING)
-_GENERATING: Final = _PROGRESS.where(JOBS.c.phase == "generating")
+_RUNNING: Final = Prepared(_PROGRESS)
+_GENERATING: Final = Prepared(_PROGRESS.where(JOBS.c.phase == "generating"))
 _OF_USER: Final = JOBS.c.user_id == bindparam("p_user")
-_RUNNING_OF_USER: Final = _PROGRESS.where(_OF_USER)
-_FIRST: Final[Select[Any]] = (
+_RUNNING_OF_USER: Final = Prepared(_PROGRESS.where(_OF_USER))
+_WAITS: Final[Select[Any]] = (
     select(JOBS.c.seq, JOBS.c.start_tag, JOBS.c.cost)
     .where(JOBS.c.status == QUEUED)
     .order_by(JOBS.c.start_tag, JOBS.c.seq)
     .limit(1)
 )
+_FIRST: Final = Prepared(_WAITS)
 #: Within a user first in is first out.
-_FIRST_OF_USER: Final = _FIRST.where(_OF_USER).order_by(None).order_by(JOBS.c.seq)
+_FIRST_OF_USER: Final = Prepared(_WAITS.where(_OF_USER).order_by(None).order_by(JOBS.c.seq))
 
 
 def place(connection: Connection, job: Job) -> Place:
@@ -61,10 +66,10 @@ def seconds_until_room(connection: Connection, user_id: str | None = None) -> fl
     """Seconds until the next unfinished job (of this user) is likely to end."""
     speed = _Speed.measured(connection)
     mine = {} if user_id is None else {"p_user": user_id}
-    running = connection.execute(_RUNNING_OF_USER if mine else _PROGRESS, mine)
+    running = (_RUNNING_OF_USER if mine else _RUNNING).all(connection, mine)
     waits = [speed.seconds_left(row) for row in running]
     if not waits:
-        row = connection.execute(_FIRST_OF_USER if mine else _FIRST, mine).first()
+        row = (_FIRST_OF_USER if mine else _FIRST).first(connection, mine)
         waits = [_in_queue(connection, row, speed).eta] if row is not None else []
     known = [wait for wait in waits if wait is not None]
     return min(max(min(known, default=_UNKNOWN_WAIT), _SHORTEST_WAIT), _LONGEST_WAIT)
@@ -82,10 +87,10 @@ class _Speed:
 
     @classmethod
     def measured(cls, connection: Connection) -> _Speed:
-        row = connection.execute(_SPEED).one()
+        row = _SPEED.first(connection)
         return cls(row[0], max(row[1], 1), float(row[2]))
 
-    def seconds_left(self, job: Job | Row[Any]) -> float | None:
+    def seconds_left(self, job: Job | Any) -> float | None:
         """What the WebUI said last, else what the measured speed promises."""
         if job.phase == "storing":
             return 0.0
@@ -100,11 +105,11 @@ class _Speed:
         return max(self.now - then, 0.0)
 
 
-def _in_queue(connection: Connection, job: Job | Row[Any], speed: _Speed) -> Place:
-    ranges = connection.execute(_AHEAD, {"p_tag": job.start_tag, "p_seq": job.seq}).all()
+def _in_queue(connection: Connection, job: Job | Any, speed: _Speed) -> Place:
+    ranges = _AHEAD.all(connection, {"p_tag": job.start_tag, "p_seq": job.seq})
     jobs, cost = (sum(column) for column in zip(*ranges, strict=True))
     if speed.seconds_per_cost is None:
         return Place(jobs + 1, None)
-    left = sum(speed.seconds_left(row) or 0.0 for row in connection.execute(_GENERATING))
+    left = sum(speed.seconds_left(row) or 0.0 for row in _GENERATING.all(connection))
     waiting = (left + cost * speed.seconds_per_cost) / speed.webuis
     return Place(jobs + 1, waiting + job.cost * speed.seconds_per_cost)

@@ -166,7 +166,7 @@ class Slots:
     def offer(self) -> Offer:
         """Which catalogues count now, and the default model; one cheap look for every request."""
         with self.database.read() as connection:
-            rows = connection.execute(sql.OFFER, {"p_key": _DEFAULT_MODEL}).all()
+            rows = sql.OFFER.all(connection, {"p_key": _DEFAULT_MODEL})
         versions = {row.key: row.version for row in rows if row.kind == "catalogue"}
         configured = _keys(row.text for row in rows if row.kind == "webuis")
         default_model = next((row.text for row in rows if row.kind == "note"), None)
@@ -208,7 +208,7 @@ class Slots:
 
 
 def _configured(connection: Connection) -> list[str]:
-    return _keys(connection.execute(sql.CONFIGURED).scalars())
+    return _keys(row.webuis for row in sql.CONFIGURED.all(connection))
 
 
 def _keys(lists: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The statements on the way of every job, built once.
+"""The statements on the way of every job, built and translated once.
 
 Building a statement costs SQLAlchemy several times what running it costs (measured: 0.5 ms against 0.08 ms), and the way from one
 generation's answer to the next one's POST is made of them. Parameters are bound by name when they run: ``c_…`` name the claim
@@ -23,9 +23,10 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate, Update
+from sqlalchemy.sql.dml import Update
 
 from app.jobs.model import Claim, Job
+from app.jobs.prepared import Prepared
 from app.jobs.schema import (
     CATALOGUES,
     CLOCK,
@@ -87,34 +88,40 @@ HELD: Final[ColumnElement[bool]] = and_(
 
 # -- accept ----------------------------------------------------------------------------------------------------------
 
-FIND_KEY: Final[Select[Any]] = select(IDEMPOTENCY.c.digest, IDEMPOTENCY.c.job).where(
-    IDEMPOTENCY.c.user_id == bindparam("p_user"),
-    IDEMPOTENCY.c.key == bindparam("p_key"),
-    IDEMPOTENCY.c.expires_at > db_now(),
+_KEY: Final = and_(IDEMPOTENCY.c.user_id == bindparam("p_user"), IDEMPOTENCY.c.key == bindparam("p_key"))
+FIND_KEY: Final = Prepared(
+    select(IDEMPOTENCY.c.digest, IDEMPOTENCY.c.job).where(_KEY, IDEMPOTENCY.c.expires_at > db_now())
 )
-FORGET_KEY: Final = delete(IDEMPOTENCY).where(
-    IDEMPOTENCY.c.user_id == bindparam("p_user"), IDEMPOTENCY.c.key == bindparam("p_key")
+FORGET_KEY: Final = Prepared(delete(IDEMPOTENCY).where(_KEY))
+REMEMBER_KEY: Final = Prepared(
+    insert(IDEMPOTENCY).values(expires_at=db_now() + KEY_SECONDS), ("user_id", "key", "digest", "job")
 )
-REMEMBER_KEY: Final = insert(IDEMPOTENCY).values(expires_at=db_now() + KEY_SECONDS)
 #: All that accepting has to know, in one look: the clock, the user (None where he is new) and the demand's number (None likewise).
-LOOK_ROUND: Final[Select[Any]] = select(
-    CLOCK.c.virtual,
-    CLOCK.c.unfinished,
-    USERS.c.finish.label("user_finish"),
-    USERS.c.unfinished.label("user_unfinished"),
-    select(DEMANDS.c.id).where(DEMANDS.c.body == bindparam("p_body")).scalar_subquery().label("demand"),
-).select_from(CLOCK.outerjoin(USERS, USERS.c.user_id == bindparam("p_user")))
-ADD_USER: Final = insert(USERS)
-COUNT_USER_IN: Final[Update] = (
+LOOK_ROUND: Final = Prepared(
+    select(
+        CLOCK.c.virtual,
+        CLOCK.c.unfinished,
+        USERS.c.finish.label("user_finish"),
+        USERS.c.unfinished.label("user_unfinished"),
+        select(DEMANDS.c.id).where(DEMANDS.c.body == bindparam("p_body")).scalar_subquery().label("demand"),
+    ).select_from(CLOCK.outerjoin(USERS, USERS.c.user_id == bindparam("p_user")))
+)
+ADD_USER: Final = Prepared(insert(USERS), ("user_id", "finish", "unfinished"))
+COUNT_USER_IN: Final = Prepared(
     update(USERS)
     .where(USERS.c.user_id == bindparam("p_user"))
     .values(finish=bindparam("p_finish"), unfinished=USERS.c.unfinished + 1)
 )
-COUNT_IN: Final[Update] = update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1)
-ADD_DEMAND: Final[ReturningInsert[Any]] = insert(DEMANDS).returning(DEMANDS.c.id)
-ADD_JOB: Final[ReturningInsert[Any]] = insert(JOBS).returning(*COLUMNS)
+COUNT_IN: Final = Prepared(update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1))
+ADD_DEMAND: Final = Prepared(insert(DEMANDS).returning(DEMANDS.c.id), ("body",))
+#: What an accepted job begins with; the rest of its row is empty.
+_ACCEPTED: Final = (
+    "user_id", "type", "name", "status", "created_at", "args", "init_image", "simulated", "cost", "start_tag", "demand",
+    "claims", "attempts", "losses", "one_by_one", "debris",
+)  # fmt: skip
+ADD_JOB: Final = Prepared(insert(JOBS).returning(*COLUMNS), _ACCEPTED)
 
-DEMANDS_AFTER: Final[Select[Any]] = (
+DEMANDS_AFTER: Final = Prepared(
     select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id > bindparam("p_known")).order_by(DEMANDS.c.id)
 )
 
@@ -128,13 +135,13 @@ _WAITING: Final[Select[Any]] = (
     .limit(1)
 )
 _SERVABLE: Final = JOBS.c.demand.not_in(bindparam("p_unservable", expanding=True))
-#: The job that starts next. The second form, for a WebUI that can't serve every demand, costs a little more.
-NEXT: Final[Select[Any]] = _WAITING
+#: The job that starts next. The second form, for a WebUI that can't serve every demand, costs more: its list can't be prepared.
+NEXT: Final = Prepared(_WAITING)
 NEXT_SERVABLE: Final[Select[Any]] = _WAITING.where(_SERVABLE)
-TAKE_NEXT: Final[Select[Any]] = NEXT.with_for_update(skip_locked=True)
+TAKE_NEXT: Final = Prepared(_WAITING.with_for_update(skip_locked=True))
 TAKE_NEXT_SERVABLE: Final[Select[Any]] = NEXT_SERVABLE.with_for_update(skip_locked=True)
 
-TAKE_SLOT: Final[Update] = (
+TAKE_SLOT: Final = Prepared(
     update(SLOTS)
     .where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.state == "clean")
     .values(
@@ -145,7 +152,7 @@ TAKE_SLOT: Final[Update] = (
         task_id=bindparam("p_task"),
     )
 )
-START_JOB: Final[ReturningUpdate[Any]] = (
+START_JOB: Final = Prepared(
     update(JOBS)
     .where(JOBS.c.seq == bindparam("c_seq"))
     .values(
@@ -164,7 +171,7 @@ START_JOB: Final[ReturningUpdate[Any]] = (
     )
     .returning(*COLUMNS)
 )
-ADVANCE_CLOCK: Final[Update] = (
+ADVANCE_CLOCK: Final = Prepared(
     update(CLOCK).where(CLOCK.c.virtual < bindparam("p_tag")).values(virtual=bindparam("p_tag"))
 )
 
@@ -173,29 +180,31 @@ _CLEAN: Final[dict[str, Any]] = {"state": "clean", "owner": None, "lease_expires
 _SPEED: Final[dict[str, Any]] = {
     "seconds_per_cost": func.coalesce(SLOTS.c.seconds_per_cost * 0.7 + bindparam("p_speed") * 0.3, bindparam("p_speed"))
 }
-FREE_SLOT: Final[Update] = update(SLOTS).where(HELD).values(_CLEAN)
-_FREE_SLOT_MEASURED: Final[Update] = FREE_SLOT.values(_SPEED)
+_FREE: Final[Update] = update(SLOTS).where(HELD).values(_CLEAN)
+FREE_SLOT: Final = Prepared(_FREE)
+_FREE_SLOT_MEASURED: Final = Prepared(_FREE.values(_SPEED))
 #: The same owner keeps the slot for its next job.
-_PASS_SLOT: Final[Update] = (
+_PASS: Final[Update] = (
     update(SLOTS)
     .where(HELD)
     .values(job=bindparam("p_job"), task_id=bindparam("p_task"), lease_expires=db_now() + LEASE_SECONDS)
 )
-_PASS_SLOT_MEASURED: Final[Update] = _PASS_SLOT.values(_SPEED)
+_PASS_SLOT: Final = Prepared(_PASS)
+_PASS_SLOT_MEASURED: Final = Prepared(_PASS.values(_SPEED))
 
 
 def _speed(claim: Claim, seconds: float) -> dict[str, Any]:
     return {"p_speed": seconds / max(claim.job.cost, 1.0)}
 
 
-def free_slot(claim: Claim, seconds: float | None) -> tuple[Update, dict[str, Any]]:
+def free_slot(claim: Claim, seconds: float | None) -> tuple[Prepared, dict[str, Any]]:
     """The statement and parameters that free the slot of an answered claim; ``seconds`` None measures no speed."""
     if seconds is None:
         return FREE_SLOT, held_by(claim)
     return _FREE_SLOT_MEASURED, held_by(claim) | _speed(claim, seconds)
 
 
-def pass_slot(claim: Claim, seconds: float | None, job: int, task_id: str) -> tuple[Update, dict[str, Any]]:
+def pass_slot(claim: Claim, seconds: float | None, job: int, task_id: str) -> tuple[Prepared, dict[str, Any]]:
     """The same for a slot that is kept for another job."""
     kept = held_by(claim) | {"p_job": job, "p_task": task_id}
     return (_PASS_SLOT, kept) if seconds is None else (_PASS_SLOT_MEASURED, kept | _speed(claim, seconds))
@@ -203,31 +212,33 @@ def pass_slot(claim: Claim, seconds: float | None, job: int, task_id: str) -> tu
 
 #: The WebUI of an unclean slot may still work at the task, so its id stays for the next holder to look for.
 _UNCLEAN: Final[dict[str, Any]] = {"state": "unclean", "owner": None, "lease_expires": None, "job": None}
-LEAVE_SLOT: Final[Update] = update(SLOTS).where(HELD).values(_UNCLEAN)
-BEGIN_STORING: Final[Update] = (
+LEAVE_SLOT: Final = Prepared(update(SLOTS).where(HELD).values(_UNCLEAN))
+BEGIN_STORING: Final = Prepared(
     update(JOBS).where(OWNED).values(phase="storing", progress=1.0, eta=None, progress_at=db_now())
 )
 
 # -- beat ------------------------------------------------------------------------------------------------------------
 
-REPORT: Final[Update] = (
+REPORT: Final = Prepared(
     update(JOBS)
     .where(OWNED, JOBS.c.phase == "generating")
     .values(progress=bindparam("p_progress"), eta=bindparam("p_eta"), progress_at=db_now())
 )
-STALE_LOOK: Final[Select[Any]] = select(JOBS.c.seq).where(
-    JOBS.c.seq == bindparam("c_seq"),
-    # A look from the future is one from before the clock was set back.
-    or_(JOBS.c.looked_at.is_(None), JOBS.c.looked_at < db_now() - 1.0, JOBS.c.looked_at > db_now()),
+STALE_LOOK: Final = Prepared(
+    select(JOBS.c.seq).where(
+        JOBS.c.seq == bindparam("c_seq"),
+        # A look from the future is one from before the clock was set back.
+        or_(JOBS.c.looked_at.is_(None), JOBS.c.looked_at < db_now() - 1.0, JOBS.c.looked_at > db_now()),
+    )
 )
-LOOK: Final[Update] = (
+LOOK: Final = Prepared(
     update(JOBS).where(JOBS.c.seq == bindparam("c_seq"), JOBS.c.status == RUNNING).values(looked_at=db_now())
 )
-SECONDS_SINCE_LOOK: Final[Select[Any]] = select(db_now() - JOBS.c.looked_at).where(OWNED)
+SECONDS_SINCE_LOOK: Final = Prepared(select((db_now() - JOBS.c.looked_at).label("seconds")).where(OWNED))
 
 # -- finish ----------------------------------------------------------------------------------------------------------
 
-SUCCEED: Final[Update] = (
+SUCCEED: Final = Prepared(
     update(JOBS)
     .where(OWNED)
     .values(
@@ -240,14 +251,28 @@ SUCCEED: Final[Update] = (
         **FREE,
     )
 )
+FAIL: Final = Prepared(
+    update(JOBS)
+    .where(OWNED)
+    .values(
+        status="failed",
+        finished_at=bindparam("p_finished"),
+        error_slug=bindparam("p_slug"),
+        error_detail=bindparam("p_detail"),
+        attempts=JOBS.c.attempts + 1,
+        **FREE,
+    )
+)
 #: Whether a claim has ended its job already.
-FINISHED_BY: Final[Select[Any]] = select(JOBS.c.seq).where(
-    JOBS.c.seq == bindparam("c_seq"),
-    JOBS.c.claims == bindparam("c_claims"),
-    or_(JOBS.c.status == SUCCEEDED, JOBS.c.status == FAILED),
+FINISHED_BY: Final = Prepared(
+    select(JOBS.c.seq).where(
+        JOBS.c.seq == bindparam("c_seq"),
+        JOBS.c.claims == bindparam("c_claims"),
+        or_(JOBS.c.status == SUCCEEDED, JOBS.c.status == FAILED),
+    )
 )
 #: What an owner holds on a slot without knowing it; whether anything was sent, the next holder looks.
-LET_JOB_GO: Final[Update] = (
+LET_JOB_GO: Final = Prepared(
     update(JOBS)
     .where(
         JOBS.c.status == RUNNING,
@@ -257,25 +282,27 @@ LET_JOB_GO: Final[Update] = (
     )
     .values(BACK)
 )
-LET_SLOT_GO: Final[Update] = (
+LET_SLOT_GO: Final = Prepared(
     update(SLOTS).where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner")).values(_UNCLEAN)
 )
-COUNT_OUT: Final[Update] = update(CLOCK).values(unfinished=CLOCK.c.unfinished - bindparam("p_count"))
-COUNT_USER_OUT: Final[Update] = (
+COUNT_OUT: Final = Prepared(update(CLOCK).values(unfinished=CLOCK.c.unfinished - bindparam("p_count")))
+COUNT_USER_OUT: Final = Prepared(
     update(USERS).where(USERS.c.user_id == bindparam("p_user")).values(unfinished=USERS.c.unfinished - 1)
 )
 
 # -- look up ---------------------------------------------------------------------------------------------------------
 
 _SHOWN: Final = JOBS.c.status != DELETED
-BY_SEQ: Final[Select[Any]] = select(*COLUMNS).where(JOBS.c.seq == bindparam("p_seq"), _SHOWN)
+BY_SEQ: Final = Prepared(select(*COLUMNS).where(JOBS.c.seq == bindparam("p_seq"), _SHOWN))
 _NAMED: Final[ColumnElement[bool]] = and_(
     JOBS.c.name == bindparam("p_name"), JOBS.c.type == bindparam("p_type"), JOBS.c.user_id == bindparam("p_user")
 )
-BY_NAME: Final[Select[Any]] = select(*COLUMNS).where(_NAMED, _SHOWN)
+_BY_NAME: Final[Select[Any]] = select(*COLUMNS).where(_NAMED, _SHOWN)
+BY_NAME: Final = Prepared(_BY_NAME)
+LOCK_BY_NAME: Final = Prepared(_BY_NAME.with_for_update())
 #: Whether there is a row, also a deleted one.
-ANY_NAMED: Final[Select[Any]] = select(JOBS.c.seq).where(_NAMED)
-IMAGES: Final[Select[Any]] = select(JOBS.c.images, JOBS.c.init_image).where(_NAMED, _SHOWN)
+ANY_NAMED: Final = Prepared(select(JOBS.c.seq).where(_NAMED))
+IMAGES: Final = Prepared(select(JOBS.c.images, JOBS.c.init_image).where(_NAMED, _SHOWN))
 STATUSES: Final[Select[Any]] = select(JOBS.c.seq, JOBS.c.status).where(
     JOBS.c.seq.in_(bindparam("p_seqs", expanding=True))
 )
@@ -284,8 +311,8 @@ _BEFORE: Final = JOBS.c.seq < bindparam("p_before")
 _OF_USER: Final = JOBS.c.user_id == bindparam("p_user")
 
 
-def _page(*where: ColumnElement[bool]) -> Select[Any]:
-    return select(*COLUMNS).where(*where, _BEFORE).order_by(JOBS.c.seq.desc()).limit(bindparam("p_limit"))
+def _page(*where: ColumnElement[bool]) -> Prepared:
+    return Prepared(select(*COLUMNS).where(*where, _BEFORE).order_by(JOBS.c.seq.desc()).limit(bindparam("p_limit")))
 
 
 HISTORY: Final = _page(_OF_USER, JOBS.c.type == bindparam("p_type"), JOBS.c.status == SUCCEEDED)
@@ -294,17 +321,19 @@ OF_USER_IN: Final = _page(_OF_USER, JOBS.c.status == bindparam("p_status"))
 
 # -- what the WebUIs offer -------------------------------------------------------------------------------------------
 
-CONFIGURED: Final[Select[Any]] = select(WORKERS.c.webuis).order_by(WORKERS.c.owner)
+CONFIGURED: Final = Prepared(select(WORKERS.c.webuis).order_by(WORKERS.c.owner))
 #: The lists of the workers in their order, the versions of the catalogues and one note, in one look, for every request asks.
-OFFER: Final = union_all(
-    select(
-        literal_column("'webuis'").label("kind"),
-        WORKERS.c.owner.label("key"),
-        WORKERS.c.webuis.label("text"),
-        literal_column("0").label("version"),
-    ),
-    select(literal_column("'catalogue'"), CATALOGUES.c.key, literal_column("''"), CATALOGUES.c.version),
-    select(literal_column("'note'"), NOTES.c.key, NOTES.c.value, literal_column("0")).where(
-        NOTES.c.key == bindparam("p_key")
-    ),
-).order_by("kind", "key")
+OFFER: Final = Prepared(
+    union_all(
+        select(
+            literal_column("'webuis'").label("kind"),
+            WORKERS.c.owner.label("key"),
+            WORKERS.c.webuis.label("text"),
+            literal_column("0").label("version"),
+        ),
+        select(literal_column("'catalogue'"), CATALOGUES.c.key, literal_column("''"), CATALOGUES.c.version),
+        select(literal_column("'note'"), NOTES.c.key, NOTES.c.value, literal_column("0")).where(
+            NOTES.c.key == bindparam("p_key")
+        ),
+    ).order_by("kind", "key")
+)

@@ -15,8 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, select, update
-from sqlalchemy.sql.dml import Update
+from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
 from app.jobs import places
 from app.jobs import statements as sql
@@ -30,6 +29,7 @@ from app.jobs.errors import (
     UserQueueFull,
 )
 from app.jobs.model import Claim, Failure, IdempotencyKey, Job, NewJob, Place, Success, to_json
+from app.jobs.prepared import Prepared
 from app.jobs.schema import (
     DEBRIS,
     DEMANDS,
@@ -83,7 +83,6 @@ class JobTable:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._images = database.prepared(sql.IMAGES)
 
     # -- accept ------------------------------------------------------------------------------------------------------
 
@@ -97,11 +96,11 @@ class JobTable:
             known = self._find_key(connection, new.user_id, key)
             if known is not None:
                 return known, False
-            found = connection.execute(sql.LOOK_ROUND, {"p_user": new.user_id, "p_body": new.demand}).one()
+            found = sql.LOOK_ROUND.first(connection, {"p_user": new.user_id, "p_body": new.demand})
             tag = self._reserve(connection, new, bounds, found)
-            demand = found.demand or connection.execute(sql.ADD_DEMAND, {"body": new.demand}).scalar_one()
+            demand = found.demand or sql.ADD_DEMAND.first(connection, {"body": new.demand}).id
             values = _row_of(new) | {"start_tag": tag, "demand": demand}
-            job = Job.of(connection.execute(sql.ADD_JOB, values).one())
+            job = Job.of(sql.ADD_JOB.first(connection, values))
             if key is not None:
                 self._remember_key(connection, new.user_id, key, job.seq)
             return job, True
@@ -118,21 +117,22 @@ class JobTable:
     def _find_key(self, connection: Connection, user_id: str, key: IdempotencyKey | None) -> Job | None:
         if key is None:
             return None
-        row = connection.execute(sql.FIND_KEY, {"p_user": user_id, "p_key": key.key}).first()
+        row = sql.FIND_KEY.first(connection, {"p_user": user_id, "p_key": key.key})
         if row is None:
             return None
         if row.digest != key.digest:
             raise KeyReused
-        found = connection.execute(sql.BY_SEQ, {"p_seq": row.job}).first()
+        found = sql.BY_SEQ.first(connection, {"p_seq": row.job})
         if found is None:
             raise KeyOfDeletedJob
         return Job.of(found)
 
     def _remember_key(self, connection: Connection, user_id: str, key: IdempotencyKey, seq: int) -> None:
-        connection.execute(sql.FORGET_KEY, {"p_user": user_id, "p_key": key.key})
-        connection.execute(sql.REMEMBER_KEY, {"user_id": user_id, "key": key.key, "digest": key.digest, "job": seq})
+        sql.FORGET_KEY.change(connection, {"p_user": user_id, "p_key": key.key})
+        remembered = {"user_id": user_id, "key": key.key, "digest": key.digest, "job": seq}
+        sql.REMEMBER_KEY.change(connection, remembered)
 
-    def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds, found: Row[Any]) -> float:
+    def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds, found: Any) -> float:
         """Count the job in and return its start tag; ``found`` is a row of ``LOOK_ROUND``."""
         if found.unfinished >= bounds.total:
             raise QueueFull(places.seconds_until_room(connection))
@@ -142,10 +142,10 @@ class JobTable:
         tag = max(found.virtual, found.user_finish) if known else found.virtual
         finish = tag + new.cost
         if not known:
-            connection.execute(sql.ADD_USER, {"user_id": new.user_id, "finish": finish, "unfinished": 1})
+            sql.ADD_USER.change(connection, {"user_id": new.user_id, "finish": finish, "unfinished": 1})
         else:
-            connection.execute(sql.COUNT_USER_IN, {"p_user": new.user_id, "p_finish": finish})
-        connection.execute(sql.COUNT_IN)
+            sql.COUNT_USER_IN.change(connection, {"p_user": new.user_id, "p_finish": finish})
+        sql.COUNT_IN.change(connection)
         return float(tag)
 
     # -- claim -------------------------------------------------------------------------------------------------------
@@ -191,15 +191,15 @@ class JobTable:
         if row is None:
             return None
         wanted = {"c_slot": slot, "p_owner": owner, "p_job": row.seq, "p_task": task_id}
-        if connection.execute(sql.TAKE_SLOT, wanted).rowcount != 1:
+        if sql.TAKE_SLOT.change(connection, wanted) != 1:
             return None
         return self._start(connection, row, slot, owner, task_id)
 
-    def _start(self, connection: Connection, row: Row[Any], slot: str, owner: str, task_id: str) -> Claim:
+    def _start(self, connection: Connection, row: Any, slot: str, owner: str, task_id: str) -> Claim:
         """The chosen job runs, on a slot that was taken for it."""
         start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_started": _now_ms()}
-        job = Job.of(connection.execute(sql.START_JOB, start).one())
-        connection.execute(sql.ADVANCE_CLOCK, {"p_tag": row.start_tag})
+        job = Job.of(sql.START_JOB.first(connection, start))
+        sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
         return Claim(job, owner, slot, task_id)
 
     def answered(
@@ -224,10 +224,13 @@ class JobTable:
             row = None if next_task_id is None else _next_job(connection, serving, lock=True)
             following = None
             if row is None or next_task_id is None:
-                connection.execute(*sql.free_slot(claim, seconds))
-            elif connection.execute(*sql.pass_slot(claim, seconds, row.seq, next_task_id)).rowcount == 1:
-                following = self._start(connection, row, claim.slot, claim.owner, next_task_id)
-            connection.execute(sql.BEGIN_STORING, sql.owned_by(claim))
+                statement, values = sql.free_slot(claim, seconds)
+                statement.change(connection, values)
+            else:
+                statement, values = sql.pass_slot(claim, seconds, row.seq, next_task_id)
+                if statement.change(connection, values) == 1:
+                    following = self._start(connection, row, claim.slot, claim.owner, next_task_id)
+            sql.BEGIN_STORING.change(connection, sql.owned_by(claim))
             if not ready(following):
                 raise NotReady
             return following
@@ -241,20 +244,21 @@ class JobTable:
     def report(self, claim: Claim, progress: float, eta: float | None) -> None:
         """Note how far a running job is: ``progress`` 0…1, ``eta`` seconds left or None."""
         with self.database.write() as connection:
-            connection.execute(sql.REPORT, sql.owned_by(claim) | {"p_progress": progress, "p_eta": eta})
+            sql.REPORT.change(connection, sql.owned_by(claim) | {"p_progress": progress, "p_eta": eta})
 
     def looked_at(self, job: Job) -> None:
         """Somebody asked for this running job: its WebUI is asked for progress while that goes on."""
         with self.database.read() as connection:
-            if connection.execute(sql.STALE_LOOK, {"c_seq": job.seq}).first() is None:
+            if sql.STALE_LOOK.first(connection, {"c_seq": job.seq}) is None:
                 return
         with self.database.write() as connection:
-            connection.execute(sql.LOOK, {"c_seq": job.seq})
+            sql.LOOK.change(connection, {"c_seq": job.seq})
 
     def seconds_since_look(self, claim: Claim) -> float | None:
         """How long ago somebody looked at the claimed job; None when nobody did, or the claim is lost."""
         with self.database.read() as connection:
-            return connection.execute(sql.SECONDS_SINCE_LOOK, sql.owned_by(claim)).scalar()
+            row = sql.SECONDS_SINCE_LOOK.first(connection, sql.owned_by(claim))
+            return None if row is None else row.seconds
 
     # -- finish ------------------------------------------------------------------------------------------------------
 
@@ -271,14 +275,14 @@ class JobTable:
 
     def fail(self, claim: Claim, failure: Failure) -> bool:
         """Commit that the job failed; False when the claim was lost."""
-        values = _failed(failure) | {"attempts": JOBS.c.attempts + 1} | sql.FREE
-        return self._finish(claim, update(JOBS).where(sql.OWNED).values(values), {})
+        values = {"p_finished": _now_ms(), "p_slug": failure.slug, "p_detail": failure.detail}
+        return self._finish(claim, sql.FAIL, values)
 
-    def _finish(self, claim: Claim, statement: Update, values: dict[str, Any]) -> bool:
+    def _finish(self, claim: Claim, statement: Prepared, values: dict[str, Any]) -> bool:
         with self.database.write("finish") as connection:
-            if connection.execute(statement, sql.owned_by(claim) | values).rowcount != 1:
+            if statement.change(connection, sql.owned_by(claim) | values) != 1:
                 # Where the answer to a commit was lost it is repeated, and the first one stands: a claim has its number for itself.
-                return connection.execute(sql.FINISHED_BY, sql.owned_by(claim)).first() is not None
+                return sql.FINISHED_BY.first(connection, sql.owned_by(claim)) is not None
             _count_out(connection, [claim.job.user_id])
             return True
 
@@ -299,7 +303,7 @@ class JobTable:
         :returns: ``queued``, ``failed``, or ``lost`` when the claim was not ours any more.
         """
         with self.database.write("give back") as connection:
-            connection.execute(sql.FREE_SLOT if slot == "clean" else sql.LEAVE_SLOT, sql.held_by(claim))
+            (sql.FREE_SLOT if slot == "clean" else sql.LEAVE_SLOT).change(connection, sql.held_by(claim))
             mine = select(JOBS.c.attempts, JOBS.c.one_by_one).where(sql.OWNED)
             row = connection.execute(mine, sql.owned_by(claim)).first()
             if row is None:
@@ -323,8 +327,8 @@ class JobTable:
         """
         with self.database.write("let go") as connection:
             mine = {"c_slot": slot, "c_owner": owner}
-            connection.execute(sql.LET_JOB_GO, mine)
-            connection.execute(sql.LET_SLOT_GO, mine)
+            sql.LET_JOB_GO.change(connection, mine)
+            sql.LET_SLOT_GO.change(connection, mine)
 
     def take_over(self, host: str, owner: str) -> list[int]:
         """Give back what other processes of this host held (``flock`` says that they are dead); the jobs' numbers."""
@@ -402,7 +406,7 @@ class JobTable:
     def demands_after(self, known: int) -> Sequence[tuple[int, str]]:
         """Demands with a number above ``known``, as (number, canonical JSON)."""
         with self.database.read() as connection:
-            rows = connection.execute(sql.DEMANDS_AFTER, {"p_known": known})
+            rows = sql.DEMANDS_AFTER.all(connection, {"p_known": known})
             return [(row.id, row.body) for row in rows]
 
     def queued_demands(self) -> Mapping[int, str]:
@@ -427,7 +431,7 @@ class JobTable:
 
         :raises JobNotFound: there is no such job, or it was deleted.
         """
-        row = self._images(_name_of(user_id, type_, name))
+        row = self.database.look(sql.IMAGES, _name_of(user_id, type_, name))
         if row is None:
             raise JobNotFound
         images, init_image = row
@@ -446,7 +450,7 @@ class JobTable:
         :raises JobNotFound: it was deleted.
         """
         with self.database.read() as connection:
-            return _found(connection.execute(sql.BY_SEQ, {"p_seq": seq}).first())
+            return _found(sql.BY_SEQ.first(connection, {"p_seq": seq}))
 
     def history(self, user_id: str, type_: str, limit: int, before: int | None) -> list[Job]:
         """Succeeded jobs of one type, newest first, below the number ``before``."""
@@ -458,10 +462,10 @@ class JobTable:
             return self._page(sql.OF_USER, {"p_user": user_id}, limit, before)
         return self._page(sql.OF_USER_IN, {"p_user": user_id, "p_status": status}, limit, before)
 
-    def _page(self, statement: Select[Any], where: dict[str, Any], limit: int, before: int | None) -> list[Job]:
+    def _page(self, statement: Prepared, where: dict[str, Any], limit: int, before: int | None) -> list[Job]:
         page = {"p_before": _AFTER_ALL if before is None else before, "p_limit": limit}
         with self.database.read() as connection:
-            return [Job.of(row) for row in connection.execute(statement, where | page)]
+            return [Job.of(row) for row in statement.all(connection, where | page)]
 
     def succeeded(self, after: int, limit: int) -> list[Job]:
         """Succeeded jobs in the order of acceptance, above the number ``after``: to walk through all of them."""
@@ -548,7 +552,7 @@ class JobTable:
             "finished_at": success.finished_at, "claims": claims, "start_tag": 0.0,
         }  # fmt: skip
         with self.database.write("restore") as connection:
-            there = connection.execute(sql.ANY_NAMED, _name_of(new.user_id, new.type, new.name)).first()
+            there = sql.ANY_NAMED.first(connection, _name_of(new.user_id, new.type, new.name))
             if there is None:
                 # It will never be claimed, so it demands nothing.
                 connection.execute(insert(JOBS).values(values | {"demand": 0}))
@@ -590,38 +594,38 @@ def _failed(failure: Failure) -> dict[str, Any]:
     }
 
 
-def _next_job(connection: Connection, serving: Serving, *, lock: bool = False) -> Row[Any] | None:
+def _next_job(connection: Connection, serving: Serving, *, lock: bool = False) -> Any:
     """The waiting job that starts next on a WebUI that can serve so much.
 
     None also when there are newer demands: one of them may be the next job's, which is not to be passed by.
     """
     parameters: dict[str, Any] = {"p_known": serving.known}
     if not serving.unservable:
-        row = connection.execute(sql.TAKE_NEXT if lock else sql.NEXT, parameters).first()
+        row = (sql.TAKE_NEXT if lock else sql.NEXT).first(connection, parameters)
     else:
         parameters["p_unservable"] = sorted(serving.unservable)
         row = connection.execute(sql.TAKE_NEXT_SERVABLE if lock else sql.NEXT_SERVABLE, parameters).first()
     return row if row is not None and row.newest_demand <= serving.known else None
 
 
-def _found(row: Row[Any] | None) -> Job:
+def _found(row: Any) -> Job:
     if row is None:
         raise JobNotFound
     return Job.of(row)
 
 
 def _by_name(connection: Connection, user_id: str, type_: str, name: str, *, lock: bool = False) -> Job:
-    statement = sql.BY_NAME.with_for_update() if lock else sql.BY_NAME
-    return _found(connection.execute(statement, _name_of(user_id, type_, name)).first())
+    statement = sql.LOCK_BY_NAME if lock else sql.BY_NAME
+    return _found(statement.first(connection, _name_of(user_id, type_, name)))
 
 
 def _count_out(connection: Connection, users: Sequence[str]) -> None:
     """Take finished jobs out of the counts of unfinished ones."""
     if not users:
         return
-    connection.execute(sql.COUNT_OUT, {"p_count": len(users)})
+    sql.COUNT_OUT.change(connection, {"p_count": len(users)})
     for user_id in users:
-        connection.execute(sql.COUNT_USER_OUT, {"p_user": user_id})
+        sql.COUNT_USER_OUT.change(connection, {"p_user": user_id})
 
 
 def _mark_deleted(connection: Connection, job: Job) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from sqlalchemy import create_engine, event, text
@@ -218,9 +218,25 @@ def plans(sqlite: Database) -> Callable[[Callable[[], object]], str]:
     """How SQLite would answer every SELECT, UPDATE and DELETE on jobs that an action sends."""
     seen: list[tuple[str, Any]] = []
 
-    @event.listens_for(sqlite.engine, "before_cursor_execute")
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        seen.append((statement, parameters))
+    class Cursor(sqlite3.Cursor):
+        def execute(self, statement: str, values: Any = ()) -> Self:
+            seen.append((statement, tuple(values)))
+            return super().execute(statement, values)
+
+    class Noting(sqlite3.Connection):
+        def execute(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
+            seen.append((statement, tuple(values)))
+            return super().execute(statement, values)
+
+        def cursor(self, factory: Any = Cursor) -> Any:
+            return super().cursor(factory)
+
+    @event.listens_for(sqlite.engine, "do_connect")
+    def note(_dialect: Any, _record: Any, _arguments: Any, options: dict[str, Any]) -> None:
+        options["factory"] = Noting
+
+    # Whoever has used it before has not been noted.
+    sqlite.close()
 
     def explain(action: Callable[[], object]) -> str:
         seen.clear()
