@@ -74,13 +74,9 @@ class Prepared:
         translation = self.translated(connection.dialect)
         if not connection.in_transaction():
             connection.begin()
+        # Where the connection broke, SQLAlchemy finds out when it rolls back, and makes another.
         driver: Any = connection.connection.dbapi_connection
-        try:
-            return driver.execute(translation.text, translation.values(values))
-        except connection.dialect.loaded_dbapi.Error as error:
-            if connection.dialect.is_disconnect(error, driver, None):
-                connection.invalidate(error)
-            raise
+        return driver.execute(translation.text, translation.values(values))
 
     def translated(self, dialect: Dialect) -> Translation:
         """The statement for an engine; the first time, it is translated."""
