@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from app.jobs.model import Claim, Failure, Success
 from app.jobs.slots import Slots
@@ -34,7 +34,7 @@ from app.webui.answers import (
     read_upscaled,
 )
 from app.webui.catalogue import Catalogue, Demand
-from app.webui.client import Webui
+from app.webui.client import ServerState, Webui
 from app.webui.errors import (
     ConnectionBroken,
     Interrupted,
@@ -47,6 +47,7 @@ from app.webui.errors import (
 from app.webui.exchange import Reply
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 #: Looked at twice, at least so far apart, a WebUI is idle (seconds).
 _IDLE_TWICE_SECONDS: Final = 0.3
@@ -56,32 +57,85 @@ _DOCUMENT_FORMAT: Final = 1
 _OK: Final = 200
 
 
+class _CalledOff(Exception):
+    """What was held back is not to be sent after all."""
+
+
+class _Held(Generic[_T]):
+    """A request that is ready, with its connection made, and is held back before its first byte.
+
+    :param send: sends it; what it is given to call when the connection is made waits here.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, send: Callable[[Callable[[], None]], _T]) -> None:
+        self._cleared = threading.Event()
+        self._on_sending: Callable[[], None] | None = None
+        #: What ``send`` returns or raises, once it was let go.
+        self.sent: Future[_T] = pool.submit(send, self._await_clearance)
+
+    def _await_clearance(self) -> None:
+        self._cleared.wait()
+        if self._on_sending is None:
+            raise _CalledOff
+        self._on_sending()
+
+    def go(self, on_sending: Callable[[], None]) -> None:
+        """Let it go."""
+        self._on_sending = on_sending
+        self._cleared.set()
+
+    def call_off(self) -> None:
+        """Let nothing of it be sent; too late for what was let go."""
+        self._cleared.set()
+
+
 class _Inquiry:
     """Whether somebody stopped a generation on its way: a 200 does not tell that its pictures are half done.
 
     The flag stays until the next generation begins (``modules/shared_state.py``: ``begin`` clears it, ``end`` does not), and is
-    there when the answer begins to arrive: so it is asked for then, while the answer is read.
+    there when the answer begins to arrive: so it is asked for then, while the answer is read, on a connection that was made before.
     """
 
     def __init__(self, webui: Webui, pool: ThreadPoolExecutor) -> None:
         self._webui = webui
         self._pool = pool
+        self._held: _Held[bool] | None = None
         self._asked: Future[bool] | None = None
         self._on_its_way = threading.Event()
 
+    def hold(self) -> None:
+        """Get the question ready, but for its first byte."""
+        self._held = _Held(self._pool, self._ask)
+
     def begin(self, status: int) -> None:
         """The WebUI is done with the generation, and answers with this status."""
-        if status == _OK:
-            self._asked = self._pool.submit(self._ask)
+        if status == _OK and self._held is not None:
+            self._asked = self._held.sent
+            self._held.go(self._on_its_way.set)
 
-    def _ask(self) -> bool:
+    def _ask(self, await_clearance: Callable[[], None]) -> bool:
         try:
-            state = self._webui.server_state(self._on_its_way.set)
+            state = self._ask_twice(await_clearance)
         except WebuiError:
             return False
         finally:
             self._on_its_way.set()
         return state.interrupted or state.skipped
+
+    def _ask_twice(self, await_clearance: Callable[[], None]) -> ServerState:
+        try:
+            return self._webui.server_state(await_clearance)
+        except WebuiError as error:
+            if isinstance(error.__cause__, JobTimeout):
+                raise
+        # Who stands before a WebUI keeps no silent connection for ever: it is closed, or told 408 (RFC 9110, section 15.5.9).
+        await_clearance()
+        return self._webui.server_state()
+
+    def end(self) -> None:
+        """What was not asked by now is not asked."""
+        if self._held is not None:
+            self._held.call_off()
 
     def let_go_ahead(self) -> None:
         """Wait a moment until the question goes out: what this thread would do now can as well be done while the WebUI answers,
@@ -97,39 +151,6 @@ class _Inquiry:
     def stopped(self) -> bool:
         """Whether the pictures are half done; waits for the answer."""
         return self._asked is not None and self._asked.result()
-
-
-class _CalledOff(Exception):
-    """The job is not to be sent after all."""
-
-
-class _Flight:
-    """A job whose request is ready and whose connection is made, held back before its first byte.
-
-    :param send: sends it; what it is given to call when the connection is made waits here.
-    """
-
-    def __init__(self, claim: Claim, pool: ThreadPoolExecutor, send: Callable[[Callable[[], None]], Answer]) -> None:
-        self.claim = claim
-        self._cleared = threading.Event()
-        self._on_sending: Callable[[], None] | None = None
-        self._sent = pool.submit(send, self._await_clearance)
-
-    def _await_clearance(self) -> None:
-        self._cleared.wait()
-        if self._on_sending is None:
-            raise _CalledOff
-        self._on_sending()
-
-    def go(self, on_sending: Callable[[], None]) -> Answer:
-        """Let it go, and wait for the answer; raises as ``send`` does."""
-        self._on_sending = on_sending
-        self._cleared.set()
-        return self._sent.result()
-
-    def call_off(self) -> None:
-        """Let nothing of it be sent."""
-        self._cleared.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +180,10 @@ class WebuiStation:
         self._demands: dict[int, Demand] = {}
         self._unservable: frozenset[int] = frozenset()
         self._queued_since: tuple[str, float] | None = None
-        self._flight: _Flight | None = None
-        # A generation, a question about it, and one that was called off and still waits for its connection.
-        self._helpers = ThreadPoolExecutor(3, thread_name_prefix=f"helper {self.key}")
+        #: The claim that is held, and its request.
+        self._flight: tuple[Claim, _Held[Answer]] | None = None
+        # A generation and the question about it, the next one, and one that was called off and still waits for its connection.
+        self._helpers = ThreadPoolExecutor(4, thread_name_prefix=f"helper {self.key}")
 
     # -- what the WebUI offers ---------------------------------------------------------------------------------------
 
@@ -200,13 +222,13 @@ class WebuiStation:
     def hold(self, claim: Claim) -> None:
         """Get everything ready to send this job but its first byte; :meth:`generate` lets it go."""
         self.call_off()
-        self._flight = _Flight(claim, self._helpers, partial(self._send, claim))
+        self._flight = claim, _Held(self._helpers, partial(self._send, claim))
 
     def call_off(self) -> None:
         """Drop what is held; nothing of it was sent."""
         flight, self._flight = self._flight, None
         if flight is not None:
-            flight.call_off()
+            flight[1].call_off()
 
     def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
         """Send the job and wait for the WebUI's answer; ``on_sending`` is called when it is on its way.
@@ -214,9 +236,10 @@ class WebuiStation:
         :raises NotSent: no connection came about.
         :raises AttemptLost: the POST went out, and there is no answer.
         """
-        if self._flight is not None and self._flight.claim is claim:
-            flight, self._flight = self._flight, None
-            return flight.go(on_sending)
+        if self._flight is not None and self._flight[0] is claim:
+            (_, held), self._flight = self._flight, None
+            held.go(on_sending)
+            return held.sent.result()
         self.call_off()
         return self._send(claim, on_sending)
 
@@ -243,7 +266,15 @@ class WebuiStation:
 
     def _post(self, claim: Claim, payload: dict[str, Any], on_sending: Callable[[], None]) -> _Replies:
         job, inquiry = claim.job, _Inquiry(self._webui, self._helpers)
-        reply = self._webui.generate(job.type, payload, on_sending, inquiry.begin)
+
+        def send() -> None:
+            on_sending()
+            inquiry.hold()
+
+        try:
+            reply = self._webui.generate(job.type, payload, send, inquiry.begin)
+        finally:
+            inquiry.end()
         inquiry.let_go_ahead()
         if job.type == "txt2img" or not payloads.upscales(job.args) or reply.status != _OK or inquiry.stopped():
             return _Replies(inquiry, reply)

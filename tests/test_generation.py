@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import select
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from PIL import Image
@@ -17,6 +20,7 @@ from app.config import WebuiAddress
 from app.generation import WebuiStation, hopeless_demands
 from app.jobs import worker as worker_module
 from app.jobs.model import Claim, Job
+from app.jobs.station import AttemptLost
 from app.jobs.worker import Look, StationDown
 from app.records.errors import StorageFailed
 from app.webui.catalogue import Catalogue, Demand, Model
@@ -464,6 +468,95 @@ class TestManyWorkers:
             assert gateway.services.archive.sweep().count == 0
 
 
+class Impatient:
+    """Stands before a WebUI as a proxy does, and dismisses whoever is silent for a moment while a picture is made.
+
+    :param farewell: the bytes that it says before it closes such a connection.
+    """
+
+    _MOMENT = 0.05
+
+    def __init__(self, server: SimulatorServer, farewell: bytes) -> None:
+        self._server = ("127.0.0.1", server.port)
+        self._farewell = farewell
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._generating = threading.Event()
+        self._silent = threading.Semaphore(0)
+        self.dismissed = 0
+        threading.Thread(target=self._accept, name="impatient", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Closing alone would not wake who accepts.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), name="served", daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            while not select.select([client], [], [], self._MOMENT)[0]:
+                if self._generating.is_set():
+                    self.dismissed += 1
+                    client.sendall(self._farewell)
+                    self._silent.release()
+                    return
+            request = client.recv(1 << 16)
+            generates = request.startswith(b"POST /sdapi/v1/txt2img ")
+            if generates:
+                self._generating.set()
+                assert self._silent.acquire(timeout=DEADLINE)
+            with socket.create_connection(self._server) as server:
+                server.sendall(request)
+                while data := self._either(client, server):
+                    if generates:
+                        self._generating.clear()
+                    client.sendall(data)
+
+    def _either(self, client: socket.socket, server: socket.socket) -> bytes:
+        """Pass on what the client still says, and return what the server does; empty at the end of either."""
+        while True:
+            readable, _, _ = select.select([client, server], [], [])
+            if server in readable:
+                return server.recv(1 << 16)
+            if not (data := client.recv(1 << 16)):
+                return b""
+            server.sendall(data)
+
+
+class TestImpatientProxy:
+    @pytest.mark.parametrize(
+        "farewell",
+        [
+            pytest.param(b"", id="closes"),
+            pytest.param(
+                b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", id="says 408"
+            ),
+        ],
+    )
+    def test_an_interrupt_is_noticed_though_the_waiting_question_was_dismissed(
+        self, tmp_path: Path, migrated_sqlite: Path, farewell: bytes
+    ) -> None:
+        with (
+            simulator() as server,
+            Impatient(server, farewell) as proxy,
+            Gateway(tmp_path, migrated_sqlite, [proxy.url]) as gateway,
+        ):
+            gateway.start()
+            arm(server, "interrupted")
+            view = gateway.post()
+            job = gateway.job(view)
+            assert (view["status"], job.attempts, job.losses) == ("succeeded", 1, 0)
+            assert proxy.dismissed >= 2
+
+
 class TestStation:
     """What the worker asks of one WebUI, beside a gateway that does not run."""
 
@@ -541,6 +634,18 @@ class TestStation:
         station.hold(claim)
         assert station.generate(other, lambda: None).ok
         assert [payload["seed"] for payload in payloads(server)] == [77]
+
+    @pytest.mark.parametrize("kind", ["close", "error-500", "error-422"])
+    def test_of_a_generation_that_failed_nobody_asks_whether_it_was_interrupted(
+        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer, kind: str
+    ) -> None:
+        claim = self.claim(gateway, station)
+        arm(server, kind)
+        arm(server, "slow-progress")
+        with contextlib.suppress(AttemptLost):
+            assert not station.generate(claim, lambda: None).ok
+        until(lambda: not server.connections(), "all connections are closed")
+        assert [fault["kind"] for fault in server.simulator.faults.armed()] == ["slow-progress"]
 
     def test_looking_at_what_runs(self, gateway: Gateway, station: WebuiStation, server: SimulatorServer) -> None:
         claim = self.claim(gateway, station)

@@ -79,7 +79,7 @@ class Webui:
     ) -> None:
         """Make a client; nothing is sent.
 
-        :param job_timeout: seconds that one generation may take, from connecting to the last byte.
+        :param job_timeout: seconds that one generation may take, from its first byte sent to the last one read.
         :param connect_timeout: seconds to connect.
         :param look_timeout: seconds that any other call may take as a whole.
         """

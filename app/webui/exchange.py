@@ -7,6 +7,7 @@ sessions may pick up a connection that the other side has just closed, and its r
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 import time
@@ -41,7 +42,7 @@ class Exchange:
     def __init__(
         self, on_open: Callable[[], None] | None = None, on_status: Callable[[int], None] | None = None
     ) -> None:
-        """:param on_open: called when the connection is made and the request is about to go out.
+        """:param on_open: called when the connection is made and the request is about to go out; it may hold that back.
         :param on_status: called with the status of the answer when its head has arrived, before its body is read.
         """
         self._on_open = on_open
@@ -107,14 +108,71 @@ def _shut(line: socket.socket) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-#: The exchange whose request the current thread sends; urllib3 makes its connections without asking for whom.
-_CURRENT: ContextVar[Exchange] = ContextVar("exchange")
+class Clock:
+    """Cuts exchanges whose time is up: one thread for all of them, for starting one each costs milliseconds on a busy process."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        #: Few at a time: a generation and a look or two.
+        self._running: dict[Exchange, float] = {}
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def limit(self, exchange: Exchange, seconds: float) -> Iterator[None]:
+        """Cut the exchange unless the body of this context ends within so many seconds."""
+        self._set(exchange, time.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            with self._changed:
+                del self._running[exchange]
+
+    @contextlib.contextmanager
+    def paused(self, exchange: Exchange, seconds: float) -> Iterator[None]:
+        """Within :meth:`limit`: count nothing while the body of this context runs, and then so many seconds anew."""
+        self._set(exchange, math.inf)
+        yield
+        self._set(exchange, time.monotonic() + seconds)
+
+    def _set(self, exchange: Exchange, deadline: float) -> None:
+        with self._changed:
+            earliest = min(self._running.values(), default=math.inf)
+            self._running[exchange] = deadline
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="clock", daemon=True)
+                self._thread.start()
+            elif deadline < earliest:
+                self._changed.notify()
+
+    def _watch(self) -> None:
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                for exchange in [exchange for exchange, deadline in self._running.items() if deadline <= now]:
+                    exchange.expire()
+                coming = [deadline for deadline in self._running.values() if deadline > now]
+                self._changed.wait(min(min(coming) - now, threading.TIMEOUT_MAX) if coming else None)
+
+
+@dataclass(frozen=True)
+class _Sending:
+    """An exchange under way, and its time."""
+
+    exchange: Exchange
+    clock: Clock
+    seconds: float
+
+
+#: What the current thread sends; urllib3 makes its connections without asking for whom.
+_CURRENT: ContextVar[_Sending] = ContextVar("sending")
 
 
 def _connected(connection: HTTPConnection) -> None:
     # The connect timeout must not bound the sending of a large body too; the clock bounds the whole.
     connection.sock.settimeout(None)
-    _CURRENT.get().opened(connection.sock)
+    sending = _CURRENT.get()
+    with sending.clock.paused(sending.exchange, sending.seconds):
+        sending.exchange.opened(connection.sock)
 
 
 class _Plain(HTTPConnection):
@@ -158,43 +216,6 @@ class _OwnConnections(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
 
-class Clock:
-    """Cuts exchanges whose time is up: one thread for all of them, for starting one each costs milliseconds on a busy process."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        #: Few at a time: a generation and a look or two.
-        self._running: dict[Exchange, float] = {}
-        self._thread: threading.Thread | None = None
-
-    @contextlib.contextmanager
-    def limit(self, exchange: Exchange, seconds: float) -> Iterator[None]:
-        """Cut the exchange unless the body of this context ends within so many seconds."""
-        deadline = time.monotonic() + seconds
-        with self._changed:
-            earliest = min(self._running.values(), default=float("inf"))
-            self._running[exchange] = deadline
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="clock", daemon=True)
-                self._thread.start()
-            elif deadline < earliest:
-                self._changed.notify()
-        try:
-            yield
-        finally:
-            with self._changed:
-                del self._running[exchange]
-
-    def _watch(self) -> None:
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                for exchange in [exchange for exchange, deadline in self._running.items() if deadline <= now]:
-                    exchange.expire()
-                coming = [deadline for deadline in self._running.values() if deadline > now]
-                self._changed.wait(min(min(coming) - now, threading.TIMEOUT_MAX) if coming else None)
-
-
 def adapter() -> HTTPAdapter:
     """Make what :func:`send` sends with; threads may share it, and no connection outlives its request."""
     return _OwnConnections()
@@ -213,13 +234,13 @@ def send(
     """Send a request on a new connection and read its answer whole: no retry, no redirect, no proxy, no cookies.
 
     :param connect_timeout: seconds to connect, for each address of the host; a slow name server may add its own time.
-    :param seconds: from now to the last byte of the answer.
+    :param seconds: until the connection is made, and anew from the first byte of the request to the last one of the answer.
     :param limit: most bytes of the answer's body.
     :raises Unreachable: no connection was made, so nothing was sent.
     :raises ConnectionBroken: it ended before the answer was complete, or the answer's body is larger than ``limit``.
     :raises JobTimeout: its time was up before the answer was complete.
     """
-    current = _CURRENT.set(exchange)
+    current = _CURRENT.set(_Sending(exchange, clock, seconds))
     timeout = (min(connect_timeout, seconds), None)
     try:
         with clock.limit(exchange, seconds), sender.send(request, stream=True, timeout=timeout) as response:

@@ -592,6 +592,30 @@ def test_a_cut_before_the_connection_is_made_still_ends_it():
             send(adapter(), Clock(), request, exchange, connect_timeout=5, seconds=30, limit=10)
 
 
+def test_what_is_held_back_has_all_its_time_once_it_is_let_go():
+    with Peer(says(answer(json.dumps(STATE).encode()))) as peer:
+        webui = client(peer.url, look_timeout=1)
+        assert webui.server_state(lambda: threading.Event().wait(1.5)).job_count == 2
+    with Peer(lambda connection: connection.recv(1)) as silent, pytest.raises(errors.NotAnswering) as caught:
+        client(silent.url, look_timeout=0.2).server_state(lambda: threading.Event().wait(0.3))
+    assert isinstance(caught.value.__cause__, errors.JobTimeout)
+
+
+def test_what_is_held_back_and_called_off_sends_nothing():
+    class CalledOff(Exception):
+        pass
+
+    def call_off():
+        raise CalledOff
+
+    with Peer(says(answer())) as peer:
+        webui = client(peer.url)
+        with pytest.raises(CalledOff):
+            webui.server_state(call_off)
+        webui.interrupt()
+    assert [request.strip().partition(b" ")[0] for request in peer.requests] == [b"", b"POST"]
+
+
 def test_looks_run_beside_a_generation():
     looked = threading.Event()
 
