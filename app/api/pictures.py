@@ -10,26 +10,29 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from typing import IO, Final
+from functools import lru_cache
+from typing import Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from werkzeug.http import http_date
 from werkzeug.wsgi import wrap_file
 
 from app.api.paths import TYPES, has_encoded_slash, is_given, user_id_fault
-from app.api.ports import Archive, File, JobType
+from app.api.ports import Archive, JobType, OpenFile
 from app.api.present import FILE_MAX_AGE
 
 _PATH: Final = "/get_images/"
 #: With one of these the answer may be another one: conditions (RFC 9110, section 13.1), ranges (14.2), another protocol (7.8).
-_NOT_PLAIN: Final = (
-    "HTTP_RANGE",
-    "HTTP_IF_RANGE",
-    "HTTP_IF_MATCH",
-    "HTTP_IF_NONE_MATCH",
-    "HTTP_IF_MODIFIED_SINCE",
-    "HTTP_IF_UNMODIFIED_SINCE",
-    "HTTP_UPGRADE",
+_NOT_PLAIN: Final = frozenset(
+    {
+        "HTTP_RANGE",
+        "HTTP_IF_RANGE",
+        "HTTP_IF_MATCH",
+        "HTTP_IF_NONE_MATCH",
+        "HTTP_IF_MODIFIED_SINCE",
+        "HTTP_IF_UNMODIFIED_SINCE",
+        "HTTP_UPGRADE",
+    }
 )
 _CACHE_CONTROL: Final = f"max-age={FILE_MAX_AGE}, private, immutable"
 #: A file up to this many bytes costs less to read and write than to set up sendfile for, and in all threads at once it is little.
@@ -49,16 +52,14 @@ class Pictures:
         """Answer one request."""
         place = _plain(environ)
         found = None if place is None else self._open(place)
-        if found is None:
+        if place is None or found is None:
             return self._flask(environ, start_response)
-        return _send(*found, environ, start_response)
+        return _send(place[-1], found, environ, start_response)
 
-    def _open(self, place: Place) -> tuple[File, IO[bytes]] | None:
+    def _open(self, place: Place) -> OpenFile | None:
         """The picture that a row names; ``None`` after any problem at all, which Flask then meets again and tells."""
         try:
-            file = self._archive.file(*place)
-            # Unbuffered: it is handed to sendfile or read once.
-            return file, file.path.open("rb", buffering=0)
+            return self._archive.opened(*place)
         except Exception:  # noqa: BLE001
             return None
 
@@ -68,7 +69,7 @@ def _plain(environ: WSGIEnvironment) -> Place | None:
     path: str = environ.get("PATH_INFO", "")
     if not path.startswith(_PATH) or environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return None
-    if environ.get("QUERY_STRING") or environ.get("SCRIPT_NAME") or any(name in environ for name in _NOT_PLAIN):
+    if environ.get("QUERY_STRING") or environ.get("SCRIPT_NAME") or not environ.keys().isdisjoint(_NOT_PLAIN):
         return None
     return None if has_encoded_slash(environ) else _place(path)
 
@@ -88,27 +89,31 @@ def _place(path: str) -> Place | None:
     return user, kind, filename
 
 
-def _send(file: File, opened: IO[bytes], environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    status = os.fstat(opened.fileno())
-    start_response("200 OK", _headers(file, status))
+def _send(name: str, file: OpenFile, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    status = os.fstat(file.stream.fileno())
+    start_response("200 OK", _headers(name, file, status))
     if environ["REQUEST_METHOD"] == "HEAD":
-        opened.close()
+        file.stream.close()
         return ()
     if status.st_size > _READ_WHOLE:
-        return wrap_file(environ, opened)
-    with opened:
-        return (opened.read(status.st_size),)
+        return wrap_file(environ, file.stream)
+    with file.stream:
+        return (file.stream.read(status.st_size),)
 
 
-def _headers(file: File, status: os.stat_result) -> list[tuple[str, str]]:
+#: Writing one takes as long as opening a file.
+_date = lru_cache(4096)(http_date)
+
+
+def _headers(name: str, file: OpenFile, status: os.stat_result) -> list[tuple[str, str]]:
     """As :func:`flask.send_file`, the view and ``after_request`` set them."""
     return [
-        ("Content-Disposition", f"inline; filename={file.path.name}"),
+        ("Content-Disposition", f"inline; filename={name}"),
         ("Content-Type", file.media_type),
         ("Content-Length", str(status.st_size)),
-        ("Last-Modified", http_date(status.st_mtime)),
+        ("Last-Modified", _date(int(status.st_mtime))),
         ("Cache-Control", _CACHE_CONTROL),
-        ("Expires", http_date(int(time.time() + FILE_MAX_AGE))),
+        ("Expires", _date(int(time.time() + FILE_MAX_AGE))),
         ("ETag", f'"{file.etag}"'),
         ("Accept-Ranges", "bytes"),
         ("X-Content-Type-Options", "nosniff"),

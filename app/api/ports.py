@@ -8,6 +8,7 @@ A *view* (``dict``) is the job object of the HTTP contract without its ``url`` m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,6 +24,25 @@ class File(Protocol):
     @property
     def path(self) -> Path:
         """Where it is."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """What it is."""
+        ...
+
+    @property
+    def etag(self) -> str:
+        """Its entity tag, without quotes."""
+        ...
+
+
+class OpenFile(Protocol):
+    """A stored file, open at its beginning and without a buffer, its media type, and its entity tag (without quotes)."""
+
+    @property
+    def stream(self) -> FileIO:
+        """Its bytes."""
         ...
 
     @property
@@ -80,6 +100,10 @@ class Archive(Protocol):
 
     def file(self, user: str, kind: JobType, filename: str, /) -> File:
         """An image of a record, or its reference image."""
+        ...
+
+    def opened(self, user: str, kind: JobType, filename: str, /) -> OpenFile:
+        """The same, open; it is the caller's to close."""
         ...
 
     def args(self, user: str, kind: JobType, filename: str, /) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from app.steps import UNWATCHED, Steps
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 #: Seconds that a statement waits for another process's write before it gives up.
 BUSY_TIMEOUT = 30
+#: Idle connections that a process keeps, in its pool and for looks.
+_KEPT_CONNECTIONS = 8
 #: Any constant; PostgreSQL's advisory locks are numbers that programs agree on.
 _MIGRATION_LOCK = 0x5D6A7E
 
@@ -54,6 +56,8 @@ class Database:
         self._migrated: tuple[int, int] | None = None
         self._writing = self.engine.execution_options(writing="FULL")
         self._writing_ahead = self.engine.execution_options(writing="NORMAL")
+        #: Idle connections of the driver for :meth:`look`; a list's pop and append are atomic.
+        self._lookers: list[Any] = []
         # Threads of one process queue here in order; SQLite's own busy handler sleeps and polls, which is slower.
         self._writer = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
 
@@ -64,7 +68,7 @@ class Database:
 
     def _create_engine(self) -> Engine:
         # More connections than threads could ask for would only hide a leak; a waiter's poll and the worker share these.
-        options: dict[str, Any] = {"pool_size": 8, "max_overflow": 64, "pool_timeout": BUSY_TIMEOUT}
+        options: dict[str, Any] = {"pool_size": _KEPT_CONNECTIONS, "max_overflow": 64, "pool_timeout": BUSY_TIMEOUT}
         if not self.is_sqlite:
             return create_engine(self.url, pool_pre_ping=True, **options)
         engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **options)
@@ -79,16 +83,42 @@ class Database:
             yield connection
 
     def look(self, query: Prepared, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """The first row of a query that is alone, so outside of any transaction: for what every picture that is served asks."""
+        """The first row of a query that is alone, so outside of any transaction: for what every picture that is served asks.
+
+        Its connections are its own: taking one from the pool and giving it back costs more than the query.
+        """
         translation = query.translated(self.engine.dialect)
+        asked = translation.text, translation.values(values)
+        try:
+            kept = self._lookers.pop()
+        except IndexError:
+            kept = None
+        if kept is not None:
+            # Where it broke meanwhile, a new one may do.
+            with contextlib.suppress(*self._refusal):
+                return self._look(kept, *asked)
         with self._translated():
-            pooled = self.engine.raw_connection()
-            try:
-                driver: Any = pooled.dbapi_connection
-                row: tuple[Any, ...] | None = driver.execute(translation.text, translation.values(values)).fetchone()
-                return row
-            finally:
-                pooled.close()
+            return self._look(self._connect_for_looks(), *asked)
+
+    def _look(self, driver: Any, statement: str, values: Any) -> tuple[Any, ...] | None:
+        try:
+            row: tuple[Any, ...] | None = driver.execute(statement, values).fetchone()
+        except BaseException:
+            driver.close()
+            raise
+        if len(self._lookers) < _KEPT_CONNECTIONS:
+            self._lookers.append(driver)
+        else:
+            driver.close()
+        return row
+
+    def _connect_for_looks(self) -> Any:
+        pooled = self.engine.raw_connection()
+        driver: Any = pooled.dbapi_connection
+        pooled.detach()
+        if not self.is_sqlite:
+            driver.autocommit = True
+        return driver
 
     @contextlib.contextmanager
     def write(self, step: str | None = None, *, flushed: bool = True) -> Iterator[Connection]:
@@ -179,8 +209,10 @@ class Database:
             raise DatabaseUnavailable from error
 
     def close(self) -> None:
-        """Close the pooled connections."""
+        """Close the connections that nobody uses."""
         self.engine.dispose()
+        while self._lookers:
+            self._lookers.pop().close()
 
 
 def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:

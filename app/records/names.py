@@ -19,6 +19,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from random import Random
 from typing import Literal
 
@@ -113,6 +114,7 @@ def parse_temporary(text: str) -> FileName | None:
     return None if target is None or target.kind == "record" else target
 
 
+@lru_cache(4096)
 def user_folder(user_id: str) -> str:
     """The folder of a user: what is readable of the id for people, and a hash that tells ids apart.
 

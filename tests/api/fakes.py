@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,11 +92,15 @@ def domain_error(of_slug: str, detail: str = "A safe sentence.", **members: Any)
 
 @dataclass
 class FakeServices:
-    """Each method notes its call in ``calls`` and gives, or raises, what ``answers`` has under its name."""
+    """Each method notes its call in ``calls`` and gives, or raises, what ``answers`` has under its name.
+
+    An opened file is that of the answer ``file``, and is kept in ``streams``.
+    """
 
     config: configuration.Config
     answers: dict[str, Any] = field(default_factory=dict)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
+    streams: list[io.FileIO] = field(default_factory=list)
 
     @property
     def submissions(self) -> Any:
@@ -104,7 +109,13 @@ class FakeServices:
     @property
     def archive(self) -> Any:
         names = ("history", "jobs", "job", "file", "args", "delete")
-        return SimpleNamespace(**{name: lambda *args, name=name: self._answer(name, *args) for name in names})
+        methods = {name: lambda *args, name=name: self._answer(name, *args) for name in names}
+        return SimpleNamespace(**methods, opened=self._opened)
+
+    def _opened(self, *args: Any) -> Any:
+        file = self._answer("file", *args)
+        self.streams.append(io.FileIO(file.path))
+        return SimpleNamespace(stream=self.streams[-1], media_type=file.media_type, etag=file.etag)
 
     def options(self) -> Any:
         return self._answer("options")

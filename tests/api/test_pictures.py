@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,14 +153,7 @@ def test_a_file_that_goes_between_the_look_and_the_reading_is_missing(short: Any
 
 
 @pytest.mark.parametrize(("method", "size"), [("GET", 10), ("HEAD", 10), ("HEAD", 100_000), ("GET", 100_000)])
-def test_the_file_is_closed(short: Any, monkeypatch: pytest.MonkeyPatch, method: str, size: int) -> None:
+def test_the_file_is_closed(short: Any, method: str, size: int) -> None:
     short.path.write_bytes(b"x" * size)
-    opened: list[io.FileIO] = []
-
-    def remember(path: Path, *_: Any, **__: Any) -> io.FileIO:
-        opened.append(io.FileIO(path))
-        return opened[-1]
-
-    monkeypatch.setattr(Path, "open", remember)
     answer_of(short.way, environ_of(method))
-    assert [file.closed for file in opened] == [True]
+    assert [stream.closed for stream in short.services.streams] == [True]

@@ -141,8 +141,9 @@ def test_nan_is_no_json(records, root):
 def test_what_is_not_there_is_missing(records, root, user_id, type_, filename):
     records.save(*PLACE, 1, [(PNG, "png")])
     (root / "secret.png").write_bytes(PNG)
-    with pytest.raises(MissingFile, match=r"\AThere is no such file\.\Z"):
-        records.path(user_id, type_, filename)
+    for find in (records.path, records.open):
+        with pytest.raises(MissingFile, match=r"\AThere is no such file\.\Z"):
+            find(user_id, type_, filename)
     assert records.remove_file(user_id, type_, filename) is False
     assert everything(root) == {f"{NAME}-1-0.png", "secret.png"}
 
@@ -159,9 +160,14 @@ def test_links_and_folders_are_no_files(records, root):
     (root.parent / "secret.png").write_bytes(PNG)
     (day_folder(root) / f"{NAME}-1-1.png").symlink_to(root.parent / "secret.png")
     (day_folder(root) / f"{NAME}-1-2.png").mkdir()
-    for index in (1, 2):
-        with pytest.raises(MissingFile):
-            records.path(USER, "img2img", f"{NAME}-1-{index}.png")
+    # Opened in the usual way, it would wait for somebody to write.
+    os.mkfifo(day_folder(root) / f"{NAME}-1-3.png")
+    for index in (1, 2, 3):
+        for find in (records.path, records.open):
+            with pytest.raises(MissingFile):
+                find(USER, "img2img", f"{NAME}-1-{index}.png")
+    with records.open(USER, "img2img", f"{NAME}-1-0.png") as opened:
+        assert opened.readall() == PNG
     assert [file.filename for file in records.scan()] == [f"{NAME}-1-0.png"]
 
 
