@@ -147,6 +147,12 @@ class Studio:
                     self._iterate(job, fault)
                     self._finish(job, stamp)
 
+    def encode(self, picture: Picture, image_format: str | None = None) -> str:
+        """A picture as it travels, by the options as they are now, or in another format."""
+        options = self.options
+        image_format = image_format or str(options["samples_format"]).lower()
+        return picture.base64(image_format, quality=int(options["jpeg_quality"]), text=bool(options["enable_pnginfo"]))
+
     @contextmanager
     def _overridden(self, job: Job, lost: str | None) -> Iterator[None]:
         """Apply ``override_settings`` and take back what can be taken back (``processing.process_images``)."""
@@ -225,6 +231,9 @@ class Studio:
         self._strike(job, fault, seconds)
         # Drawn while the time runs, so that a picture takes the seconds it was set to and not its drawing on top.
         drawn = [] if job.hires else self._draw(job, indices, job.size)
+        if self._settings.precomputed and job["send_images"]:
+            for picture in drawn:
+                self.encode(picture)
         done = self._sample(job, job["steps"], seconds)
         if done < 1:
             # Stopped in the first pass, the second never comes and the small picture is the answer.

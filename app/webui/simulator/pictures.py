@@ -12,7 +12,7 @@ import io
 import struct
 import threading
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pybase64
 from PIL import (
@@ -44,6 +44,15 @@ class Picture:
 
     png: bytes
     text: str
+    #: As it travels, by the options that it was encoded with.
+    _encoded: dict[tuple[str, int, bool], str] = field(default_factory=dict, repr=False, compare=False)
+
+    def base64(self, image_format: str, *, quality: int, text: bool) -> str:
+        """What :meth:`encode` returns, as it travels; asked again, it is there at once."""
+        options = (image_format, quality, text)
+        if options not in self._encoded:
+            self._encoded[options] = base64_text(self.encode(image_format, quality=quality, text=text))
+        return self._encoded[options]
 
     def encode(self, image_format: str, *, quality: int = 80, text: bool = True) -> bytes:
         """The bytes that a server would send under the option ``samples_format``.

@@ -221,20 +221,13 @@ class Simulator:
         echo = dict(fields)
         if not fields.get("include_init_images", True):
             echo |= {"init_images": None, "mask": None}
-        images = self._encode(job, effect) if fields["send_images"] else []
+        other = effect if effect in ("jpeg", "webp") else None
+        images = [self.studio.encode(picture, other) for picture in job.pictures] if fields["send_images"] else []
         return {
             "images": spoil_images(images, fault),
             "parameters": echo,
             "info": json.dumps(job.info),
         }
-
-    def _encode(self, job: Job, effect: str | None) -> list[str]:
-        options = self.studio.options
-        image_format = effect if effect in ("jpeg", "webp") else str(options["samples_format"]).lower()
-        quality = int(options["jpeg_quality"])
-        text = bool(options["enable_pnginfo"])
-        encoded = (picture.encode(image_format, quality=quality, text=text) for picture in job.pictures)
-        return [pictures.base64_text(data) for data in encoded]
 
     def extra_single_image(self) -> Response:
         """POST /sdapi/v1/extra-single-image."""

@@ -43,8 +43,9 @@ class SimulatorSettings:
     """Settings of one simulator; ``ValueError`` for what it cannot be.
 
     ``models`` are checkpoint names without their extension, ``folder/name`` for one in a sub folder. ``faults`` are armed
-    at the start, as (kind, how often). ``precomputed`` draws one picture per size and serves it for every seed, so that a
-    benchmark measures the caller and not the drawing. ``auth`` is the user and password of ``--api-auth``.
+    at the start, as (kind, how often). ``precomputed`` draws one picture per size, serves it for every seed and encodes it
+    while the seconds run, so that a benchmark measures the caller and not the drawing. ``auth`` is the user and password of
+    ``--api-auth``.
     """
 
     seconds_per_image: float = 0.2
