@@ -116,6 +116,8 @@ class Clock:
         #: Few at a time: a generation and a look or two.
         self._running: dict[Exchange, float] = {}
         self._thread: threading.Thread | None = None
+        #: When the thread looks again by itself; it is not woken for a later deadline, nor for one that is taken back.
+        self._wakes_at = math.inf
 
     @contextlib.contextmanager
     def limit(self, exchange: Exchange, seconds: float) -> Iterator[None]:
@@ -136,12 +138,11 @@ class Clock:
 
     def _set(self, exchange: Exchange, deadline: float) -> None:
         with self._changed:
-            earliest = min(self._running.values(), default=math.inf)
             self._running[exchange] = deadline
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="clock", daemon=True)
                 self._thread.start()
-            elif deadline < earliest:
+            elif deadline < self._wakes_at:
                 self._changed.notify()
 
     def _watch(self) -> None:
@@ -150,8 +151,8 @@ class Clock:
                 now = time.monotonic()
                 for exchange in [exchange for exchange, deadline in self._running.items() if deadline <= now]:
                     exchange.expire()
-                coming = [deadline for deadline in self._running.values() if deadline > now]
-                self._changed.wait(min(min(coming) - now, threading.TIMEOUT_MAX) if coming else None)
+                self._wakes_at = min((deadline for deadline in self._running.values() if deadline > now), default=math.inf)
+                self._changed.wait(min(self._wakes_at - now, threading.TIMEOUT_MAX))
 
 
 @dataclass(frozen=True)
