@@ -78,7 +78,9 @@ def _measure(bench: Bench, number: int) -> _Measured:
         with paused(simulators):
             gateway.queue(int(number * (window + 3) / _SECONDS))
         # What a WebUI costs that comes back is no cost of its jobs.
-        until(lambda: all(len(simulator.arrivals()) >= _UNDER_WAY for simulator in simulators), "the jobs are under way")
+        until(
+            lambda: all(len(simulator.arrivals()) >= _UNDER_WAY for simulator in simulators), "the jobs are under way"
+        )
         return _watch(gateway, simulators, window)
 
 

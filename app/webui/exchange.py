@@ -151,7 +151,9 @@ class Clock:
                 now = time.monotonic()
                 for exchange in [exchange for exchange, deadline in self._running.items() if deadline <= now]:
                     exchange.expire()
-                self._wakes_at = min((deadline for deadline in self._running.values() if deadline > now), default=math.inf)
+                self._wakes_at = min(
+                    (deadline for deadline in self._running.values() if deadline > now), default=math.inf
+                )
                 self._changed.wait(min(self._wakes_at - now, threading.TIMEOUT_MAX))
 
 
