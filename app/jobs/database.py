@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool
 
 from app.jobs.errors import DatabaseUnavailable, SchemaTooNew
 from app.jobs.prepared import Prepared
@@ -56,6 +57,7 @@ class Database:
         self._migrated: tuple[int, int] | None = None
         self._writing = self.engine.execution_options(writing="FULL")
         self._writing_ahead = self.engine.execution_options(writing="NORMAL")
+        self._looking = self._create_looking()
         #: Idle connections of the driver for :meth:`look`; a list's pop and append are atomic.
         self._lookers: list[Any] = []
         # Threads of one process queue here in order; SQLite's own busy handler sleeps and polls, which is slower.
@@ -71,9 +73,21 @@ class Database:
         options: dict[str, Any] = {"pool_size": _KEPT_CONNECTIONS, "max_overflow": 64, "pool_timeout": BUSY_TIMEOUT}
         if not self.is_sqlite:
             return create_engine(self.url, pool_pre_ping=True, **options)
-        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **options)
-        event.listen(engine, "connect", _prepare_sqlite)
+        engine = self._create_sqlite(**options)
         event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _create_looking(self) -> Engine:
+        """Makes connections for :meth:`look`, which keeps them itself."""
+        if not self.is_sqlite:
+            return create_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        return self._create_sqlite(poolclass=NullPool)
+
+    def _create_sqlite(self, **options: Any) -> Engine:
+        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **options)
+        # A connection that is made anew would make a new file, where the old one is gone.
+        event.listen(engine, "do_connect", lambda *_: self._refuse_another_file())
+        event.listen(engine, "connect", _prepare_sqlite)
         return engine
 
     @contextlib.contextmanager
@@ -113,11 +127,9 @@ class Database:
         return row
 
     def _connect_for_looks(self) -> Any:
-        pooled = self.engine.raw_connection()
-        driver: Any = pooled.dbapi_connection
-        pooled.detach()
-        if not self.is_sqlite:
-            driver.autocommit = True
+        made = self._looking.raw_connection()
+        driver: Any = made.dbapi_connection
+        made.detach()
         return driver
 
     @contextlib.contextmanager

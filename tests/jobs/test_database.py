@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError
 
 from app.jobs import database as database_module
 from app.jobs.database import Database
 from app.jobs.errors import DatabaseUnavailable, SchemaTooNew, UserQueueFull
+from app.jobs.prepared import Prepared
+from app.jobs.schema import CLOCK
 from app.jobs.slots import Slots
 from app.jobs.table import Bounds, JobTable, Serving
 from tests.jobs.conftest import Gate
@@ -207,6 +209,22 @@ class TestTransactions:
         with pytest.raises(DatabaseUnavailable):
             sqlite.flush()
         log.unlink()
+
+    def test_where_the_file_is_gone_no_new_one_is_made(self, sqlite: Database) -> None:
+        sqlite.migrate()
+        path = Path(sqlite.url.database)
+        query = Prepared(select(CLOCK.c.virtual))
+        with sqlite.read() as connection:
+            assert query.first(connection).virtual == 0.0
+            path.unlink()
+            # The one that is in use is as good as before, but a second one can't be made.
+            assert query.first(connection).virtual == 0.0
+            for use in (sqlite.read, sqlite.write):
+                with pytest.raises(DatabaseUnavailable), use():
+                    pytest.fail("it was used")
+            with pytest.raises(DatabaseUnavailable):
+                sqlite.look(query, {})
+        assert not path.exists()
 
     def test_only_a_file_has_a_folder(self, database: Database) -> None:
         expected = Path(database.url.database).parent if database.is_sqlite else None

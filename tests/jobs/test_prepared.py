@@ -68,6 +68,16 @@ def test_looks_keep_no_more_connections_than_the_pool(database: Database) -> Non
     assert database._lookers == []
 
 
+def test_a_look_is_in_no_transaction(database: Database) -> None:
+    """Nor does its connection hold one open while nobody looks: it would keep old rows from being swept."""
+    assert database.look(VIRTUAL, {}) == (0.0,)
+    [driver] = database._lookers
+    if database.is_sqlite:
+        assert not driver.in_transaction
+    else:
+        assert driver.info.transaction_status.name == "IDLE"
+
+
 def test_a_look_whose_connection_broke_meanwhile_takes_another(migrated_postgresql: str) -> None:
     database = Database(migrated_postgresql)
     assert database.look(VIRTUAL, {}) == (0.0,)
