@@ -20,9 +20,7 @@ from typing import Any
 
 import pytest
 import requests
-from sqlalchemy import Engine
 
-from app.jobs.database import Database
 from app.webui.simulator import SimulatorServer, SimulatorSettings
 from tests.crash.life import live
 from tests.crash.script import SCRIPT
@@ -90,18 +88,8 @@ class Lane:
         self._url = f"http://127.0.0.1:{pipe.read_text()}"
 
     def warm_up(self) -> None:
-        """Play the script once in this process: its children then know how each statement is compiled, half of a life's time."""
-        engines: dict[str, Engine] = {}
-        create = Database._create_engine
-
-        def create_once(database: Database) -> Engine:
-            if str(database.url) not in engines:
-                engines[str(database.url)] = create(database)
-            return engines[str(database.url)]
-
-        patch = pytest.MonkeyPatch()
-        patch.setattr(Database, "_create_engine", create_once)
-        hurry(patch)
+        """Play the script once in this process: its children then have all modules, and each frequent statement translated."""
+        hurry(pytest.MonkeyPatch())
         folder = self._folder / "round"
         folder.mkdir()
         live(folder, self._url, len(SCRIPT), "")
