@@ -18,41 +18,33 @@ JobType = Literal["txt2img", "img2img"]
 JobView = Mapping[str, Any]
 
 
-class File(Protocol):
-    """A stored file: where it is, its media type, and an entity tag that changes with its bytes (without quotes)."""
+class _Described(Protocol):
+    @property
+    def media_type(self) -> str:
+        """What it is."""
+        ...
+
+    @property
+    def etag(self) -> str:
+        """An entity tag that changes with its bytes, without quotes."""
+        ...
+
+
+class File(_Described, Protocol):
+    """A stored file."""
 
     @property
     def path(self) -> Path:
         """Where it is."""
         ...
 
-    @property
-    def media_type(self) -> str:
-        """What it is."""
-        ...
 
-    @property
-    def etag(self) -> str:
-        """Its entity tag, without quotes."""
-        ...
-
-
-class OpenFile(Protocol):
-    """A stored file, open at its beginning and without a buffer, its media type, and its entity tag (without quotes)."""
+class OpenFile(_Described, Protocol):
+    """A stored file that is open."""
 
     @property
     def stream(self) -> FileIO:
-        """Its bytes."""
-        ...
-
-    @property
-    def media_type(self) -> str:
-        """What it is."""
-        ...
-
-    @property
-    def etag(self) -> str:
-        """Its entity tag, without quotes."""
+        """Its bytes, from the first one, without a buffer."""
         ...
 
 
