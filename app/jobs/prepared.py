@@ -50,7 +50,7 @@ class Prepared:
 
     def __init__(
         self,
-        statement: Select[Any] | CompoundSelect[Any] | Insert | Update | Delete,
+        statement: Select[*tuple[Any, ...]] | CompoundSelect[*tuple[Any, ...]] | Insert | Update | Delete,
         columns: Sequence[str] | None = None,
     ) -> None:
         self._statement = statement

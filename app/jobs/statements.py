@@ -236,6 +236,25 @@ LOOK: Final = Prepared(
 )
 SECONDS_SINCE_LOOK: Final = Prepared(select((db_now() - JOBS.c.looked_at).label("seconds")).where(OWNED))
 
+# -- leases ----------------------------------------------------------------------------------------------------------
+
+#: What no beat could have given. A little slack, so that a clock that is slewed does not make us write each time.
+JOB_LATE: Final = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0)
+SLOT_LATE: Final = SLOTS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0
+_JOB_LAPSED: Final = and_(
+    JOBS.c.status == RUNNING, JOBS.c.owner != bindparam("p_owner"), JOBS.c.lease_expires < db_now()
+)
+_SLOT_LAPSED: Final = and_(SLOTS.c.owner != bindparam("p_owner"), SLOTS.c.lease_expires < db_now())
+#: Asked every two seconds: whether there is a lease that is late, and one of somebody else that has run out.
+LEASES: Final = Prepared(
+    select(
+        or_(select(JOBS.c.seq).where(JOB_LATE).exists(), select(SLOTS.c.key).where(SLOT_LATE).exists()).label("late"),
+        or_(select(JOBS.c.seq).where(_JOB_LAPSED).exists(), select(SLOTS.c.key).where(_SLOT_LAPSED).exists()).label(
+            "lapsed"
+        ),
+    )
+)
+
 # -- finish ----------------------------------------------------------------------------------------------------------
 
 SUCCEED: Final = Prepared(

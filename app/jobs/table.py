@@ -339,8 +339,11 @@ class JobTable:
 
     def reclaim(self, owner: str) -> list[int]:
         """Give back what any other owner held whose lease ran out; the jobs' numbers."""
-        self._clip_leases()
-        return self._lose(lambda column: column != owner, expired=True)
+        with self.database.read() as connection:
+            found = sql.LEASES.first(connection, {"p_owner": owner})
+        if found.late:
+            self._clip_leases()
+        return self._lose(lambda column: column != owner, expired=True) if found.lapsed else []
 
     def _clip_leases(self) -> None:
         """Bound every lease by what a beat could have given: after the clock was set back, a dead owner's would last for hours.
@@ -348,16 +351,9 @@ class JobTable:
         A live owner loses nothing by it, for its next beat gives the same.
         """
         longest = db_now() + LEASE_SECONDS
-        # A little slack, so that a clock that is slewed does not make us write each time.
-        late = [table.c.lease_expires > longest + 1.0 for table in (JOBS, SLOTS)]
-        with self.database.read() as connection:
-            jobs = connection.execute(select(JOBS.c.seq).where(JOBS.c.status == RUNNING, late[0]).limit(1)).first()
-            slots = connection.execute(select(SLOTS.c.key).where(late[1]).limit(1)).first()
-            if jobs is None and slots is None:
-                return
         with self.database.write("clip leases") as connection:
-            connection.execute(update(JOBS).where(JOBS.c.status == RUNNING, late[0]).values(lease_expires=longest))
-            connection.execute(update(SLOTS).where(late[1]).values(lease_expires=longest))
+            connection.execute(update(JOBS).where(sql.JOB_LATE).values(lease_expires=longest))
+            connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(lease_expires=longest))
 
     def _lose(self, of: Any, *, expired: bool) -> list[int]:
         jobs = and_(JOBS.c.status == RUNNING, of(JOBS.c.owner))
