@@ -245,6 +245,12 @@ _JOB_LAPSED: Final = and_(
     JOBS.c.status == RUNNING, JOBS.c.owner != bindparam("p_owner"), JOBS.c.lease_expires < db_now()
 )
 _SLOT_LAPSED: Final = and_(SLOTS.c.owner != bindparam("p_owner"), SLOTS.c.lease_expires < db_now())
+_BEATEN: Final = {"lease_expires": db_now() + LEASE_SECONDS}
+BEAT_JOBS: Final = Prepared(
+    update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner")).values(_BEATEN)
+)
+BEAT_SLOTS: Final = Prepared(update(SLOTS).where(SLOTS.c.owner == bindparam("p_owner")).values(_BEATEN))
+BEAT_WORKER: Final = Prepared(update(WORKERS).where(WORKERS.c.owner == bindparam("p_owner")).values(beat_at=db_now()))
 #: Asked every two seconds: whether there is a lease that is late, and one of somebody else that has run out.
 LEASES: Final = Prepared(
     select(
