@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -27,6 +27,7 @@ from app.webui.catalogue import Catalogue, Demand, Model
 from app.webui.client import Webui
 from app.webui.simulator import SimulatorServer
 from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, png_base64, simulator, stats, until
+from tests.proxy import Proxy
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -468,7 +469,7 @@ class TestManyWorkers:
             assert gateway.services.archive.sweep().count == 0
 
 
-class Impatient:
+class Impatient(Proxy):
     """Stands before a WebUI as a proxy does, and dismisses whoever is silent for a moment while a picture is made.
 
     :param farewell: the bytes that it says before it closes such a connection.
@@ -479,46 +480,31 @@ class Impatient:
     def __init__(self, server: SimulatorServer, farewell: bytes) -> None:
         self._server = ("127.0.0.1", server.port)
         self._farewell = farewell
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self._generating = threading.Event()
         self._silent = threading.Semaphore(0)
         self.dismissed = 0
-        threading.Thread(target=self._accept, name="impatient", daemon=True).start()
+        super().__init__(listener)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Closing alone would not wake who accepts.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), name="served", daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
-            while not select.select([client], [], [], self._MOMENT)[0]:
-                if self._generating.is_set():
-                    self.dismissed += 1
-                    client.sendall(self._farewell)
-                    self._silent.release()
-                    return
-            request = client.recv(1 << 16)
-            generates = request.startswith(b"POST /sdapi/v1/txt2img ")
-            if generates:
-                self._generating.set()
-                assert self._silent.acquire(timeout=DEADLINE)
-            with socket.create_connection(self._server) as server:
-                server.sendall(request)
-                while data := self._either(client, server):
-                    if generates:
-                        self._generating.clear()
-                    client.sendall(data)
+    def serve(self, client: socket.socket) -> None:
+        while not select.select([client], [], [], self._MOMENT)[0]:
+            if self._generating.is_set():
+                self.dismissed += 1
+                client.sendall(self._farewell)
+                self._silent.release()
+                return
+        request = client.recv(1 << 16)
+        generates = request.startswith(b"POST /sdapi/v1/txt2img ")
+        if generates:
+            self._generating.set()
+            assert self._silent.acquire(timeout=DEADLINE)
+        with socket.create_connection(self._server) as server:
+            server.sendall(request)
+            while data := self._either(client, server):
+                if generates:
+                    self._generating.clear()
+                client.sendall(data)
 
     def _either(self, client: socket.socket, server: socket.socket) -> bytes:
         """Pass on what the client still says, and return what the server does; empty at the end of either."""
@@ -546,7 +532,7 @@ class TestImpatientProxy:
     ) -> None:
         with (
             simulator() as server,
-            Impatient(server, farewell) as proxy,
+            contextlib.closing(Impatient(server, farewell)) as proxy,
             Gateway(tmp_path, migrated_sqlite, [proxy.url]) as gateway,
         ):
             gateway.start()

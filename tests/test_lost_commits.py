@@ -10,7 +10,6 @@ import contextlib
 import random
 import select
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,33 +22,25 @@ from app.config import load
 from app.jobs.errors import DatabaseUnavailable
 from app.webui.simulator import SimulatorServer
 from tests.inprocess import DEADLINE, Gateway, hurry, stats, until
+from tests.proxy import Proxy
 
 _SOCKET = ".s.PGSQL.5432"
 _BUFFER = 1 << 16
 
 
-class Relay:
+class Relay(Proxy):
     """Stands between a gateway and PostgreSQL's socket, and swallows the answer to one of n commits with the connection."""
 
     def __init__(self, folder: Path, server: Path) -> None:
         self._server = server
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(folder / _SOCKET))
-        self._listener.listen()
         self._lots = random.Random(1)
         #: One of so many answers to commits is swallowed; 0 lets all pass.
         self.one_of = 0
         self.swallowed = 0
-        threading.Thread(target=self._accept, name="relay", daemon=True).start()
+        super().__init__(socket.create_server(str(folder / _SOCKET), family=socket.AF_UNIX))
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._relay, args=(client,), name="relayed", daemon=True).start()
-
-    def _relay(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
+    def serve(self, client: socket.socket) -> None:
+        with socket.socket(socket.AF_UNIX) as server:
             server.connect(str(self._server))
             while self._pass_on(client, server):
                 pass
@@ -72,11 +63,6 @@ class Relay:
         assert server.recv(_BUFFER)
         self.swallowed += 1
         return True
-
-    def close(self) -> None:
-        # Closing alone would not wake who accepts.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
 
 @pytest.fixture

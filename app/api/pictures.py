@@ -23,16 +23,14 @@ from app.api.present import FILE_MAX_AGE
 
 _PATH: Final = "/get_images/"
 #: With one of these the answer may be another one: conditions (RFC 9110, section 13.1), ranges (14.2), another protocol (7.8).
-_NOT_PLAIN: Final = frozenset(
-    {
-        "HTTP_RANGE",
-        "HTTP_IF_RANGE",
-        "HTTP_IF_MATCH",
-        "HTTP_IF_NONE_MATCH",
-        "HTTP_IF_MODIFIED_SINCE",
-        "HTTP_IF_UNMODIFIED_SINCE",
-        "HTTP_UPGRADE",
-    }
+_NOT_PLAIN: Final = (
+    "HTTP_RANGE",
+    "HTTP_IF_RANGE",
+    "HTTP_IF_MATCH",
+    "HTTP_IF_NONE_MATCH",
+    "HTTP_IF_MODIFIED_SINCE",
+    "HTTP_IF_UNMODIFIED_SINCE",
+    "HTTP_UPGRADE",
 )
 _CACHE_CONTROL: Final = f"max-age={FILE_MAX_AGE}, private, immutable"
 #: A file up to this many bytes costs less to read and write than to set up sendfile for, and in all threads at once it is little.

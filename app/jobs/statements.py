@@ -241,23 +241,34 @@ SECONDS_SINCE_LOOK: Final = Prepared(select((db_now() - JOBS.c.looked_at).label(
 #: What no beat could have given. A little slack, so that a clock that is slewed does not make us write each time.
 JOB_LATE: Final = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0)
 SLOT_LATE: Final = SLOTS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0
-_JOB_LAPSED: Final = and_(
-    JOBS.c.status == RUNNING, JOBS.c.owner != bindparam("p_owner"), JOBS.c.lease_expires < db_now()
-)
-_SLOT_LAPSED: Final = and_(SLOTS.c.owner != bindparam("p_owner"), SLOTS.c.lease_expires < db_now())
-_BEATEN: Final = {"lease_expires": db_now() + LEASE_SECONDS}
+#: What a beat gives.
+BEATEN: Final = {"lease_expires": db_now() + LEASE_SECONDS}
 BEAT_JOBS: Final = Prepared(
-    update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner")).values(_BEATEN)
+    update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner")).values(BEATEN)
 )
-BEAT_SLOTS: Final = Prepared(update(SLOTS).where(SLOTS.c.owner == bindparam("p_owner")).values(_BEATEN))
+BEAT_SLOTS: Final = Prepared(update(SLOTS).where(SLOTS.c.owner == bindparam("p_owner")).values(BEATEN))
 BEAT_WORKER: Final = Prepared(update(WORKERS).where(WORKERS.c.owner == bindparam("p_owner")).values(beat_at=db_now()))
+
+
+def job_lapsed(owner: Any) -> ColumnElement[bool]:
+    """Somebody else than this owner has a job whose lease ran out."""
+    return and_(JOBS.c.status == RUNNING, JOBS.c.owner != owner, JOBS.c.lease_expires < db_now())
+
+
+def slot_lapsed(owner: Any) -> ColumnElement[bool]:
+    """The same of a slot."""
+    return and_(SLOTS.c.owner != owner, SLOTS.c.lease_expires < db_now())
+
+
+_LAPSED: Final = [
+    select(JOBS.c.seq).where(job_lapsed(bindparam("p_owner"))),
+    select(SLOTS.c.key).where(slot_lapsed(bindparam("p_owner"))),
+]
 #: Asked every two seconds: whether there is a lease that is late, and one of somebody else that has run out.
 LEASES: Final = Prepared(
     select(
         or_(select(JOBS.c.seq).where(JOB_LATE).exists(), select(SLOTS.c.key).where(SLOT_LATE).exists()).label("late"),
-        or_(select(JOBS.c.seq).where(_JOB_LAPSED).exists(), select(SLOTS.c.key).where(_SLOT_LAPSED).exists()).label(
-            "lapsed"
-        ),
+        or_(*(lapsed.exists() for lapsed in _LAPSED)).label("lapsed"),
     )
 )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
 from app.jobs import places
 from app.jobs import statements as sql
@@ -41,7 +41,6 @@ from app.jobs.schema import (
     SUCCEEDED,
     db_now,
 )
-from app.jobs.statements import LEASE_SECONDS
 from app.jsontext import loads
 
 #: Attempts that ended at a WebUI (an answer, a timeout, a broken connection), and losses of our own process.
@@ -333,9 +332,16 @@ class JobTable:
     def take_over(self, host: str, owner: str) -> list[int]:
         """Give back what other processes of this host held (``flock`` says that they are dead); the jobs' numbers."""
         prefix = f"{host}/"
-        return self._lose(
-            lambda column: and_(func.substr(column, 1, len(prefix)) == prefix, column != owner), expired=False
-        )
+
+        def dead(column: ColumnElement[Any]) -> ColumnElement[bool]:
+            return and_(func.substr(column, 1, len(prefix)) == prefix, column != owner)
+
+        jobs, slots = and_(JOBS.c.status == RUNNING, dead(JOBS.c.owner)), dead(SLOTS.c.owner)
+        with self.database.read() as connection:
+            nothing = not connection.execute(select(JOBS.c.seq).where(jobs)).first()
+            if nothing and not connection.execute(select(SLOTS.c.key).where(slots)).first():
+                return []
+        return self._lose(jobs, slots)
 
     def reclaim(self, owner: str) -> list[int]:
         """Give back what any other owner held whose lease ran out; the jobs' numbers."""
@@ -343,28 +349,19 @@ class JobTable:
             found = sql.LEASES.first(connection, {"p_owner": owner})
         if found.late:
             self._clip_leases()
-        return self._lose(lambda column: column != owner, expired=True) if found.lapsed else []
+        return self._lose(sql.job_lapsed(owner), sql.slot_lapsed(owner)) if found.lapsed else []
 
     def _clip_leases(self) -> None:
         """Bound every lease by what a beat could have given: after the clock was set back, a dead owner's would last for hours.
 
         A live owner loses nothing by it, for its next beat gives the same.
         """
-        longest = db_now() + LEASE_SECONDS
         with self.database.write("clip leases") as connection:
-            connection.execute(update(JOBS).where(sql.JOB_LATE).values(lease_expires=longest))
-            connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(lease_expires=longest))
+            connection.execute(update(JOBS).where(sql.JOB_LATE).values(sql.BEATEN))
+            connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(sql.BEATEN))
 
-    def _lose(self, of: Any, *, expired: bool) -> list[int]:
-        jobs = and_(JOBS.c.status == RUNNING, of(JOBS.c.owner))
-        slots = and_(SLOTS.c.owner.is_not(None), of(SLOTS.c.owner))
-        if expired:
-            jobs = and_(jobs, JOBS.c.lease_expires < db_now())
-            slots = and_(slots, SLOTS.c.lease_expires < db_now())
-        with self.database.read() as connection:
-            nothing = not connection.execute(select(JOBS.c.seq).where(jobs)).first()
-            if nothing and not connection.execute(select(SLOTS.c.key).where(slots)).first():
-                return []
+    def _lose(self, jobs: ColumnElement[bool], slots: ColumnElement[bool]) -> list[int]:
+        """Take these jobs and slots from their owners; the jobs' numbers."""
         with self.database.write("take over") as connection:
             rows = connection.execute(select(JOBS.c.seq, JOBS.c.user_id, JOBS.c.losses).where(jobs)).all()
             lost = [row.seq for row in rows if row.losses >= MAX_LOSSES]

@@ -10,7 +10,8 @@ from app.jobs.database import Database
 from app.jobs.errors import KeyReused
 from app.jobs.model import IdempotencyKey
 from app.jobs.slots import PROBE_SECONDS, Slots
-from app.jobs.table import LEASE_SECONDS, JobTable
+from app.jobs.statements import LEASE_SECONDS
+from app.jobs.table import JobTable
 from tests.jobs.conftest import Gate, success_of
 
 Advance = Callable[[float], None]

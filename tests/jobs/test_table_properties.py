@@ -31,7 +31,8 @@ from app.jobs.errors import (
 from app.jobs.model import Claim, Failure, IdempotencyKey, NewJob, Success
 from app.jobs.schema import CLOCK, METADATA
 from app.jobs.slots import Slots
-from app.jobs.table import LEASE_SECONDS, MAX_ATTEMPTS, Bounds, JobTable
+from app.jobs.statements import LEASE_SECONDS
+from app.jobs.table import MAX_ATTEMPTS, Bounds, JobTable
 from tests.jobs.conftest import EVERYTHING, move_clock
 
 USERS = ("u1", "用户")
