@@ -79,6 +79,8 @@ JOBS: Final = Table(
     Column("looked_at", Float),
     # A deleted record whose files may still be on disk.
     Column("debris", Boolean, nullable=False),
+    # What earlier attempts found out, as a JSON list of objects; NULL before the first of them.
+    Column("tried", Text),
     sqlite_autoincrement=True,
 )
 Index("jobs_by_name", JOBS.c.name, JOBS.c.type, JOBS.c.user_id, unique=True)
@@ -137,6 +139,19 @@ SLOTS: Final = Table(
     Column("health", Text, nullable=False),
     Column("probed_at", Float, nullable=False),
     Column("seconds_per_cost", Float),
+    # The model that a failed switch may have left broken in the WebUI's memory, as JSON; NULL when there is no such doubt.
+    Column("doubt", Text),
+    # Options of the WebUI that an attempt has overridden and the next one puts back, as a JSON object of their old values.
+    Column("overridden", Text),
+)
+
+# WebUIs that a queued job is not sent to again, because they answered with an error that would come again.
+REFUSALS: Final = Table(
+    "refusals",
+    METADATA,
+    Column("job", _SEQUENCE, nullable=False),
+    Column("slot", Text, nullable=False),
+    PrimaryKeyConstraint("job", "slot"),
 )
 
 CATALOGUES: Final = Table(
@@ -145,6 +160,8 @@ CATALOGUES: Final = Table(
     Column("key", Text, primary_key=True),
     Column("body", Text, nullable=False),
     Column("version", Integer, nullable=False),
+    # When the WebUI was asked last, seconds since 1970 by the database's clock.
+    Column("seen_at", Float),
 )
 
 WORKERS: Final = Table(
