@@ -40,6 +40,11 @@ class Model:
     #: The short hash to compare as well, where another model of this WebUI shows one of the same names; else None.
     digest: str | None = None
 
+    @property
+    def bare_title(self) -> str:
+        """The title without its hash."""
+        return _bare_title(self.title)
+
     def fits(self, shown_name: object, shown_digest: object) -> bool:
         """Whether a result whose info shows this name and short hash was made by this model."""
         same_digest = self.digest is None or not shown_digest or shown_digest == self.digest
@@ -112,8 +117,9 @@ class Catalogue:
     models: tuple[Model, ...] = ()
     #: model_name of the checkpoint that its options name; None when it names none of the list.
     loaded_model: str | None = None
-    #: It has the option ``enable_prompt_comments`` (it cuts ``#`` to the end of the line out of prompts).
-    prompt_comments: bool = False
+    #: The value that its options show for ``enable_prompt_comments`` (it cuts ``#`` to the end of the line out of prompts); None
+    #: where they show none, which does not mean that it has no such option.
+    prompt_comments: bool | None = None
     #: It serves ``/internal/progress``, so that a task can be followed by its id.
     task_ids: bool = False
     #: It is a Forge, whose hires fix needs two more fields.
