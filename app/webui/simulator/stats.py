@@ -42,14 +42,14 @@ class Stats:
     def reset(self) -> None:
         """Forget what was counted; what is under way stays under way."""
         with self.lock:
-            self._counts = {"generations": 0, "model_loads": 0, "interrupts": 0}
+            self._counts = {"generations": 0, "model_loads": 0, "interrupts": 0, "refreshes": 0}
             self._max_in_flight = self._in_flight
             self._gaps: list[float] = []
             self._last_answer: float | None = None
             self._payloads: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
 
     def count(self, what: str) -> None:
-        """Add one to ``generations``, ``model_loads`` or ``interrupts``."""
+        """Add one to ``generations``, ``model_loads``, ``interrupts`` or ``refreshes``."""
         with self.lock:
             self._counts[what] += 1
 
