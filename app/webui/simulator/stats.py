@@ -91,6 +91,7 @@ class Stats:
                 "max_in_flight": self._max_in_flight,
                 "model_loads": self._counts["model_loads"],
                 "interrupts": self._counts["interrupts"],
+                "refreshes": self._counts["refreshes"],
                 "idle_gaps_ms": [round(gap * 1000, 3) for gap in self._gaps],
             }
 
