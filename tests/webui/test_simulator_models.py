@@ -179,6 +179,17 @@ def test_models_come_and_go() -> None:
     assert info(with_model(webui, "b"))["sd_model_name"] == "a"
 
 
+def test_the_loaded_model_may_go_and_come_back() -> None:
+    webui = client(models=("a", "b"))
+    whole = image(draw(webui))
+    webui.post("/simulator/models", json={"remove": ["a"]})
+    webui.post("/simulator/models", json={"add": ["a"]})
+    assert image(draw(webui)) == whole
+    assert titles(webui)[1].startswith("a.safetensors [")
+    webui.post("/simulator/models", json={"remove": ["a"]})
+    assert info(draw(webui))["sd_model_name"] == "b"
+
+
 @pytest.mark.parametrize(
     "body", [None, [], {"add": "c"}, {"add": [1]}, {"add": [""]}, {"drop": []}, {"remove": ["a", "b"]}]
 )
@@ -291,7 +302,7 @@ def test_unipc_needs_as_many_steps_as_its_order(flavour: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(3000, 1), (1, 3000)])
-def test_a_thread_of_a_reference_cannot_be_filled(size: tuple[int, int]) -> None:
+def test_a_very_thin_reference_cannot_be_filled(size: tuple[int, int]) -> None:
     webui = client()
     answer = draw(webui, "img2img", init_images=[png(size)], resize_mode=2)
     assert (answer.status_code, answer.json["error"]) == (500, "ValueError")
@@ -306,6 +317,29 @@ def test_a_picture_format_that_cannot_be_sent_fails_after_the_work(image_format:
     answer = draw(webui, **override)
     assert (answer.status_code, answer.json["detail"]) == (500, "Invalid image format")
     assert webui.get("/simulator/stats").json["generations"] == 1
+
+
+@pytest.mark.parametrize("flavour", ["a1111-1.10", "forge"])
+def test_the_prompt_of_a_second_pass_stands_in_the_infotext_only(flavour: str) -> None:
+    webui = client(flavour)
+    hires = {"enable_hr": True, "denoising_strength": 0.5, "hr_additional_modules": ["Use same choices"]}
+    other = info(draw(webui, **hires, hr_prompt="a dog", hr_scheduler="Karras"))
+    assert other["extra_generation_params"]["Hires prompt"] is None
+    assert other["extra_generation_params"]["Hires schedule type"] == "Karras"
+    assert "Hires prompt: a dog" in other["infotexts"][0]
+    assert "Hires prompt" not in info(draw(webui, **hires, hr_prompt=SMALL["prompt"]))["infotexts"][0]
+
+
+def test_the_second_pass_needs_the_exact_name_of_a_sampler() -> None:
+    answer = draw(client(), enable_hr=True, denoising_strength=0.5, hr_sampler_name="k_euler")
+    assert (answer.status_code, answer.json["errors"]) == (500, "bad sampler name: k_euler")
+
+
+def test_forge_names_its_scheme_on_401_and_compresses_nothing() -> None:
+    webui = client("forge", auth=("user", "secret"))
+    assert webui.get("/sdapi/v1/samplers").headers["WWW-Authenticate"] == "Basic"
+    answer = webui.get("/sdapi/v1/samplers", auth=("user", "secret"), headers={"Accept-Encoding": "gzip"})
+    assert "Content-Encoding" not in answer.headers
 
 
 def test_img2img_depends_on_the_job_before_it() -> None:

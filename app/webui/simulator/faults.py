@@ -73,7 +73,7 @@ LIST_KINDS: tuple[str, ...] = (
     "catalogue-500",
 )
 PROGRESS_KINDS: tuple[str, ...] = ("slow-progress",)  # /sdapi/v1/progress answers after `seconds` (1)
-#: Both progress routes answer with numbers that are none: in turn integers of 400 digits, NaN, Infinity, -Infinity, strings.
+#: Both progress routes answer with unusable numbers: in turn integers of 400 digits, NaN, Infinity, -Infinity, strings.
 NONSENSE_PROGRESS = "nonsense-progress"
 #: The listening socket is closed for `seconds` (as many as the count), and idle connections with it.
 REFUSE = "refuse"

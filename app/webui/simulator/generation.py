@@ -473,11 +473,19 @@ def _note_schedule(job: Job, flavour: Flavour) -> None:
         job.extra["Hires schedule type"] = second
 
 
+def _other(text: str | None, main: str) -> str | None:
+    """A prompt of the second pass, None where it is that of the first."""
+    return text if text and text != main else None
+
+
 def _note_hires(job: Job, flavour: Flavour) -> None:
     """What the hires fix notes; from 1.10 on prompts and schedule are worked out per picture, and null in ``info``."""
     sized = bool(job["hr_resize_x"] or job["hr_resize_y"])
     modules = job.fields.get("hr_additional_modules")
-    prompts = {"Hires prompt": job["hr_prompt"] or None, "Hires negative prompt": job["hr_negative_prompt"] or None}
+    prompts = {
+        "Hires prompt": _other(job["hr_prompt"], job["prompt"]),
+        "Hires negative prompt": _other(job["hr_negative_prompt"], job["negative_prompt"]),
+    }
     late: dict[str, Any] = dict.fromkeys(prompts)
     if flavour.forge:
         late |= {"Hires CFG Scale": job["hr_cfg"], "Hires Distilled CFG Scale": None}
@@ -546,10 +554,10 @@ def _check_inputs(job: Job) -> None:
         job.fields["batch_size"] = count
     if job["resize_mode"] not in (0, 1, 3) and job["width"] and job["height"]:
         for image, _ in job.inits:
-            _refuse_thread(image.size, (job["width"], job["height"]))
+            _refuse_thin(image.size, (job["width"], job["height"]))
 
 
-def _refuse_thread(size: tuple[int, int], target: tuple[int, int]) -> None:
+def _refuse_thin(size: tuple[int, int], target: tuple[int, int]) -> None:
     """Filling scales a very thin reference to a side of 0 pixels (``images.resize_image``)."""
     width, height = target
     if width * size[1] < height * size[0]:

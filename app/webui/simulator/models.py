@@ -154,6 +154,9 @@ class Models:
         :raises CrashError: its file is gone or corrupt; the loaded model is poisoned from then on.
         """
         if checkpoint.file == self.loaded.file:
+            # It may be another entry of the list: removed and added again.
+            checkpoint.hashed = True
+            self.loaded = checkpoint
             return False
         self._engine.wait_for_stop(self._load_seconds)
         self._refuse_broken(checkpoint)

@@ -78,7 +78,7 @@ class Simulator:
             fault = self.faults.take(START_KINDS)
             if fault is not None:
                 request.get_data()
-                return _not_there_yet(fault)
+                return _start_window(fault)
         if request.method == "POST" and request.path in (*_GENERATIONS, *_EXTRAS):
             g.visit = self.stats.arrive(received, generation=request.path in _GENERATIONS)
         # Unread bytes would be taken for the next request of a kept connection.
@@ -481,7 +481,7 @@ def _send_hints(count: int) -> None:
             send(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n" * count)
 
 
-def _not_there_yet(fault: Fault) -> Response:
+def _start_window(fault: Fault) -> Response:
     """The 404 of a server whose API routes are still missing."""
     if fault.kind == "start-window":
         return as_json({"detail": "Not Found"}, 404)

@@ -1,4 +1,4 @@
-"""Wrong results: what a faulty server says and shows instead of what it made."""
+"""Faults of the result: pictures, ``info`` and progress answers that are wrong."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _NONSENSE: tuple[Any, ...] = (10**399 * 7, float("nan"), float("inf"), float("-i
 
 
 def nonsense_progress(body: dict[str, Any], turn: int) -> bytes:
-    """A progress answer, as JSON, whose numbers are none; ``turn`` chooses what stands for them."""
+    """A progress answer, as JSON, with unusable numbers; ``turn`` chooses which kind."""
     value = _NONSENSE[turn % len(_NONSENSE)]
     numbers = ("progress", "eta", "eta_relative")
 
