@@ -35,6 +35,7 @@ from app.webui.errors import (
     AnswerTooLarge,
     ConnectionBroken,
     JobTimeout,
+    ModelVanished,
     NoLongerAvailable,
     NotUp,
     Unreachable,
@@ -101,13 +102,16 @@ class WebuiStation:
         except WebuiError as error:
             self._note_absence(error)
             raise StationDown from error
+        self._keep_catalogue(catalogue)
+        if not self._generating:
+            self._learn_loaded(catalogue)
+
+    def _keep_catalogue(self, catalogue: Catalogue) -> None:
         self._slots.put_catalogue(self.key, catalogue.to_json())
         self._offers.keep_default_model()
         with self._lock:
             self._catalogue = catalogue
             self._unservable = self._judge(self._demands)
-            if not self._generating:
-                self._learn_loaded(catalogue)
 
     def _learn_loaded(self, catalogue: Catalogue) -> None:
         """A person may have loaded another model by hand."""
@@ -310,7 +314,7 @@ class WebuiStation:
     def _prepare_switch(self, model: Model) -> str | None:
         """Have the WebUI take vanished files off its list; the checkpoint that is loaded now. What fails of this costs nothing.
 
-        :raises NoLongerAvailable: the model is not listed any more, and asking for it would make pictures with another.
+        :raises ModelVanished: the model is not listed any more, and asking for it would make pictures with another.
         """
         with suppress(WebuiError):
             self._webui.refresh_checkpoints()
@@ -319,7 +323,8 @@ class WebuiStation:
         except WebuiError:
             return self._loaded
         if all(model.bare_title != other.bare_title for other in seen.models):
-            raise NoLongerAvailable("The WebUI no longer has the job's model.")
+            self._keep_catalogue(replace(self._catalogue, models=seen.models, loaded_model=seen.loaded_model))
+            raise ModelVanished
         self._learn_loaded(seen)
         return self._loaded
 

@@ -161,6 +161,12 @@ class NoLongerAvailable(WebuiError):
     detail = "A name that the job uses is no longer available."
 
 
+class ModelVanished(NoLongerAvailable):
+    """The WebUI does not list the job's model any more; nothing was sent."""
+
+    detail = "The WebUI no longer has the job's model."
+
+
 class NoDefaultModel(WebuiError):
     """The request names no model, and the gateway has none to put in its place."""
 

@@ -54,6 +54,7 @@ class ScriptedStation:
         self.may_store.set()
         self.heeds_interrupt = True
         self.held: Claim | None = None
+        self.broken = False
 
     def refresh(self) -> None:
         self.refreshes += 1
@@ -82,6 +83,13 @@ class ScriptedStation:
         if isinstance(reply, Exception):
             raise reply
         return reply
+
+    def needs_repair(self) -> bool:
+        return self.broken
+
+    def repair(self, task_id: str) -> None:
+        self.calls.append("repair")
+        self.broken = False
 
     def look(self, claim: Claim) -> Look | None:
         self.looks += 1
