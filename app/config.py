@@ -39,6 +39,14 @@ class WebuiAddress:
     key: str
     url: str
 
+    @property
+    def name(self) -> str:
+        """The WebUI as the operator wrote it, for the log: its name, else its URL without credentials."""
+        if "://" not in self.key:
+            return self.key
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -173,7 +181,8 @@ def parse_webui_urls(value: str, host_id: str) -> tuple[WebuiAddress, ...]:
 
 
 def _without_credentials(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url)
+    # Up to the last @: a password may hold one, and a slash.
+    return re.sub(r"//.*@", "//", url)
 
 
 SETTINGS: tuple[Setting, ...] = (

@@ -43,6 +43,7 @@ from app.webui.errors import (
     OutOfMemory,
     Unreachable,
     WebuiError,
+    reason,
 )
 from app.webui.exchange import Reply
 
@@ -169,6 +170,7 @@ class WebuiStation:
         self, webui: Webui, table: JobTable, slots: Slots, records: RecordStore, offers: Offers, job_timeout: float
     ) -> None:
         self.key = webui.key
+        self.name = webui.name
         self._webui = webui
         self._table = table
         self._slots = slots
@@ -195,7 +197,7 @@ class WebuiStation:
         try:
             catalogue = self._webui.catalogue()
         except WebuiError as error:
-            raise StationDown from error
+            raise StationDown(reason(error)) from error
         self._slots.put_catalogue(self.key, catalogue.to_json())
         self._offers.keep_default_model()
         with self._lock:
@@ -251,7 +253,7 @@ class WebuiStation:
         try:
             replies = self._post(claim, payload, on_sending)
         except Unreachable as error:
-            raise NotSent from error
+            raise NotSent(reason(error)) from error
         except (ConnectionBroken, JobTimeout) as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         last = replies.upscaled or replies.generation
@@ -379,7 +381,7 @@ class WebuiStation:
             if self._ours_is_active(claim.task_id):
                 self._webui.interrupt()
         except WebuiError:
-            _LOG.warning("%s could not be interrupted", self.key)
+            _LOG.warning("WebUI %s could not be interrupted", self.name)
 
     def _ours_is_active(self, task_id: str | None) -> bool:
         if self._webui.server_state().job_count == 0:
@@ -406,7 +408,7 @@ class WebuiStation:
                     self._webui.interrupt()
                     interrupted = True
             except Unreachable as error:
-                raise StationDown from error
+                raise StationDown(reason(error)) from error
             except WebuiError:
                 idle = False
             if not idle and time.monotonic() >= deadline:

@@ -99,7 +99,7 @@ class Services:
         return self.offers.options()
 
     def readiness(self) -> list[str]:
-        """Why pictures may have to wait, in words; empty when all is well.
+        """Why no picture can be made now, in words; empty when all is well.
 
         :raises DatabaseUnavailable, StoreUnavailable: nothing can be accepted.
         """
@@ -108,7 +108,7 @@ class Services:
         reasons = {
             "No worker is running.": not self.slots.worker_alive(),
             "No WebUI answers.": not self.slots.any_up(),
-            "No WebUI has told what it offers yet.": not self.offers.catalogues(),
+            "No WebUI has told what it offers yet: requests are refused with 503 (no-catalogue).": not self.offers.catalogues(),
         }
         return [reason for reason, holds in reasons.items() if holds]
 

@@ -15,7 +15,7 @@ from app.jobs.table import Serving
 
 
 class NotSent(Exception):
-    """No connection to the WebUI came about: the attempt never began."""
+    """No connection to the WebUI came about: the attempt never began. ``str()`` says why, for the log."""
 
 
 class AttemptLost(Exception):
@@ -27,7 +27,7 @@ class AttemptLost(Exception):
 
 
 class StationDown(Exception):
-    """The WebUI does not answer."""
+    """The WebUI does not answer. ``str()`` says why, for the log."""
 
 
 def _at_once(_seconds: float | None) -> bool:
@@ -66,6 +66,8 @@ class Station(Protocol):
     """One WebUI, as the worker drives it."""
 
     key: str
+    #: The WebUI as the operator named it in the settings, for the log.
+    name: str
 
     def refresh(self) -> None:
         """Ask what the WebUI offers and keep it.

@@ -6,8 +6,9 @@ sent, a host name or a credential.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Final
 
 
 class WebuiError(Exception):
@@ -137,3 +138,34 @@ class UnknownNames(WebuiError):
         super().__init__(detail)
         self.errors: dict[str, list[str]] = {field: list(messages) for field, messages in errors.items()}
         self.accepted: dict[str, list[str]] = {field: list(names) for field, names in accepted.items()}
+
+
+#: What the log says of the cause of a light question that failed.
+_REASONS: Final[Mapping[type[BaseException], str]] = {
+    JobTimeout: "no answer in time",
+    ConnectionBroken: "the connection broke before the answer was complete",
+    ConnectionRefusedError: "connection refused",
+    socket.gaierror: "its host name can't be resolved",
+    TimeoutError: "no connection in time",
+    ValueError: "its answer is not JSON",
+    RecursionError: "its answer is not JSON",
+}
+
+
+def reason(error: WebuiError) -> str:
+    """Why a light question got no usable answer, in a few words for the operator's log; credentials are not among them."""
+    for cause in _causes(error):
+        for kind, text in _REASONS.items():
+            if isinstance(cause, kind):
+                return text
+        if isinstance(cause, OSError) and cause.strerror:
+            return str(cause.strerror)
+    return "its answer is not a WebUI's" if str(error) == NotAnswering.detail else str(error).rstrip(".")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that led to this one, the nearest first."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

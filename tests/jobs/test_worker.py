@@ -36,6 +36,7 @@ class ScriptedStation:
 
     def __init__(self, key: str = "gpu0") -> None:
         self.key = key
+        self.name = key
         self.started: queue.Queue[Claim] = queue.Queue()
         self.replies: queue.Queue[Answer | Exception] = queue.Queue()
         self.verdicts: queue.Queue[Success | Failure | Retry | Exception] = queue.Queue()
