@@ -211,11 +211,13 @@ def build(config: Config) -> Services:
     :raises PresetError: styles.toml can't be read.
     """
     steps = crash_at(config.crash_at)
+    # The database last: what can't be used with it changes nothing in it.
+    presets, records = load_presets(config.instance / "styles.toml"), RecordStore(config.data_dir, steps)
+    records.prepare()
     database = Database(config.database_url, steps)
     database.migrate()
-    table, slots, records = JobTable(database), Slots(database), RecordStore(config.data_dir, steps)
-    records.prepare()
-    offers = Offers(slots, load_presets(config.instance / "styles.toml"), config.default_model)
+    table, slots = JobTable(database), Slots(database)
+    offers = Offers(slots, presets, config.default_model)
     waiters = Waiters(table, config.max_waiters)
     hints = _Hints(waiters)
     return Services(

@@ -410,7 +410,7 @@ class TestSettling:
         station.begins()
         station.answers(AttemptLost(BROKEN))
         until(lambda: house.slot() == "suspect")
-        until(lambda: "the runner of gpu0 failed" in caplog.text)
+        until(lambda: "the runner of WebUI gpu0 failed" in caplog.text)
         failing.clear()
         station.begins()
         station.answers()
@@ -585,7 +585,7 @@ class TestKeeper:
     @pytest.mark.parametrize(
         ("error", "words"),
         [
-            (LookupError("a bug"), "what gpu0 offers can't be read"),
+            (LookupError("a bug"), "what WebUI gpu0 offers can't be read"),
             (DatabaseUnavailable(), "the database is unavailable"),
         ],
     )
