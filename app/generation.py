@@ -41,6 +41,7 @@ from app.webui.errors import (
     Unreachable,
     WebuiError,
     nobody_listens,
+    reason,
 )
 from app.webui.failures import says_model_broken, says_nothing
 from app.webui.interruption import Inquiry, Pace, Prepared
@@ -64,6 +65,7 @@ class WebuiStation:
         self, webui: Webui, table: JobTable, slots: Slots, records: RecordStore, offers: Offers, config: Config
     ) -> None:
         self.key = webui.key
+        self.name = webui.name
         self._webui = webui
         self._table = table
         self._slots = slots
@@ -101,7 +103,7 @@ class WebuiStation:
             catalogue = self._webui.catalogue()
         except WebuiError as error:
             self._note_absence(error)
-            raise StationDown from error
+            raise StationDown(reason(error)) from error
         self._keep_catalogue(catalogue)
         if not self._generating:
             self._learn_loaded(catalogue)
@@ -182,10 +184,10 @@ class WebuiStation:
             return Answer(ok=False, content=error)
         except (Unreachable, NotUp) as error:
             self._note_absence(error)
-            raise NotSent from error
+            raise NotSent(reason(error)) from error
         except DatabaseUnavailable as error:
             # What must be kept before the request goes out could not be kept.
-            raise NotSent from error
+            raise NotSent("the database can't be written") from error
         except (ConnectionBroken, JobTimeout) as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         return Answer(ok=replies.last.status == _OK, content=replies, settled=replies.inquiry.settled)
@@ -308,7 +310,7 @@ class WebuiStation:
             self._doubt.withdraw()
         elif status >= _SERVER_FAILED:
             self._doubt.fails(model.checkpoint)
-            _LOG.warning("WebUI %s failed to make a picture with another model than it had loaded", self.key)
+            _LOG.warning("WebUI %s failed to make a picture with another model than it had loaded", self.name)
         return replace(replies, switch_noted=noted)
 
     def _prepare_switch(self, model: Model) -> str | None:
@@ -342,7 +344,7 @@ class WebuiStation:
         if not candidates:
             if self._doubt.give_up():
                 _LOG.warning(
-                    "WebUI %s must be restarted: its loaded model is broken, and no other one can be loaded", self.key
+                    "WebUI %s must be restarted: its loaded model is broken, and no other one can be loaded", self.name
                 )
             return
         model = candidates[0]
@@ -354,13 +356,13 @@ class WebuiStation:
             return
         except Unreachable as error:
             self._note_absence(error)
-            raise StationDown from error
+            raise StationDown(reason(error)) from error
         except WebuiError as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         if made_with(reply, limits, model):
             self._loaded = model.checkpoint
             self._doubt.loads(model.checkpoint)
-            _LOG.info("WebUI %s has loaded another model and is whole again", self.key)
+            _LOG.info("WebUI %s has loaded another model and is whole again", self.name)
         else:
             self._doubt.fails(model.checkpoint)
 
@@ -375,7 +377,7 @@ class WebuiStation:
         try:
             self._slots.keep_overridden(self.key, text)
         except DatabaseUnavailable:
-            _LOG.warning("what options of WebUI %s are to be put back could not be stored", self.key)
+            _LOG.warning("what options of WebUI %s are to be put back could not be stored", self.name)
 
     # -- the result --------------------------------------------------------------------------------------------------
 
@@ -417,7 +419,7 @@ class WebuiStation:
             if self._ours_is_active(claim.task_id):
                 self._webui.interrupt()
         except WebuiError:
-            _LOG.warning("%s could not be interrupted", self.key)
+            _LOG.warning("WebUI %s could not be interrupted", self.name)
 
     def _ours_is_active(self, task_id: str | None) -> bool:
         if self._webui.server_state().job_count == 0:
@@ -444,7 +446,7 @@ class WebuiStation:
                     self._webui.interrupt()
                     interrupted = True
             except Unreachable as error:
-                raise StationDown from error
+                raise StationDown(reason(error)) from error
             except WebuiError:
                 idle = False
             if not idle and time.monotonic() >= deadline:

@@ -100,7 +100,7 @@ class Services:
         return self.offers.options()
 
     def readiness(self) -> list[str]:
-        """Why pictures may have to wait, in words; empty when all is well.
+        """Why no picture can be made now, in words; empty when all is well.
 
         :raises DatabaseUnavailable, StoreUnavailable: nothing can be accepted.
         """
@@ -110,7 +110,7 @@ class Services:
             "No worker is running.": not self.slots.worker_alive(),
             "No WebUI answers.": not self.slots.any_up(),
             **dict.fromkeys(restarts_needed(self.slots.doubts()), True),
-            "No WebUI has told what it offers yet.": not self.offers.catalogues(),
+            "No WebUI has told what it offers yet: requests are refused with 503 (no-catalogue).": not self.offers.catalogues(),
         }
         return [reason for reason, holds in reasons.items() if holds]
 
@@ -223,11 +223,13 @@ def build(config: Config) -> Services:
     :raises PresetError: styles.toml can't be read.
     """
     steps = crash_at(config.crash_at)
+    # The database last: what can't be used with it changes nothing in it.
+    presets, records = load_presets(config.instance / "styles.toml"), RecordStore(config.data_dir, steps)
+    records.prepare()
     database = Database(config.database_url, steps)
     database.migrate()
-    table, slots, records = JobTable(database), Slots(database), RecordStore(config.data_dir, steps)
-    records.prepare()
-    offers = Offers(slots, load_presets(config.instance / "styles.toml"), config.default_model)
+    table, slots = JobTable(database), Slots(database)
+    offers = Offers(slots, presets, config.default_model)
     waiters = Waiters(table, config.max_waiters)
     hints = _Hints(waiters)
     return Services(

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
+import sys
 from typing import Any, Final
 
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger as GunicornLogger  # type: ignore[import-untyped]  # the package ships no types
 from gunicorn.http import wsgi  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
+
+from app import startup
 
 #: Milliseconds that a thread waits for the next request of the connection that it has just answered.
 _PATIENCE: Final = 100
@@ -37,6 +42,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         # There is no setting for it, and this process serves nothing else.
         wsgi.Response = Response
         super().init_process()
+
+    def init_signals(self) -> None:
+        """Leave Ctrl-C to the master, which the terminal sends it too: it lets its processes end as SIGTERM does."""
+        super().init_signals()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def handle_quit(self, *_: object) -> None:
+        """End at once: it was the second Ctrl-C. The next process takes over what this one held, as after a crash."""
+        os._exit(0)
+
+    def load_wsgi(self) -> None:
+        """Load the application; what it can't start with is told in one line."""
+        try:
+            super().load_wsgi()
+        except startup.ERRORS as error:
+            self.log.critical("the gateway can't start: %s", " ".join(str(error).split()))
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     def handle(self, conn: TConn) -> Any:
         """Answer the requests of a connection until it ends or rests; what gunicorn shall do with it then."""

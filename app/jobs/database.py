@@ -8,6 +8,7 @@ first. So no two write transactions can deadlock or see half of each other.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ from app.jobs.errors import DatabaseUnavailable, SchemaTooNew
 from app.jobs.prepared import Prepared
 from app.jobs.schema import CLOCK
 from app.steps import UNWATCHED, Steps
+
+_LOG = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 #: Seconds that a statement waits for another process's write before it gives up.
@@ -189,9 +192,12 @@ class Database:
         with self._translated(), self._writer, self._writing.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            _refuse_newer(connection, ScriptDirectory.from_config(config))
+            before = _refuse_newer(connection, ScriptDirectory.from_config(config))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            after = _revision(connection)
+        if after != before:
+            _LOG.info("the database was migrated from schema %s to %s", before or "none", after)
         self._migrated = self._file()
 
     def _file(self) -> tuple[int, int] | None:
@@ -227,11 +233,17 @@ class Database:
             self._lookers.pop().close()
 
 
-def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
+def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> str | None:
+    """The schema of the database, None where it is empty."""
     known = {script.revision for script in scripts.walk_revisions()}
-    current = MigrationContext.configure(connection).get_current_revision()
+    current = _revision(connection)
     if current is not None and current not in known:
         raise SchemaTooNew(f"The database has schema {current}, which this version of sd-gateway does not know.")
+    return current
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

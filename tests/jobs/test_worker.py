@@ -36,6 +36,7 @@ class ScriptedStation:
 
     def __init__(self, key: str = "gpu0") -> None:
         self.key = key
+        self.name = key
         self.started: queue.Queue[Claim] = queue.Queue()
         self.replies: queue.Queue[Answer | Exception] = queue.Queue()
         self.verdicts: queue.Queue[Success | Failure | Retry | Exception] = queue.Queue()
@@ -417,7 +418,7 @@ class TestSettling:
         station.begins()
         station.answers(AttemptLost(BROKEN))
         until(lambda: house.slot() == "suspect")
-        until(lambda: "the runner of gpu0 failed" in caplog.text)
+        until(lambda: "the runner of WebUI gpu0 failed" in caplog.text)
         failing.clear()
         station.begins()
         station.answers()
@@ -592,7 +593,7 @@ class TestKeeper:
     @pytest.mark.parametrize(
         ("error", "words"),
         [
-            (LookupError("a bug"), "what gpu0 offers can't be read"),
+            (LookupError("a bug"), "what WebUI gpu0 offers can't be read"),
             (DatabaseUnavailable(), "the database is unavailable"),
         ],
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import socket
+import threading
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.system.harness import Gateway, Simulator, Stage, until
+from tests.system.harness import Gateway, Simulator, Stage, free_port, until
 
 LINE = re.compile(
     r"^\[[^]]+\] \[\d+\] \[(?P<level>INFO|WARNING)\] app\.jobs\.events: (?P<fields>event=.*)$", re.MULTILINE
@@ -94,3 +100,64 @@ def test_what_a_killed_process_held_is_given_back_by_the_next_one(gateway: Gatew
     found = transitions(gateway, job["name"])
     assert [line["event"] for line in found[:5]] == ["accepted", "claimed", "sent", "given back", "claimed"]
     assert (found[3]["webui"], found[3]["attempt"], found[3]["slug"]) == ("big", "1", "worker-lost")
+
+
+@contextlib.contextmanager
+def a_server_that_answers(status: HTTPStatus, body: bytes = b"{}") -> Iterator[int]:
+    """A server that answers everything so; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_webui_that_is_down_is_named_as_configured_and_with_the_reason(stage: Stage, simulator: Simulator) -> None:
+    with (
+        a_server_that_answers(HTTPStatus.UNAUTHORIZED) as locked,
+        a_server_that_answers(HTTPStatus.NOT_FOUND) as bare,
+        a_server_that_answers(HTTPStatus.OK, b"<html>") as other,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        nobody, mute = free_port(), silent.getsockname()[1]
+        urls = [
+            simulator.url,
+            f"http://127.0.0.1:{nobody}/sub/",
+            f"http://me:p%40ss@localhost:{locked}",
+            f"bare=http://127.0.0.1:{bare}",
+            f"other=http://127.0.0.1:{other}",
+            f"mute=http://127.0.0.1:{mute}",
+        ]
+        gateway = stage.gateway(",".join(urls))
+        for line in [
+            f"[INFO] app.jobs.worker: WebUI {simulator.url} is up\n",
+            f"[WARNING] app.jobs.worker: WebUI http://127.0.0.1:{nobody}/sub is down: connection refused\n",
+            f"WebUI http://localhost:{locked} is down: The WebUI refuses the gateway's credentials (status 401)\n",
+            "WebUI bare is down: The WebUI has no API (status 404): it must be started with --api\n",
+            "WebUI other is down: its answer is not JSON\n",
+            "WebUI mute is down: no answer in time\n",
+        ]:
+            until(lambda line=line: line in gateway.text(), line)
+    assert "p%40ss" not in gateway.text()
+    assert "p@ss" not in gateway.text()
+
+
+def test_a_webui_that_goes_away_under_a_job_is_down_for_a_reason(stage: Stage) -> None:
+    simulator = stage.simulator()
+    gateway = stage.gateway(f"big={simulator.url}")
+    simulator.kill()
+    job = gateway.post(prefer="respond-async").json()
+    until(lambda: "WebUI big is down: connection refused" in gateway.text(), "the reason in the log")
+    until(lambda: events(gateway, job["name"]) == ["accepted", "claimed", "given back"], "the job is back in the queue")
