@@ -17,8 +17,8 @@ _config = settings.load()
 wsgi_app = "wsgi:app"
 bind = _config.bind
 workers = _config.web_concurrency
-# gthread whose threads stay with a connection for a moment, and no work for an access log that is not written.
-worker_class = "app.api.serving.Worker"
+worker_class = "gthread"
+# No work for an access log that is not written.
 logger_class = "app.api.serving.Logger"
 threads = _config.threads
 # Waiting clients hold their connection; the kernel's queue takes what arrives in a burst.
