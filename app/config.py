@@ -13,6 +13,7 @@ import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -82,7 +83,7 @@ _SECONDS = _number(0, integer=False)
 def _choice(*names: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in names:
-            raise ValueError("must be one of " + ", ".join(names))
+            raise ValueError("must be one of " + ", ".join(name or "empty" for name in names))
         return value
 
     return parse
@@ -93,6 +94,15 @@ def _bind(value: str) -> str:
     if value.startswith("unix:") or (colon and host and port.isdigit() and int(port) <= _HIGHEST_PORT):
         return value
     raise ValueError("must be host:port or unix:path")
+
+
+def _only_this_machine_reaches(bind: str) -> bool:
+    """Whether an address, as ``SDG_BIND`` has it, is a Unix socket or a loopback port."""
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _host_id(value: str) -> str:
@@ -227,6 +237,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("SDG_SYNC_TIMEOUT", "600", _SECONDS, "Seconds that a POST waits for its picture before it answers 202."),
     Setting("SDG_JOB_TIMEOUT", "900", _number(0.1, integer=False), "Seconds that one attempt may run on a WebUI."),
+    Setting(
+        "SDG_ACCEL",
+        "",
+        _choice("", "nginx"),
+        "`nginx`: the nginx in front sends the pictures (docs/operations.md); needs a loopback or Unix `SDG_BIND`.",
+    ),
     Setting("SDG_MAX_QUEUE", "1000", _COUNT, "Unfinished jobs of all users together."),
     Setting("SDG_MAX_QUEUE_PER_USER", "20", _COUNT, "Unfinished jobs of one user."),
     Setting("SDG_MAX_BATCH_SIZE", "8", _COUNT, "Largest `batch_size`."),
@@ -261,6 +277,7 @@ class Config:
     drain_timeout: float
     sync_timeout: float
     job_timeout: float
+    accel: str
     max_queue: int
     max_queue_per_user: int
     max_batch_size: int
@@ -337,4 +354,8 @@ def load(environ: Mapping[str, str] | None = None, instance: Path = INSTANCE) ->
         raise ConfigError(f"SDG_WEBUI_URLS: {error}") from error
     if values["max_waiters"] >= values["threads"]:
         raise ConfigError("SDG_MAX_WAITERS: must be fewer than SDG_THREADS")
+    if values["accel"] and not _only_this_machine_reaches(values["bind"]):
+        raise ConfigError(
+            "SDG_ACCEL: needs SDG_BIND to be a loopback address or a Unix socket, so that only nginx reaches it"
+        )
     return Config(**values, webuis=webuis, instance=instance, crash_at=environ.get(CRASH_AT, ""))

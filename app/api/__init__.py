@@ -13,6 +13,7 @@ from app.api import archive, docs, generation, health
 from app.api.application import Application
 from app.api.blueprint import Api
 from app.api.bodies import MEBIBYTE
+from app.api.delivery import Delivery
 from app.api.ports import Services
 from app.api.present import Presenter
 from app.api.requests import BODY_TURNS, MAX_BODY, GatewayRequest
@@ -58,7 +59,8 @@ def _register_endpoints(app: Application, services: Services) -> None:
         api.spec.components.schema(schema.__name__, schema=schema)
     presenter = Presenter(public_url, services.config.sync_timeout)
     api.register_blueprint(generation.blueprint(services, presenter))
-    api.register_blueprint(archive.blueprint(services, presenter))
+    delivery = Delivery(services.config.data_dir if services.config.accel else None)
+    api.register_blueprint(archive.blueprint(services, presenter, delivery))
     api.register_blueprint(health.blueprint(services))
 
 
