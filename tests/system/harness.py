@@ -137,7 +137,7 @@ class Http:
         host, _, port = self.base.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(request)
-            answer = http.client.HTTPResponse(connection)
+            answer = http.client.HTTPResponse(connection, method=request.partition(b" ")[0].decode("latin-1"))
             try:
                 answer.begin()
                 return answer.status, answer.headers.get_content_type(), answer.read()
@@ -299,6 +299,7 @@ class Gateway(Process):
     """``gunicorn wsgi:app`` in the checkout, with its data, its database and its port for itself.
 
     :param urls: the text of SDG_WEBUI_URLS, or simulators, or None to leave the setting out.
+    :param application: what gunicorn serves, as ``module:name``.
     :param settings: further settings by their names; None leaves one out.
     """
 
@@ -310,10 +311,11 @@ class Gateway(Process):
         *,
         processes: int = 2,
         options: Sequence[str] = (),
+        application: str = "wsgi:app",
         **settings: Any,
     ) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.http = Http(self.url)
         # A folder each: the processes of one gateway find each other by sockets beside the database.
         self.data = folder / name / "data"
@@ -324,7 +326,7 @@ class Gateway(Process):
         environ = clean_environ(
             folder,
             **{
-                "SDG_BIND": f"127.0.0.1:{port}",
+                "SDG_BIND": f"127.0.0.1:{self.port}",
                 "SDG_WEBUI_URLS": urls,
                 "SDG_HOST_ID": "testhost",
                 "SDG_DATA_DIR": self.data,
@@ -333,7 +335,7 @@ class Gateway(Process):
                 **settings,
             },
         )
-        super().__init__(name, [sys.executable, "-m", "gunicorn", *options, "wsgi:app"], environ, folder)
+        super().__init__(name, [sys.executable, "-m", "gunicorn", *options, application], environ, folder)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
