@@ -10,17 +10,18 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 from urllib.parse import quote
 
-from flask import Request, Response, request, send_file
+from flask import Request, Response, request
+from werkzeug.utils import send_file
 
 from app.api.ports import File
 from app.api.refusals import FileGone, PreconditionFailed
 
 #: A stored file never changes under its name, so that a cache may keep it; it is somebody's own picture, so that only the
 #: client's cache may. Seconds: the year that RFC 2616, section 14.21, took for ever.
-FILE_MAX_AGE: Final = 31_536_000
+_CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
 #: A picture opened in a browser's tab is never taken for a page of the gateway's origin.
 _POLICY: Final = "default-src 'none'; sandbox"
 #: The internal location of deploy/nginx/sd-gateway.conf.
@@ -46,52 +47,56 @@ class Delivery:
         :raises FileGone: it was deleted a moment ago.
         :raises PreconditionFailed: If-Match names another version.
         """
-        response = _from_flask(file)
-        response.cache_control.public = False
-        response.cache_control.private = True
-        response.cache_control.immutable = True
+        response = _answer(file, by_nginx=self._data_folder is not None and _both_read_alike(request, file.etag))
+        response.headers["Cache-Control"] = _CACHE_CONTROL
         response.headers["Content-Security-Policy"] = _POLICY
         if response.status_code == HTTPStatus.PARTIAL_CONTENT:
             # Content-Range says it already, and nginx does not send it either.
             del response.headers["Accept-Ranges"]
-        if self._data_folder is not None and _may_accelerate(request, response):
-            _hand_over(response, file.path.relative_to(self._data_folder))
+        if "X-Sendfile" in response.headers:
+            del response.headers["X-Sendfile"]
+            _hand_over(response, str(file.path).removeprefix(f"{self._data_folder}/"))
         return response
 
 
-def _from_flask(file: File) -> Response:
+def _both_read_alike(asked: Request, etag: str) -> bool:
+    """Whether nginx would send what Flask would, which is so but for a HEAD and rarer forms of a request."""
+    if asked.method != "GET" or any(name in asked.headers for name in _NEVER_ACCELERATED):
+        return False
+    if asked.headers.get("If-Range") not in (None, f'"{etag}"'):
+        return False
+    range_ = asked.headers.get("Range")
+    return range_ is None or bool(_PLAIN_RANGE.fullmatch(range_))
+
+
+def _answer(file: File, *, by_nginx: bool) -> Response:
+    """The answer as Flask gives it; with ``by_nginx``, X-Sendfile stands for the bytes of the file."""
     if request.range is not None and request.range.units != "bytes":
         # A unit that is not understood must be ignored (RFC 9110, section 14.2); werkzeug would refuse it.
         del request.environ["HTTP_RANGE"]
     try:
+        # Not Flask's send_file, which takes use_x_sendfile from the whole application's configuration.
         response = send_file(
-            file.path, mimetype=file.media_type, etag=file.etag, conditional=True, max_age=FILE_MAX_AGE
+            file.path,
+            request.environ,
+            mimetype=file.media_type,
+            etag=file.etag,
+            use_x_sendfile=by_nginx,
+            response_class=Response,
         )
     except FileNotFoundError as error:
         raise FileGone("The file was deleted.") from error
     if response.status_code == HTTPStatus.PRECONDITION_FAILED:
         response.close()
         raise PreconditionFailed("The file has another ETag than If-Match names.")
-    return response
+    return cast("Response", response)
 
 
-def _may_accelerate(asked: Request, response: Response) -> bool:
-    """Whether nginx would send what Flask would, which is so but for a HEAD, a refusal and the rarer forms of a request."""
-    if asked.method != "GET" or any(name in asked.headers for name in _NEVER_ACCELERATED):
-        return False
-    range_ = asked.headers.get("Range")
-    if range_ is None:
-        return response.status_code == HTTPStatus.OK
-    unchanged = (None, response.headers["ETag"], response.headers["Last-Modified"])
-    partial = response.status_code == HTTPStatus.PARTIAL_CONTENT
-    return partial and asked.headers.get("If-Range") in unchanged and bool(_PLAIN_RANGE.fullmatch(range_))
-
-
-def _hand_over(response: Response, place: Path) -> None:
+def _hand_over(response: Response, place: str) -> None:
     """Leave the body, its length and its range to nginx."""
-    response.close()
-    response.response = ()
     response.status_code = HTTPStatus.OK
-    for name in ("Content-Length", "Content-Range", "Accept-Ranges"):
+    for name in ("Content-Range", "Accept-Ranges"):
         response.headers.pop(name, None)
-    response.headers["X-Accel-Redirect"] = _INTERNAL + quote(str(place))
+    # nginx keeps the connection only after an answer that says that it has no body.
+    response.content_length = 0
+    response.headers["X-Accel-Redirect"] = _INTERNAL + quote(place)
