@@ -26,8 +26,8 @@ _CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
 _POLICY: Final = "default-src 'none'; sandbox"
 #: The internal location of deploy/nginx/sd-gateway.conf.
 _INTERNAL: Final = "/sd-gateway-files/"
-#: nginx would judge these again, by an ETag of its own.
-_NEVER_ACCELERATED: Final = ("If-Match", "If-Unmodified-Since")
+#: The beginnings of what makes a request conditional or partial (RFC 9110, sections 13.1 and 14.2), as WSGI names them.
+_CONDITIONS: Final = ("HTTP_IF_", "HTTP_RANGE")
 #: The forms of Range that Flask and nginx read alike.
 _PLAIN_RANGE: Final = re.compile(r"bytes=(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})")
 
@@ -47,21 +47,24 @@ class Delivery:
         :raises FileGone: it was deleted a moment ago.
         :raises PreconditionFailed: If-Match names another version.
         """
-        response = _answer(file, by_nginx=self._data_folder is not None and _both_read_alike(request, file.etag))
+        conditional = any(name.startswith(_CONDITIONS) for name in request.environ)
+        by_nginx = self._data_folder is not None and request.method == "GET"
+        if conditional:
+            by_nginx = by_nginx and _both_read_alike(request, file.etag)
+        response = _answer(file, conditional=conditional, by_nginx=by_nginx)
         response.headers["Cache-Control"] = _CACHE_CONTROL
         response.headers["Content-Security-Policy"] = _POLICY
-        if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-            # Content-Range says it already, and nginx does not send it either.
-            del response.headers["Accept-Ranges"]
-        if "X-Sendfile" in response.headers:
-            del response.headers["X-Sendfile"]
+        if response.headers.pop("X-Sendfile", None):
             _hand_over(response, str(file.path).removeprefix(f"{self._data_folder}/"))
+        elif response.status_code == HTTPStatus.OK:
+            response.headers["Accept-Ranges"] = "bytes"
         return response
 
 
 def _both_read_alike(asked: Request, etag: str) -> bool:
-    """Whether nginx would send what Flask would, which is so but for a HEAD and rarer forms of a request."""
-    if asked.method != "GET" or any(name in asked.headers for name in _NEVER_ACCELERATED):
+    """Whether nginx would do with these conditions and this range what Flask does."""
+    if "If-Match" in asked.headers or "If-Unmodified-Since" in asked.headers:
+        # nginx would judge them again, by an ETag of its own.
         return False
     if asked.headers.get("If-Range") not in (None, f'"{etag}"'):
         return False
@@ -69,9 +72,9 @@ def _both_read_alike(asked: Request, etag: str) -> bool:
     return range_ is None or bool(_PLAIN_RANGE.fullmatch(range_))
 
 
-def _answer(file: File, *, by_nginx: bool) -> Response:
+def _answer(file: File, *, conditional: bool, by_nginx: bool) -> Response:
     """The answer as Flask gives it; with ``by_nginx``, X-Sendfile stands for the bytes of the file."""
-    if request.range is not None and request.range.units != "bytes":
+    if conditional and request.range is not None and request.range.units != "bytes":
         # A unit that is not understood must be ignored (RFC 9110, section 14.2); werkzeug would refuse it.
         del request.environ["HTTP_RANGE"]
     try:
@@ -80,6 +83,7 @@ def _answer(file: File, *, by_nginx: bool) -> Response:
             file.path,
             request.environ,
             mimetype=file.media_type,
+            conditional=conditional,
             etag=file.etag,
             use_x_sendfile=by_nginx,
             response_class=Response,
@@ -94,9 +98,12 @@ def _answer(file: File, *, by_nginx: bool) -> Response:
 
 def _hand_over(response: Response, place: str) -> None:
     """Leave the body, its length and its range to nginx."""
-    response.status_code = HTTPStatus.OK
-    for name in ("Content-Range", "Accept-Ranges"):
-        response.headers.pop(name, None)
+    if response.status_code == HTTPStatus.PARTIAL_CONTENT:
+        response.status_code = HTTPStatus.OK
+        del response.headers["Content-Range"]
+    else:
+        # nginx adds it to a whole file, and would then send it twice.
+        response.headers.pop("Accept-Ranges", None)
     # nginx keeps the connection only after an answer that says that it has no body.
     response.content_length = 0
     response.headers["X-Accel-Redirect"] = _INTERNAL + quote(place)
