@@ -24,8 +24,9 @@ except settings.ConfigError as error:
 wsgi_app = "wsgi:app"
 bind = _config.bind
 workers = _config.web_concurrency
-# gthread whose threads stay with a connection for a moment, and no work for an access log that is not written.
+# gthread, with our way to end and to tell why it can't start.
 worker_class = "app.api.serving.Worker"
+# No work for an access log that is not written.
 logger_class = "app.api.serving.Logger"
 threads = _config.threads
 # Waiting clients hold their connection; the kernel's queue takes what arrives in a burst.

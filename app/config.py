@@ -14,6 +14,7 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -96,7 +97,7 @@ _SECONDS = _number(0, integer=False)
 def _choice(*names: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in names:
-            raise ValueError("must be one of " + ", ".join(names))
+            raise ValueError("must be one of " + ", ".join(name or "empty" for name in names))
         return value
 
     return parse
@@ -107,6 +108,15 @@ def _bind(value: str) -> str:
     if value.startswith("unix:") or (colon and host and port.isdigit() and int(port) <= _HIGHEST_PORT):
         return value
     raise ValueError("must be host:port or unix:path")
+
+
+def _only_this_machine_reaches(bind: str) -> bool:
+    """Whether an address, as ``SDG_BIND`` has it, is a Unix socket or a loopback port."""
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _host_id(value: str) -> str:
@@ -257,6 +267,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "SDG_ACCEPT_SEEDS", "exact", _choice("exact", "any"), "The same for the seeds that pictures were made with."
     ),
+    Setting(
+        "SDG_ACCEL",
+        "",
+        _choice("", "nginx"),
+        "`nginx`: the nginx in front sends the pictures (docs/operations.md); needs a loopback or Unix `SDG_BIND`.",
+    ),
     Setting("SDG_MAX_QUEUE", "1000", _COUNT, "Unfinished jobs of all users together."),
     Setting("SDG_MAX_QUEUE_PER_USER", "20", _COUNT, "Unfinished jobs of one user."),
     Setting("SDG_MAX_BATCH_SIZE", "8", _COUNT, "Largest `batch_size`."),
@@ -295,6 +311,7 @@ class Config:
     job_timeout: float
     accept_sizes: str
     accept_seeds: str
+    accel: str
     max_queue: int
     max_queue_per_user: int
     max_batch_size: int
@@ -395,4 +412,8 @@ def load(environ: Mapping[str, str] | None = None, instance: Path | None = None)
         raise ConfigError(f"SDG_WEBUI_URLS: {error}") from error
     if values["max_waiters"] >= values["threads"]:
         raise ConfigError("SDG_MAX_WAITERS: must be fewer than SDG_THREADS")
+    if values["accel"] and not _only_this_machine_reaches(values["bind"]):
+        raise ConfigError(
+            "SDG_ACCEL: needs SDG_BIND to be a loopback address or a Unix socket, so that only nginx reaches it"
+        )
     return Config(**values, webuis=webuis, crash_at=environ.get(CRASH_AT, ""))
