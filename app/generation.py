@@ -259,10 +259,11 @@ class WebuiStation:
 
     def _payload(self, claim: Claim) -> dict[str, Any]:
         job, catalogue, presets = claim.job, self._catalogue, self._offers.presets
+        model = payloads.model_of(self._demands[job.demand], catalogue)
         if job.type == "txt2img":
-            return payloads.txt2img(job.args, catalogue, presets, claim.task_id, one_by_one=job.one_by_one)
+            return payloads.txt2img(job.args, catalogue, model, presets, claim.task_id, one_by_one=job.one_by_one)
         init = self._records.read_init(job.user_id, job.type, job.name)
-        return payloads.img2img(job.args, init, catalogue, presets, claim.task_id, one_by_one=job.one_by_one)
+        return payloads.img2img(job.args, init, catalogue, model, presets, claim.task_id, one_by_one=job.one_by_one)
 
     def _post(self, claim: Claim, payload: dict[str, Any], on_sending: Callable[[], None]) -> _Replies:
         job, inquiry = claim.job, _Inquiry(self._webui, self._helpers)
@@ -327,7 +328,7 @@ class WebuiStation:
 
     def _read(self, claim: Claim, replies: _Replies) -> Generation:
         job = claim.job
-        model = payloads.model_of(job.args, self._catalogue)
+        model = payloads.model_of(self._demands[job.demand], self._catalogue)
         generation = read_generation(replies.generation, expected=job.args["batch_size"], model=model)
         if replies.inquiry.stopped():
             raise Interrupted

@@ -65,6 +65,8 @@ class Job(NamedTuple):
     error_detail: str | None
     cost: float
     start_tag: float
+    #: The number of what a WebUI must offer for it; 0 for a record that was read from the folder, which is never claimed.
+    demand: int
     claims: int
     attempts: int
     losses: int

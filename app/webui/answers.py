@@ -14,9 +14,9 @@ from typing import Any
 import pybase64
 
 from app import jsontext
-from app.webui.catalogue import Model
 from app.webui.errors import BadAnswer, OutOfMemory, Refused, WebuiError, WebuiFailed, WrongModel
 from app.webui.exchange import Reply
+from app.webui.models import Model
 
 __all__ = ["Generation", "Picture", "Reply", "generation_images_base64", "read_generation", "read_upscaled"]
 

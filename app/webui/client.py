@@ -13,9 +13,10 @@ from urllib.parse import unquote, urlsplit
 
 from app import jsontext
 from app.config import WebuiAddress
-from app.webui.catalogue import Catalogue, read_models, read_names, read_schedulers, read_styles
+from app.webui.catalogue import Catalogue, read_names, read_schedulers, read_styles
 from app.webui.errors import ConnectionBroken, JobTimeout, NotAnswering
 from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
+from app.webui.models import read_models
 
 #: Largest answers that are read, bytes: of a generation (base64 pictures), and of a light question.
 GENERATION_LIMIT = 1 << 30

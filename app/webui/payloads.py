@@ -10,8 +10,9 @@ from typing import Any
 
 import pybase64
 
-from app.webui.catalogue import NO_UPSCALER, Catalogue, Model
+from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Sampling
 from app.webui.errors import NoLongerAvailable
+from app.webui.models import Model
 from app.webui.presets import Presets
 
 #: The WebUI numbers its ways of fitting the reference image into width × height.
@@ -24,17 +25,18 @@ def upscales(args: Mapping[str, Any]) -> bool:
 
 
 def txt2img(
-    args: Mapping[str, Any], catalogue: Catalogue, presets: Presets, task_id: str, *, one_by_one: bool
+    args: Mapping[str, Any], catalogue: Catalogue, model: Model, presets: Presets, task_id: str, *, one_by_one: bool
 ) -> dict[str, Any]:
     """Build the body of ``POST /sdapi/v1/txt2img``.
 
     :param args: the job's args, names resolved, ``seed`` a string of digits.
     :param catalogue: of the WebUI that it goes to.
+    :param model: what :func:`model_of` found there.
     :param task_id: the attempt's id, sent where the WebUI can be asked about it.
     :param one_by_one: make the pictures one after another instead of as one batch; takes less GPU memory.
-    :raises NoLongerAvailable: when the WebUI lacks the job's model or style.
+    :raises NoLongerAvailable: when the WebUI lacks the job's sampler, scheduler or style.
     """
-    payload = _common(args, catalogue, presets, task_id, one_by_one=one_by_one)
+    payload = _common(args, catalogue, model, presets, task_id, one_by_one=one_by_one)
     return payload | _hires(args, catalogue) if upscales(args) else payload
 
 
@@ -42,13 +44,14 @@ def img2img(
     args: Mapping[str, Any],
     init_png: bytes,
     catalogue: Catalogue,
+    model: Model,
     presets: Presets,
     task_id: str,
     *,
     one_by_one: bool,
 ) -> dict[str, Any]:
     """Build the body of ``POST /sdapi/v1/img2img``; ``init_png`` is the reference image's file, the rest as for txt2img."""
-    return _common(args, catalogue, presets, task_id, one_by_one=one_by_one) | {
+    return _common(args, catalogue, model, presets, task_id, one_by_one=one_by_one) | {
         "init_images": [pybase64.b64encode_as_string(init_png)],
         "denoising_strength": args["denoising_strength"],
         "resize_mode": RESIZE_MODES[args["resize_mode"]],
@@ -65,20 +68,21 @@ def upscale(images: Sequence[str], args: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def model_of(args: Mapping[str, Any], catalogue: Catalogue) -> Model:
+def model_of(demand: Demand, catalogue: Catalogue) -> Model:
     """Return the WebUI's entry for the job's model.
 
     :raises NoLongerAvailable: when the WebUI has it no more.
     """
-    model = catalogue.model(args["model"])
+    model = catalogue.model_of(demand)
     if model is None:
         raise NoLongerAvailable("The WebUI no longer has the job's model.")
     return model
 
 
 def _common(
-    args: Mapping[str, Any], catalogue: Catalogue, presets: Presets, task_id: str, *, one_by_one: bool
+    args: Mapping[str, Any], catalogue: Catalogue, model: Model, presets: Presets, task_id: str, *, one_by_one: bool
 ) -> dict[str, Any]:
+    sampling = _sampling(args, catalogue)
     prompt, negative_prompt = presets.apply(args["style"], args["prompt"], args["negative_prompt"])
     payload: dict[str, Any] = {
         "prompt": prompt,
@@ -88,18 +92,18 @@ def _common(
         "cfg_scale": args["cfg_scale"],
         "width": args["width"],
         "height": args["height"],
-        "sampler_name": args["sampler_name"],
+        "sampler_name": sampling.sampler,
         "batch_size": 1 if one_by_one else args["batch_size"],
         "n_iter": args["batch_size"] if one_by_one else 1,
         "send_images": True,
         # Saving would leave copies in the WebUI's own folders and put a grid in front of the pictures.
         "save_images": False,
-        "override_settings": _overrides(args, catalogue),
+        "override_settings": _overrides(model, catalogue),
         # Restoring would only reload the model that the last job left; every job names its own.
         "override_settings_restore_afterwards": False,
     }
-    if "scheduler" in args:
-        payload["scheduler"] = args["scheduler"]
+    if sampling.scheduler is not None:
+        payload["scheduler"] = sampling.scheduler
     if args["style"] and presets.get(args["style"]) is None:
         payload["styles"] = _webui_styles(args["style"], catalogue)
     if catalogue.task_ids:
@@ -107,8 +111,16 @@ def _common(
     return payload
 
 
-def _overrides(args: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
-    overrides: dict[str, Any] = {"sd_model_checkpoint": model_of(args, catalogue).checkpoint}
+def _sampling(args: Mapping[str, Any], catalogue: Catalogue) -> Sampling:
+    # The WebUI takes another sampler or scheduler in place of an unknown one without a word.
+    sampling = catalogue.sampling(args["sampler_name"], args.get("scheduler"))
+    if sampling is None:
+        raise NoLongerAvailable("The job's sampler or scheduler is no longer available.")
+    return sampling
+
+
+def _overrides(model: Model, catalogue: Catalogue) -> dict[str, Any]:
+    overrides: dict[str, Any] = {"sd_model_checkpoint": model.checkpoint}
     # A key that the WebUI does not know fails the whole generation.
     return overrides | ({"enable_prompt_comments": False} if catalogue.prompt_comments else {})
 
