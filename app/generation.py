@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from app.jobs.model import Claim, Failure, Success
+from app.jobs.model import Claim, Failure, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, StationDown
 from app.jobs.table import JobTable, Serving
@@ -43,8 +43,10 @@ from app.webui.errors import (
     OutOfMemory,
     Unreachable,
     WebuiError,
+    WrongModel,
 )
 from app.webui.exchange import Reply
+from app.webui.models import Model
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -179,6 +181,10 @@ class WebuiStation:
         self._catalogue = Catalogue()
         self._demands: dict[int, Demand] = {}
         self._unservable: frozenset[int] = frozenset()
+        #: Set when an answer shows that the catalogue is not right any more.
+        self._outdated = threading.Event()
+        #: Names of models that stand for several files, of which one was taken for a job of version 0.1.0.
+        self._guessed: set[str] = set()
         self._queued_since: tuple[str, float] | None = None
         #: The claim that is held, and its request.
         self._flight: tuple[Claim, _Held[Answer]] | None = None
@@ -187,20 +193,31 @@ class WebuiStation:
 
     # -- what the WebUI offers ---------------------------------------------------------------------------------------
 
-    def refresh(self) -> None:
-        """Ask the WebUI what it offers and keep that.
+    def refresh(self) -> bool:
+        """Ask the WebUI what it offers and keep that; False while no default model is known.
 
         :raises StationDown: it does not answer.
         """
+        self._outdated.clear()
+        asked_at = self._slots.now()
         try:
             catalogue = self._webui.catalogue()
         except WebuiError as error:
             raise StationDown from error
-        self._slots.put_catalogue(self.key, catalogue.to_json())
+        self._slots.put_catalogue(self.key, catalogue.to_json(), asked_at)
         self._offers.keep_default_model()
         with self._lock:
             self._catalogue = catalogue
             self._unservable = self._judge(self._demands)
+        return self._offers.has_default_model()
+
+    def outdated(self) -> bool:
+        """Whether an answer has shown since the last refresh began that what the WebUI offers has changed."""
+        return self._outdated.is_set()
+
+    def look_again(self) -> None:
+        """Have the WebUI asked soon what it offers: an answer shows that it has changed."""
+        self._outdated.set()
 
     def serving(self, *, fresh: bool = True) -> Serving:
         """The demands that this WebUI can be asked for; ``fresh`` judges new ones first."""
@@ -259,11 +276,28 @@ class WebuiStation:
 
     def _payload(self, claim: Claim) -> dict[str, Any]:
         job, catalogue, presets = claim.job, self._catalogue, self._offers.presets
-        model = payloads.model_of(self._demands[job.demand], catalogue)
+        model = self._model_of(job)
         if job.type == "txt2img":
             return payloads.txt2img(job.args, catalogue, model, presets, claim.task_id, one_by_one=job.one_by_one)
         init = self._records.read_init(job.user_id, job.type, job.name)
         return payloads.img2img(job.args, init, catalogue, model, presets, claim.task_id, one_by_one=job.one_by_one)
+
+    def _model_of(self, job: Job) -> Model:
+        """The model of a job here. One that version 0.1.0 accepted for a name of several files has the exact model_name.
+
+        :raises NoLongerAvailable: the WebUI has it no more.
+        """
+        demand, catalogue = self._demands[job.demand], self._catalogue
+        model = payloads.model_of(demand, catalogue)
+        if catalogue.model(demand.model) is None and demand.model not in self._guessed:
+            self._guessed.add(demand.model)
+            _LOG.warning(
+                "%s has several models called %s; jobs that version 0.1.0 accepted use %s",
+                self.key,
+                demand.model,
+                model.title,
+            )
+        return model
 
     def _post(self, claim: Claim, payload: dict[str, Any], on_sending: Callable[[], None]) -> _Replies:
         job, inquiry = claim.job, _Inquiry(self._webui, self._helpers)
@@ -313,6 +347,8 @@ class WebuiStation:
         except BadImage:
             return Retry(Failure("webui-bad-answer", "The WebUI answered with a broken picture."))
         except WebuiError as error:
+            if isinstance(error, WrongModel):
+                self.look_again()
             failure = Failure(error.slug, str(error))
             return Retry(failure) if error.retryable else failure
         except RecordsError as error:
@@ -328,7 +364,7 @@ class WebuiStation:
 
     def _read(self, claim: Claim, replies: _Replies) -> Generation:
         job = claim.job
-        model = payloads.model_of(self._demands[job.demand], self._catalogue)
+        model = self._model_of(job)
         generation = read_generation(replies.generation, expected=job.args["batch_size"], model=model)
         if replies.inquiry.stopped():
             raise Interrupted

@@ -46,6 +46,8 @@ class ScriptedStation:
         self.refreshes = 0
         self.down = threading.Event()
         self.refresh_error: Exception | None = None
+        self.complete = True
+        self.wrong = threading.Event()
         self.idle = True
         self.look_answer: Look | None = Look(0.5, 3.0, idle=False)
         self.serves = EVERYTHING
@@ -55,12 +57,17 @@ class ScriptedStation:
         self.heeds_interrupt = True
         self.held: Claim | None = None
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         self.refreshes += 1
+        self.wrong.clear()
         if self.refresh_error is not None:
             raise self.refresh_error
         if self.down.is_set():
             raise StationDown
+        return self.complete
+
+    def outdated(self) -> bool:
+        return self.wrong.is_set()
 
     def serving(self, *, fresh: bool = True) -> Serving:
         return self.serves
