@@ -77,36 +77,63 @@ def _fault(_context: Any, _parameter: Any, texts: tuple[str, ...]) -> tuple[tupl
         raise click.BadParameter(str(error)) from error
 
 
+#: The options of ``simulate`` that are settings of the simulator under the same name.
+_SIMULATOR_OPTIONS = (
+    click.option("--seconds-per-image", type=click.FloatRange(0), default=0.2, show_default=True),
+    click.option("--flavour", type=click.Choice(FLAVOURS), default="a1111-1.10", show_default=True),
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        default=SimulatorSettings.models,
+        help="Name of a model, as folder/name in a sub folder, with or without extension; may be given again.",
+    ),
+    click.option(
+        "--fault",
+        "faults",
+        multiple=True,
+        callback=_fault,
+        metavar="KIND:N",
+        help="Fault of the next N requests; may be given again.",
+    ),
+    click.option(
+        "--precomputed", is_flag=True, help="Serve the same picture for every seed, which takes no time to draw."
+    ),
+    click.option("--no-hashing", "hashing", flag_value=False, default=True, type=bool, help="Never hash a model."),
+    click.option(
+        "--lacks-option", "lacks_options", multiple=True, metavar="NAME", help="An option that it does not have."
+    ),
+    click.option("--frozen-options", is_flag=True, help="Leave options that are registered late out of GET /options."),
+    click.option(
+        "--seconds-per-first-load",
+        type=click.FloatRange(0),
+        default=0.0,
+        show_default=True,
+        help="Wait of the first generation for the model.",
+    ),
+    click.option("--fresh", is_flag=True, help="No model is chosen until the first one is loaded (A1111)."),
+)
+
+
+def _simulator_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_SIMULATOR_OPTIONS):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), required=True, help="Port to listen on; 0 takes a free one.")
-@click.option("--seconds-per-image", type=click.FloatRange(0), default=0.2, show_default=True)
-@click.option("--flavour", type=click.Choice(FLAVOURS), default="a1111-1.10", show_default=True)
-@click.option("--model", "models", multiple=True, help="Name of a model that it has; may be given again.")
-@click.option(
-    "--fault", "faults", multiple=True, callback=_fault, metavar="KIND:N", help="The next N generations fail so."
-)
-@click.option("--precomputed", is_flag=True, help="Serve the same picture for every seed, which costs no time to draw.")
-def simulate(
-    host: str,
-    port: int,
-    seconds_per_image: float,
-    flavour: str,
-    models: tuple[str, ...],
-    faults: tuple[tuple[str, int], ...],
-    precomputed: bool,
-) -> None:
+@_simulator_options
+def simulate(host: str, port: int, **values: Any) -> None:
     """Run a simulated WebUI that draws instead of diffusing."""
-    settings = SimulatorSettings(
-        seconds_per_image=seconds_per_image,
-        flavour=flavour,
-        models=models or SimulatorSettings.models,
-        faults=faults,
-        precomputed=precomputed,
-    )
+    try:
+        settings = SimulatorSettings(**values)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     wait_for_stop = _stop_signal()
     with SimulatorServer(settings, host=host, port=port) as server:
-        click.echo(f"simulated WebUI ({flavour}) at {server.url}", err=True)
+        click.echo(f"simulated WebUI ({settings.flavour}) at {server.url}", err=True)
         wait_for_stop()
 
 

@@ -7,8 +7,9 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -139,19 +140,17 @@ class TestWorker:
 
 @pytest.mark.usefixtures("_handlers")
 class TestSimulate:
-    def test_it_listens_until_it_is_told_to_stop(self, run: Callable[..., Result]) -> None:
+    def asked_and_stopped(self, run: Callable[..., Result], paths: Sequence[str], *arguments: str) -> dict[str, Any]:
+        """The answers to GETs of a simulator that the command runs and Ctrl-C ends."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
-        seen: dict[str, object] = {}
+        seen: dict[str, Any] = {}
 
         def answers() -> bool:
             try:
-                seen["models"] = [
-                    model["model_name"] for model in requests.get(f"{url}/sdapi/v1/sd-models", timeout=5).json()
-                ]
-                seen["faults"] = requests.get(f"{url}/simulator/faults", timeout=5).json()["armed"]
+                seen.update({path: requests.get(url + path, timeout=5).json() for path in paths})
             except requests.ConnectionError:
                 return False
             return True
@@ -163,11 +162,31 @@ class TestSimulate:
                 os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=stop).start()
-        arguments = ["--port", str(port), "--flavour", "forge", "--model", "a", "--model", "b", "--fault", "close:2"]
-        result = run("simulate", *arguments, "--seconds-per-image", "0", "--precomputed")
+        result = run("simulate", "--port", str(port), "--seconds-per-image", "0", "--precomputed", *arguments)
         assert result.exit_code == 0
-        assert result.stderr == f"simulated WebUI (forge) at {url}\n"
-        assert seen == {"models": ["a", "b"], "faults": [{"kind": "close", "count": 2}]}
+        assert result.stderr.endswith(f"at {url}\n")
+        return seen
+
+    def test_it_listens_until_it_is_told_to_stop(self, run: Callable[..., Result]) -> None:
+        paths = ("/sdapi/v1/sd-models", "/simulator/faults", "/sdapi/v1/sd-modules")
+        arguments = ("--flavour", "forge", "--model", "a", "--model", "b", "--fault", "close:2")
+        models, faults, modules = self.asked_and_stopped(run, paths, *arguments).values()
+        assert [model["model_name"] for model in models] == ["a", "b"]
+        assert models[0]["hash"]
+        assert faults == {"armed": [{"kind": "close", "count": 2}]}
+        assert modules == []
+
+    def test_its_server_can_be_fresh_and_lack_things(self, run: Callable[..., Result]) -> None:
+        flags = ("--no-hashing", "--frozen-options", "--fresh", "--seconds-per-first-load", "600")
+        lacking = ("--lacks-option", "tiling", "--lacks-option", "sd_vae")
+        paths = ("/sdapi/v1/sd-models", "/sdapi/v1/options")
+        models, options = self.asked_and_stopped(run, paths, *flags, *lacking).values()
+        assert [(model["model_name"], model["hash"]) for model in models] == [
+            ("simulated-one", None),
+            ("simulated-two", None),
+        ]
+        assert options["sd_model_checkpoint"] is None
+        assert not {"tiling", "sd_vae", "enable_prompt_comments"} & set(options)
 
     @pytest.mark.parametrize(
         "arguments",
@@ -177,6 +196,8 @@ class TestSimulate:
             ["--port", "70000"],
             ["--port", "0", "--flavour", "sdnext"],
             ["--port", "0", "--seconds-per-image", "-1"],
+            ["--port", "0", "--seconds-per-first-load", "-1"],
+            ["--port", "0", "--model", "a", "--model", "a.safetensors"],
             [],
         ],
     )

@@ -234,10 +234,12 @@ def test_every_flavour_says_that_it_is_simulated(flavour: str) -> None:
     [
         ("Euler", None, ("Euler", "Automatic")),
         ("Heun", "karras", ("Heun", "Karras")),
-        ("DPM++ 2M Karras", None, ("DPM++ 2M", "Automatic")),
+        ("DPM++ 2M Karras", None, ("DPM++ 2M", "Karras")),
         ("Euler Karras", None, ("Euler", "Karras")),
-        ("Nope", "Nope", ("DPM++ 2M", "Automatic")),
-        ("DPM++ 2M", "Karras", ("DPM++ 2M", "Automatic")),
+        ("Nope", "Nope", ("DPM++ 2M", "Karras")),
+        ("k_euler", None, ("DPM++ 2M", "Karras")),
+        ("DPM++ 2M", "Uniform", ("DPM++ 2M", "Uniform")),
+        ("DPM++ 3M SDE", None, ("DPM++ 3M SDE", "Exponential")),
     ],
 )
 def test_samplers_of_110_are_replaced_silently(asked: str, scheduler: str | None, used: tuple[str, str]) -> None:
@@ -558,6 +560,7 @@ def test_one_at_a_time_in_order(slow: SimulatorServer, pool: Any) -> None:
         "max_in_flight": 4,
         "model_loads": 0,
         "interrupts": 0,
+        "refreshes": 0,
         "idle_gaps_ms": [],
     }
 

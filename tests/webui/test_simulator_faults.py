@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import json
 import socket
 import time
+import zlib
 from typing import Any
 
 import pytest
@@ -182,7 +184,218 @@ def test_extras_interrupted_before_the_image(fast: SimulatorServer, pool: concur
     assert (answer.status_code, answer.json()["error"]) == (500, "IndexError")
 
 
+@pytest.mark.parametrize(("flavour", "words"), [("a1111-1.7", "all NaNs"), ("a1111-1.10", "NaNs"), ("forge", "NaNs")])
+def test_nan(flavour: str, words: str) -> None:
+    answer = draw(armed("nan", flavour))
+    text = answer.json["message" if flavour == "forge" else "errors"]
+    assert (answer.status_code, answer.json["error"]) == (500, "NansException")
+    assert text.startswith(f"A tensor with {words} was produced in Unet. ")
+
+
+@pytest.mark.parametrize("flavour", ["a1111-1.10", "forge"])
+def test_exception_group_strikes_generations_that_fail(flavour: str) -> None:
+    webui = client(flavour, faults=(("exception-group", 2), ("oom", 1)))
+    words = "message" if flavour == "forge" else "errors"
+    text = "unhandled errors in a TaskGroup (1 sub-exception)"
+    assert draw(webui).json == {"error": "ExceptionGroup", "detail": "", "body": "", words: text}
+    assert draw(webui).status_code == 200
+    unknown = {"override_settings": {"no_such_option": 1}}
+    assert draw(webui, **unknown).json["error"] == "ExceptionGroup"
+    assert draw(webui, **unknown).json["error"] == "KeyError"
+
+
+def test_wrong_seeds() -> None:
+    webui = armed("wrong-seeds")
+    wrong = info(draw(webui, batch_size=2))
+    assert (wrong["seed"], wrong["all_seeds"]) == (777777, [777777, 777778])
+    assert info(draw(webui, batch_size=2))["all_seeds"] == [42, 43]
+
+
+def test_wrong_size() -> None:
+    webui = armed("wrong-size")
+    answer = draw(webui, batch_size=2)
+    assert [opened(image).size for image in answer.json["images"]] == [(8, 2000)] * 2
+    assert opened(answer.json["images"][0]).info["parameters"] == info(answer)["infotexts"][0]
+    assert opened(draw(webui).json["images"][0]).size == (64, 64)
+
+
+def test_extras_wrong_size() -> None:
+    webui = armed("extras-wrong-size")
+    body = {"image": png(), "upscaler_1": "Lanczos"}
+    sizes = [opened(webui.post("/sdapi/v1/extra-single-image", json=body).json["image"]).size for _ in range(2)]
+    assert sizes == [(8, 2000), (128, 96)]
+
+
+def test_text_chunk() -> None:
+    data = base64.b64decode(draw(armed("text-chunk")).json["images"][0])
+    start = data.index(b"zTXt")
+    length = int.from_bytes(data[start - 4 : start], "big")
+    keyword, _, packed = data[start + 4 : start + 4 + length].partition(b"\0")
+    assert keyword == b"workflow"
+    assert len(zlib.decompress(packed[1:])) == 2**21
+    assert data.index(b"zTXt") < data.index(b"IDAT")
+    with pytest.raises(ValueError, match="too large"):
+        opened(base64.b64encode(data).decode())
+
+
+@pytest.mark.parametrize(("more", "characters"), [({}, 2**20), ({"size": 5000}, 5000)])
+def test_long_infotext(more: dict[str, int], characters: int) -> None:
+    webui = client()
+    webui.post("/simulator/faults", json={"kind": "long-infotext", **more})
+    answer = draw(webui, batch_size=2)
+    texts = info(answer)["infotexts"]
+    assert [len(text) for text in texts] == [characters] * 2
+    assert texts[0].startswith(info(draw(webui, batch_size=2))["infotexts"][0])
+    data = base64.b64decode(answer.json["images"][1])
+    assert texts[1].encode("latin-1") in data
+
+
+# Faults of progress and of the start
+
+
+def test_nonsense_progress_is_another_nonsense_each_time() -> None:
+    webui = armed("nonsense-progress", count=10)
+    bodies = [webui.get("/sdapi/v1/progress").get_data(as_text=True) for _ in range(5)]
+    digits = str(7 * 10**399)
+    for body, mark in zip(bodies, (digits, "NaN", "Infinity", "-Infinity", '"0.5"'), strict=True):
+        found = json.loads(body)
+        assert f'"progress": {mark}' in body
+        assert f'"sampling_step": {mark}' in body
+        assert found["state"]["interrupted"] is False
+        assert found["state"]["job"] == ""
+    tasks = [webui.post("/internal/progress", json={"id_task": "x"}).get_data(as_text=True) for _ in range(5)]
+    assert f'"eta": {digits}' in tasks[0]
+    assert '"active": false' in tasks[0]
+    assert webui.get("/sdapi/v1/progress").json["progress"] == 0.0
+
+
+@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/sdapi/v1/progress", "/sdapi/v1/options", "/internal/ping"])
+def test_start_window(path: str) -> None:
+    webui = client(faults=(("start-window", 2), ("start-window-html", 1)))
+    ask = webui.post if path.endswith("txt2img") else webui.get
+    for _ in range(2):
+        answer = ask(path)
+        assert (answer.status_code, answer.json) == (404, {"detail": "Not Found"})
+    page = ask(path)
+    assert (page.status_code, page.mimetype) == (404, "text/html")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(page.data)
+    assert ask(path).status_code != 404
+    assert webui.get("/simulator/stats").json["generations"] == 0
+
+
+@pytest.mark.parametrize("kind", ["start-window", "start-window-html"])
+def test_start_window_for_a_time(kind: str) -> None:
+    app = create_simulator(SimulatorSettings(seconds_per_image=0))
+    webui = app.test_client()
+    webui.post("/simulator/faults", json={"kind": kind, "seconds": 3600})
+    assert {webui.get("/sdapi/v1/samplers").status_code for _ in range(5)} == {404}
+    assert webui.get("/simulator/stats").status_code == 200
+    app.extensions["simulator"].faults.find(kind).seconds = 0
+    assert webui.get("/sdapi/v1/samplers").status_code == 200
+
+
 # Faults of the connection
+
+
+def ask(server: SimulatorServer) -> socket.socket:
+    """A connection on which a generation was asked for."""
+    body = json.dumps(SMALL).encode()
+    head = f"POST /sdapi/v1/txt2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    line = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    line.sendall(head.encode() + body)
+    return line
+
+
+def read_head(answers: Any) -> tuple[int, dict[str, str]]:
+    """Status and header fields of the next answer on a connection."""
+    status = int(answers.readline().split()[1])
+    return status, dict(field.decode().strip().split(": ", 1) for field in iter(answers.readline, b"\r\n"))
+
+
+def until_free(server: SimulatorServer) -> None:
+    """Wait until every thread of the server has let go of its connection."""
+    limit = time.perf_counter() + 20
+    while server.connections():
+        assert time.perf_counter() < limit, "a connection is still held"
+
+
+@pytest.mark.parametrize(("more", "count"), [({}, 2), ({"size": 1}, 1), ({"size": 7}, 7)])
+def test_early_hints(fast: SimulatorServer, more: dict[str, int], count: int) -> None:
+    arm(fast, "early-hints", **more)
+    with ask(fast) as line, line.makefile("rb") as answers:
+        assert [read_head(answers)[0] for _ in range(count)] == [103] * count
+        status, fields = read_head(answers)
+        assert status == 200
+        assert len(json.loads(answers.read(int(fields["Content-Length"])))["images"]) == 1
+
+
+def test_early_hints_come_before_the_work(slow: SimulatorServer) -> None:
+    arm(slow, "early-hints", size=1)
+    with ask(slow) as line, line.makefile("rb") as answers:
+        assert read_head(answers)[0] == 103
+        assert slow.simulator.engine.wait_busy(10)
+
+
+def test_long_content_length(fast: SimulatorServer) -> None:
+    arm(fast, "long-content-length")
+    with ask(fast) as line, line.makefile("rb") as answers:
+        status, fields = read_head(answers)
+        assert (status, len(fields["Content-Length"]), fields["Content-Length"].isdigit()) == (200, 5000, True)
+        assert len(json.loads(answers.read())["images"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["endless", "endless-close", "declares-huge"])
+def test_an_answer_without_an_end(fast: SimulatorServer, kind: str) -> None:
+    arm(fast, kind)
+    with ask(fast) as line:
+        with line.makefile("rb") as answers:
+            status, fields = read_head(answers)
+            beginning = answers.readline() + answers.read(3_000_000) if kind == "endless" else answers.read(3_000_000)
+        expected = {"endless": None, "endless-close": None, "declares-huge": "10000000000"}[kind]
+        assert (status, fields.get("Content-Length")) == (200, expected)
+        assert (fields.get("Transfer-Encoding") == "chunked") == (kind == "endless")
+        assert b'{"images":["iVBOR' in beginning[:100]
+        assert len(beginning) >= 3_000_000
+    until_free(fast)
+    assert post(fast, "/sdapi/v1/txt2img", **SMALL).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["endless", "endless-close", "declares-huge", "huge-json", "many-lists"])
+def test_a_stream_ends_with_the_server(kind: str) -> None:
+    with SimulatorServer(SimulatorSettings(seconds_per_image=0, faults=((kind, 1),))) as server:
+        line = ask(server)
+        assert line.recv(100).startswith(b"HTTP/1.1 200")
+    with line, contextlib.suppress(ConnectionResetError):
+        while line.recv(2**20):
+            pass
+    until_free(server)
+
+
+def test_huge_json(fast: SimulatorServer) -> None:
+    arm(fast, "huge-json", size=1_000_000)
+    answer = post(fast, "/sdapi/v1/txt2img", **SMALL)
+    assert len(answer.content) == 1_000_000
+    padded = answer.json()
+    assert padded.pop("padding").strip("A") == ""
+    assert padded["images"] == post(fast, "/sdapi/v1/txt2img", **SMALL).json()["images"]
+
+
+@pytest.mark.parametrize("size", [1000, 1001, 1002, 500_000])
+def test_many_lists(fast: SimulatorServer, size: int) -> None:
+    arm(fast, "many-lists", size=size)
+    answer = post(fast, "/sdapi/v1/txt2img", **SMALL)
+    assert len(answer.content) == size
+    lists = answer.json()["images"]
+    assert len(lists) > size // 3 - 20
+    assert not any(lists)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("huge-json", 900_000_000), ("many-lists", 300_000_000)])
+def test_how_large_they_are_by_themselves(fast: SimulatorServer, kind: str, size: int) -> None:
+    arm(fast, kind)
+    with ask(fast) as line, line.makefile("rb") as answers:
+        assert read_head(answers)[1]["Content-Length"] == str(size)
 
 
 def test_torn(fast: SimulatorServer) -> None:
@@ -314,6 +527,8 @@ def test_parse_refuses(text: str) -> None:
         {"kind": "hang", "seconds": "x"},
         {"kind": "lost-model", "model": 1},
         {"kind": "oom", "colour": "red"},
+        {"kind": "huge-json", "size": 0},
+        {"kind": "huge-json", "size": "1"},
     ],
 )
 def test_arming_refuses(body: Any) -> None:

@@ -15,12 +15,18 @@ from app.webui.simulator.errors import CrashError
 
 
 def run(
-    engine: Engine, fields: dict[str, Any], images: list[Image.Image], seconds: float, *, hang: float = 0.0
+    engine: Engine,
+    fields: dict[str, Any],
+    images: list[Image.Image],
+    seconds: float,
+    *,
+    hang: float = 0.0,
+    notes: bool = True,
 ) -> tuple[list[bytes], str]:
     """Upscale every image; the PNGs and the ``html_info`` of the answer.
 
     A failure leaves the job "Upscale" in the state, as the server does. ``seconds`` is what one image takes, ``hang``
-    what the first one takes on top.
+    what the first one takes on top; ``notes`` puts what was done into the PNGs.
 
     :raises CrashError: for an upscaler that does not exist, or an image too big for memory.
     """
@@ -37,7 +43,7 @@ def run(
                 break
             upscaled, text = _one(fields, image)
             engine.hang(seconds)
-            done.append(_png(upscaled, image, text))
+            done.append(_png(upscaled, image, text if notes else None))
         engine.end()
     return done, f"<p>{text}</p>"
 
@@ -79,11 +85,12 @@ def _crop(image: Image.Image, width: int, height: int) -> Image.Image:
     return sheet
 
 
-def _png(image: Image.Image, source: Image.Image, text: str) -> bytes:
-    """The result keeps the ``parameters`` of its source and says what was done under ``postprocessing``."""
+def _png(image: Image.Image, source: Image.Image, text: str | None) -> bytes:
+    """The result keeps the ``parameters`` of its source, and may say what was done under ``postprocessing``."""
     chunks = PngImagePlugin.PngInfo()
     parameters = source.info.get("parameters")
     if isinstance(parameters, str):
         chunks.add_text("parameters", parameters)
-    chunks.add_text("postprocessing", text)
+    if text is not None:
+        chunks.add_text("postprocessing", text)
     return pictures.to_png(image, chunks)

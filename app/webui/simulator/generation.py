@@ -22,7 +22,8 @@ from PIL import Image
 from app.webui.simulator import lists, pictures
 from app.webui.simulator.engine import Engine
 from app.webui.simulator.errors import CrashError
-from app.webui.simulator.faults import Fault
+from app.webui.simulator.faults import Fault, Faults
+from app.webui.simulator.models import Models
 from app.webui.simulator.pictures import Painter, Picture, Scene
 from app.webui.simulator.settings import Flavour, SimulatorSettings
 from app.webui.simulator.stats import Stats
@@ -33,6 +34,8 @@ _OOM = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.12 GiB is free. "
     "This message is simulated."
 )
+#: The option ``uni_pc_order``: fewer steps than this fail.
+_UNIPC_ORDER = 3
 _SMALL = (
     "Calculated padded input size per channel: (10 x 2). Kernel size: (3 x 3). "
     "Kernel size can't be greater than actual input size"
@@ -54,7 +57,9 @@ class Job:
     negative: str = ""
     seeds: list[int] = field(default_factory=list)
     subseeds: list[int] = field(default_factory=list)
+    #: ``extra_generation_params`` of ``info``; what the server works out per picture is null there and in ``shown``.
     extra: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
     #: Size of what comes out, pixels; ``info`` keeps the numbers that were asked for.
     size: tuple[int, int] = (0, 0)
     target: tuple[int, int] | None = None
@@ -81,51 +86,21 @@ class Job:
         return int(self["batch_size"] * self["n_iter"])
 
 
-class Models:
-    """The checkpoint table and which one is loaded."""
-
-    def __init__(self, settings: SimulatorSettings, engine: Engine, stats: Stats) -> None:
-        self._table = [lists.Checkpoint(name) for name in settings.models]
-        self._load_seconds = settings.seconds_per_model_load
-        self._engine = engine
-        self._stats = stats
-        self.loaded = self._table[0]
-        self.loaded.hashed = True
-
-    def listed(self, lost: str | None = None) -> list[lists.Checkpoint]:
-        """The checkpoints that are there; ``lost`` has gone."""
-        return [checkpoint for checkpoint in self._table if lost is None or not checkpoint.answers_to(lost)]
-
-    def last(self) -> str:
-        """The name of the last one."""
-        return self._table[-1].model_name
-
-    def find(self, alias: Any, lost: str | None = None) -> lists.Checkpoint | None:
-        """The checkpoint of an alias, or None."""
-        return next((checkpoint for checkpoint in self.listed(lost) if checkpoint.answers_to(alias)), None)
-
-    def load(self, checkpoint: lists.Checkpoint) -> bool:
-        """Make it the loaded one, which takes its time where another was; nothing can interrupt that. Whether another was."""
-        if checkpoint is self.loaded:
-            return False
-        self._engine.wait_for_stop(self._load_seconds)
-        checkpoint.hashed = True
-        self.loaded = checkpoint
-        self._stats.count("model_loads")
-        return True
-
-
 class Studio:
     """Runs jobs on the engine, one at a time."""
 
-    def __init__(self, settings: SimulatorSettings, flavour: Flavour, engine: Engine, stats: Stats) -> None:
+    def __init__(
+        self, settings: SimulatorSettings, flavour: Flavour, engine: Engine, stats: Stats, faults: Faults
+    ) -> None:
         self._settings = settings
         self._flavour = flavour
         self._engine = engine
         self._stats = stats
         self._painter = Painter(precomputed=settings.precomputed)
-        self.models = Models(settings, engine, stats)
-        self.options = lists.Options(self.models.loaded)
+        self.models = Models(settings, flavour, engine, stats, faults)
+        self.options = lists.Options(settings, flavour, self.models.loaded if self.models.settled() else None)
+        #: State of torch's global generator: what the last job left there.
+        self._torch = ""
 
     def run(
         self, job: Job, task_id: str, decode_inputs: Callable[[], None], fault: Fault | None, lost: str | None
@@ -139,13 +114,27 @@ class Studio:
         self._engine.enqueue(task_id)
         with self._engine.queue_lock:
             job.began = max(job.began, self._engine.queue_lock.free_since)
+            if not self._flavour.forge:
+                self._load_first(job)
             decode_inputs()
             with self._engine.generation(task_id, f"scripts_{job.kind}") as stamp:
                 self._stats.count("generations")
+                # Forge loads its first model when the task has begun, A1111 before.
+                self._load_first(job)
                 with self._overridden(job, lost):
                     self._prepare(job)
                     self._iterate(job, fault)
                     self._finish(job, stamp)
+
+    def settle(self) -> None:
+        """Note the model of a fresh server in its options, once it is loaded."""
+        if self.models.settled() and self.options["sd_model_checkpoint"] is None:
+            self.options.note_model(self.models.loaded)
+
+    def _load_first(self, job: Job) -> None:
+        if self.models.load_first():
+            job.began = time.perf_counter()
+        self.settle()
 
     def encode(self, picture: Picture, image_format: str | None = None) -> str:
         """A picture as it travels, by the options as they are now, or in another format."""
@@ -157,6 +146,9 @@ class Studio:
     def _overridden(self, job: Job, lost: str | None) -> Iterator[None]:
         """Apply ``override_settings`` and take back what can be taken back (``processing.process_images``)."""
         overrides = dict(job["override_settings"] or {})
+        if self._flavour.forge and job["override_settings"] is not None:
+            # It drops an unknown model from the object that the answer repeats.
+            job.fields["override_settings"] = overrides
         if "sd_model_checkpoint" in overrides and self.models.find(overrides["sd_model_checkpoint"], lost) is None:
             del overrides["sd_model_checkpoint"]
         stored = self.options.stored(overrides)
@@ -174,18 +166,26 @@ class Studio:
                     self.options[key] = value
 
     def _load_model(self, lost: str | None) -> bool:
-        wanted = self.models.find(self.options["sd_model_checkpoint"], lost) or self.models.loaded
-        if wanted not in self.models.listed(lost):
-            wanted = (self.models.listed(lost) or [self.models.loaded])[0]
-        loaded = self.models.load(wanted)
-        self.options["sd_model_checkpoint"] = wanted.title
+        """Load what the options name; whether another model was loaded before.
+
+        Forge leaves the option as it was given; A1111 writes the title of a model that it really loads.
+        """
+        named = self.models.find(self.options["sd_model_checkpoint"], lost)
+        listed = self.models.listed(lost)
+        wanted = named or self.models.loaded
+        if wanted not in listed:
+            wanted = (listed or [wanted])[0]
+        switched = self.models.load(wanted)
+        if wanted is not named or (switched and not self._flavour.forge):
+            self.options["sd_model_checkpoint"] = wanted.title
         self.options["sd_checkpoint_hash"] = wanted.sha256
-        return loaded
+        self.models.refuse_poisoned()
+        return switched
 
     def _prepare(self, job: Job) -> None:
         if job.kind == "img2img":
             _check_inputs(job)
-        _refuse_impossible(job)
+        _refuse_impossible(job, self._flavour)
         self._write_prompts(job)
         job.clip_skip = self.options["CLIP_stop_at_last_layers"]
         if not isinstance(job.clip_skip, int):
@@ -200,17 +200,18 @@ class Studio:
         if job.masked:
             job.extra |= _mask_texts(job)
         if job.hires:
-            job.extra |= _hires_texts(job, self._flavour)
+            _note_hires(job, self._flavour)
+        _note_schedule(job, self._flavour)
 
     def _write_prompts(self, job: Job) -> None:
         prompt, negative = job["prompt"], job["negative_prompt"]
         for name in job["styles"] or []:
-            style_prompt, style_negative = lists.style(name)
+            style_prompt, style_negative = lists.style(self._flavour, name)
             if style_prompt is None or style_negative is None:
                 raise CrashError("TypeError", "argument of type 'NoneType' is not iterable")
             prompt = _merge(style_prompt, prompt)
             negative = _merge(style_negative, negative)
-        if self.options["enable_prompt_comments"]:
+        if self.options.switched_on("enable_prompt_comments"):
             prompt, negative = _without_comments(prompt), _without_comments(negative)
         job.prompt, job.negative = prompt, negative
 
@@ -224,6 +225,7 @@ class Studio:
             if job["n_iter"] > 1:
                 self._engine.name(f"Batch {iteration + 1} out of {job['n_iter']}")
             self._one_batch(job, iteration, fault if iteration == 0 else None)
+        self._torch = json.dumps([job.seeds[-1], job.size, job["steps"], job.sampler])
 
     def _one_batch(self, job: Job, iteration: int, fault: Fault | None) -> None:
         seconds = self._settings.seconds_per_image * job["batch_size"]
@@ -267,18 +269,23 @@ class Studio:
             self._engine.interrupt()
         if effect == "error-500":
             raise CrashError("RuntimeError", "simulated failure")
+        if effect == "nan":
+            raise _nans(self._flavour)
         pixels = math.prod(job.target or job.size) * job["batch_size"]
         if effect in ("oom", "oom-batch") or pixels > pictures.MAX_PIXELS:
             raise CrashError("OutOfMemoryError", _OOM)
 
     def _draw(self, job: Job, indices: range, size: tuple[int, int], done: float = 1.0) -> list[Picture]:
-        """A picture depends on its infotext (prompt, seed, size, model …) and on what the infotext leaves out."""
+        """A picture depends on its infotext (prompt, seed, size …), on the model's file and on what the infotext leaves out."""
         drawn = []
+        hidden = [self.models.loaded.file, self.models.poisoned]
+        if self._flavour.torch and job.kind == "img2img":
+            hidden.append(self._torch)
         for index in indices:
             text = self._infotext(job, index)
             init, init_hash = job.inits[index % len(job.inits)] if job.inits else (None, "")
             base = None if init is None else pictures.fit(init, job["resize_mode"], size)
-            key = json.dumps([job.kind, text, size, init_hash, job.fields.get("resize_mode")])
+            key = json.dumps([job.kind, text, size, init_hash, job.fields.get("resize_mode"), hidden])
             strength = 1.0 if init is None else job["denoising_strength"]
             scene = Scene(key, *size, f"seed {job.seeds[index]}", base, strength, done)
             drawn.append(Picture(self._painter.draw(scene), text))
@@ -315,6 +322,7 @@ class Studio:
             "Clip skip": job.clip_skip if job.clip_skip > 1 else None,
             "Tiling": tiling or None,
             **job.extra,
+            **job.shown,
             "Version": self._flavour.version if self.options["add_version_to_infotext"] else None,
         }
         text = ", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items() if value is not None)
@@ -395,7 +403,14 @@ _NULLS = (
 )
 
 
-def _refuse_impossible(job: Job) -> None:
+def _nans(flavour: Flavour) -> CrashError:
+    """The check of A1111; its words changed with 1.10."""
+    words = "NaNs" if flavour.schedulers else "all NaNs"
+    flag = "Use --disable-nan-check commandline argument to disable this check."
+    return CrashError("NansException", f"A tensor with {words} was produced in Unet. {flag}")
+
+
+def _refuse_impossible(job: Job, flavour: Flavour) -> None:
     for names, exception, message in _NULLS:
         if any(job[name] is None for name in names):
             raise CrashError(exception, message)
@@ -404,10 +419,10 @@ def _refuse_impossible(job: Job) -> None:
     upscaler = job.fields.get("hr_upscaler")
     if job.hires and upscaler is not None and upscaler not in (*lists.LATENT_MODES, *lists.UPSCALERS):
         raise CrashError("Exception", f"could not find upscaler named {upscaler}")
-    _refuse_impossible_numbers(job)
+    _refuse_impossible_numbers(job, flavour)
 
 
-def _refuse_impossible_numbers(job: Job) -> None:
+def _refuse_impossible_numbers(job: Job, flavour: Flavour) -> None:
     if job["steps"] == 0:
         raise CrashError("ZeroDivisionError", "integer division or modulo by zero")
     if job["steps"] < 0:
@@ -415,8 +430,9 @@ def _refuse_impossible_numbers(job: Job) -> None:
     if not -(2**63) <= (job["seed"] or 0) < 2**64:
         raise CrashError("ValueError", "Overflow when unpacking long long")
     if math.isnan(job["cfg_scale"]):
-        message = "A tensor with all NaNs was produced in Unet. Use --disable-nan-check commandline argument to disable this check."
-        raise CrashError("NansException", message)
+        raise _nans(flavour)
+    if job.sampler == "UniPC" and job["steps"] < _UNIPC_ORDER:
+        raise CrashError("AssertionError", "UniPC order must be < sampling steps")
     _refuse_impossible_size(job["width"] // 8, job["height"] // 8)
 
 
@@ -441,21 +457,51 @@ def _hires_target(job: Job) -> tuple[int, int]:
     return wide // 8 * 8, high // 8 * 8
 
 
-def _hires_texts(job: Job, flavour: Flavour) -> dict[str, Any]:
+def _note_schedule(job: Job, flavour: Flavour) -> None:
+    """What the sampler notes of its schedule: also the one that stands behind Automatic."""
+    used = lists.schedule_used(flavour, job.sampler, job.scheduler)
+    if used is not None:
+        job.extra["Schedule type"] = used
+    if not job.hires or not flavour.schedulers:
+        return
+    sampler = job["hr_sampler_name"] or job.sampler
+    if not lists.has_sampler(flavour, sampler):
+        return
+    label = job["hr_scheduler"] and lists.find_sampler(flavour, sampler, job["hr_scheduler"])
+    second = lists.schedule_used(flavour, sampler, label[1] if label else job.scheduler)
+    if second not in (None, used):
+        job.extra["Hires schedule type"] = second
+
+
+def _other(text: str | None, main: str) -> str | None:
+    """A prompt of the second pass, None where it is that of the first."""
+    return text if text and text != main else None
+
+
+def _note_hires(job: Job, flavour: Flavour) -> None:
+    """What the hires fix notes; from 1.10 on prompts and schedule are worked out per picture, and null in ``info``."""
     sized = bool(job["hr_resize_x"] or job["hr_resize_y"])
     modules = job.fields.get("hr_additional_modules")
+    prompts = {
+        "Hires prompt": _other(job["hr_prompt"], job["prompt"]),
+        "Hires negative prompt": _other(job["hr_negative_prompt"], job["negative_prompt"]),
+    }
+    late: dict[str, Any] = dict.fromkeys(prompts)
+    if flavour.forge:
+        late |= {"Hires CFG Scale": job["hr_cfg"], "Hires Distilled CFG Scale": None}
+    late["Hires schedule type"] = None
     texts = {
         "Hires Module 1": ", ".join(map(str, modules)) if modules else None,
-        "Hires CFG Scale": job["hr_cfg"] if flavour.forge else None,
         "Hires sampler": job["hr_sampler_name"],
-        "Hires prompt": job["hr_prompt"] or None,
-        "Hires negative prompt": job["hr_negative_prompt"] or None,
+        **(late if flavour.schedulers else prompts),
         "Hires upscale": None if sized else job["hr_scale"],
         "Hires resize": f"{job['hr_resize_x']}x{job['hr_resize_y']}" if sized else None,
         "Hires steps": job["hr_second_pass_steps"] or None,
         "Hires upscaler": job["hr_upscaler"],
     }
-    return {name: text for name, text in texts.items() if text is not None}
+    nulls = late if flavour.schedulers else {}
+    job.extra |= {name: text for name, text in texts.items() if text is not None or name in nulls}
+    job.shown |= {name: text for name, text in prompts.items() if text is not None}
 
 
 def _refuse_impossible_hires(job: Job, flavour: Flavour) -> None:
@@ -465,7 +511,7 @@ def _refuse_impossible_hires(job: Job, flavour: Flavour) -> None:
     if job["denoising_strength"] is None:
         raise CrashError("TypeError", "'>' not supported between instances of 'NoneType' and 'int'")
     name = job["hr_sampler_name"]
-    if name and lists.find_sampler(flavour, name, None) is None:
+    if name and not lists.has_sampler(flavour, name):
         raise CrashError("AssertionError", f"bad sampler name: {name}")
     width, height = job.target or job.size
     if min(width, height) < 8:
@@ -496,7 +542,7 @@ def read_inputs(job: Job, flavour: Flavour, background: str) -> None:
 
 
 def _check_inputs(job: Job) -> None:
-    """How many reference images a batch takes; fails as late as the server does."""
+    """How many reference images a batch takes, and of which shapes; fails as late as the server does."""
     count = len(job.inits)
     if not count:
         text = "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: [0]"
@@ -506,3 +552,17 @@ def _check_inputs(job: Job) -> None:
             text = f"bad number of images passed: {count}; expecting {job['batch_size']} or less"
             raise CrashError("RuntimeError", text)
         job.fields["batch_size"] = count
+    if job["resize_mode"] not in (0, 1, 3) and job["width"] and job["height"]:
+        for image, _ in job.inits:
+            _refuse_thin(image.size, (job["width"], job["height"]))
+
+
+def _refuse_thin(size: tuple[int, int], target: tuple[int, int]) -> None:
+    """Filling scales a very thin reference to a side of 0 pixels (``images.resize_image``)."""
+    width, height = target
+    if width * size[1] < height * size[0]:
+        height = size[1] * width // size[0]
+    else:
+        width = size[0] * height // size[1]
+    if min(width, height) <= 0:
+        raise CrashError("ValueError", "height and width must be > 0")

@@ -151,6 +151,11 @@ def with_text(png: bytes, key: str, text: str) -> bytes:
         kind, body = b"tEXt", key.encode("latin-1") + b"\0" + text.encode("latin-1")
     except UnicodeEncodeError:
         kind, body = b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + text.encode("utf-8", "replace")
+    return with_chunk(png, kind, body)
+
+
+def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
+    """Put a chunk behind the header."""
     chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     return png[:_PNG_HEAD] + chunk + png[_PNG_HEAD:]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import socket
 import time
@@ -12,6 +11,7 @@ from typing import Any
 from flask import Response, request
 
 from app import jsontext
+from app.webui.simulator import streams
 from app.webui.simulator.engine import Engine
 from app.webui.simulator.faults import Fault
 from app.webui.simulator.stats import Visit
@@ -20,6 +20,9 @@ from app.webui.simulator.stats import Visit
 _TAIL = 1024
 #: Seconds between two bytes of a trickle.
 _DRIP = 0.05
+#: Digits of the Content-Length of "long-content-length", bytes that "declares-huge" declares.
+_DIGITS = 5000
+_HUGE = 10_000_000_000
 
 
 def as_json(value: Any, status: int = 200) -> Response:
@@ -44,6 +47,12 @@ class Delivery:
             "torn": self._tear,
             "trickle": self._trickle,
             "bad-json": self._break_json,
+            "long-content-length": self._overstate,
+            "endless": self._endless_chunks,
+            "endless-close": self._endless,
+            "declares-huge": self._huge,
+            "huge-json": self._pad,
+            "many-lists": self._list_lists,
         }.get(effect or "")
         data = response.get_data()
         if spoil is not None:
@@ -98,17 +107,50 @@ class Delivery:
         half = data[: len(data) // 2]
         return self._counted(self._in_two(half), response, len(half))
 
+    def _overstate(self, data: bytes, response: Response) -> Response:
+        answer = self._counted(self._in_two(data), response, len(data))
+        answer.headers["Content-Length"] = "9" * _DIGITS
+        answer.headers["Connection"] = "close"
+        return answer
+
+    def _endless_chunks(self, _data: bytes, response: Response) -> Response:
+        answer = self._stream(streams.chunked(streams.endless()), response)
+        answer.headers["Transfer-Encoding"] = "chunked"
+        return answer
+
+    def _endless(self, _data: bytes, response: Response) -> Response:
+        answer = self._stream(streams.endless(), response)
+        answer.headers["Connection"] = "close"
+        return answer
+
+    def _huge(self, _data: bytes, response: Response) -> Response:
+        return self._stream(streams.limited(streams.endless(), _HUGE), response, _HUGE)
+
+    def _pad(self, data: bytes, response: Response) -> Response:
+        size = max(self._sized(900_000_000), sum(map(len, streams.padded(data, 0))))
+        return self._stream(streams.padded(data, size), response, size)
+
+    def _list_lists(self, _data: bytes, response: Response) -> Response:
+        size = max(self._sized(300_000_000), sum(map(len, streams.many_lists(0))))
+        return self._stream(streams.many_lists(size), response, size)
+
+    def _stream(self, pieces: Iterator[bytes], response: Response, length: int | None = None) -> Response:
+        """A 200 in pieces; the visit ends when the last of them is sent or the client has left."""
+        answer = self._counted(self._while_running(pieces), response, length or 0)
+        answer.status_code = 200
+        if length is None:
+            del answer.headers["Content-Length"]
+        return answer
+
+    def _while_running(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._engine.wait_for_stop(0):
+                return
+            yield piece
+        self._visit.end(time.perf_counter())
+
+    def _sized(self, otherwise: int) -> int:
+        return otherwise if self._fault is None else self._fault.sized(otherwise)
+
     def _lasts(self, otherwise: float) -> float:
         return otherwise if self._fault is None else self._fault.lasts(otherwise)
-
-
-def spoil_images(images: list[str], fault: Fault | None) -> list[str]:
-    """The list of base64 pictures that a faulty server would send."""
-    effect = None if fault is None else fault.effect
-    if effect == "no-images":
-        return []
-    if effect == "fewer-images":
-        return images[:-1]
-    if effect == "bad-base64":
-        return ["*" + base64.b64encode(b"no picture").decode()[1:-1] for _ in images]
-    return images

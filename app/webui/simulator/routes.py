@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import gzip
+import itertools
 import json
 import math
 import secrets
@@ -19,18 +21,23 @@ from app.webui.simulator import extras, lists, pictures, validation
 from app.webui.simulator.engine import Engine, task_id
 from app.webui.simulator.errors import CrashError, HttpError, InvalidError, PlainError
 from app.webui.simulator.faults import (
+    EXCEPTION_GROUP,
     EXTRAS_KINDS,
     FAULT_KINDS,
     GENERATION_KINDS,
     LIST_KINDS,
+    NONSENSE_PROGRESS,
     PROGRESS_KINDS,
     REFUSE,
+    START_KINDS,
+    STREAMS,
     Fault,
     Faults,
 )
 from app.webui.simulator.generation import Job, Studio, read_inputs
-from app.webui.simulator.responses import Delivery, as_json, spoil_images
+from app.webui.simulator.responses import Delivery, as_json
 from app.webui.simulator.settings import FLAVOUR_TABLE, SimulatorSettings
+from app.webui.simulator.spoil import nonsense_progress, spoil_images, spoil_job, wrong_size
 from app.webui.simulator.stats import Stats
 
 _GENERATIONS = ("/sdapi/v1/txt2img", "/sdapi/v1/img2img")
@@ -55,7 +62,8 @@ class Simulator:
         self.engine = Engine()
         self.stats = Stats()
         self.faults = Faults(settings.faults)
-        self.studio = Studio(settings, self.flavour, self.engine, self.stats)
+        self.studio = Studio(settings, self.flavour, self.engine, self.stats, self.faults)
+        self._nonsense = itertools.count()
         self.refuse: Callable[[float], None] | None = None
         self._version = self.flavour.pydantic
         kinds = ("txt2img", "img2img")
@@ -66,6 +74,11 @@ class Simulator:
     def arrive(self) -> Response | None:
         """Count the request in, read all of it, and turn away what no view may see."""
         received = g.received = request.environ.get("simulator.received", time.perf_counter())
+        if request.path.startswith(("/sdapi/", "/internal/")):
+            fault = self.faults.take(START_KINDS)
+            if fault is not None:
+                request.get_data()
+                return _start_window(fault)
         if request.method == "POST" and request.path in (*_GENERATIONS, *_EXTRAS):
             g.visit = self.stats.arrive(received, generation=request.path in _GENERATIONS)
         # Unread bytes would be taken for the next request of a kept connection.
@@ -78,14 +91,16 @@ class Simulator:
         return None
 
     def leave(self, response: Response) -> Response:
-        """Compress, count and spoil what goes out."""
-        compressible = len(response.get_data()) >= _GZIP_FROM and "gzip" in request.headers.get("Accept-Encoding", "")
-        if compressible:
+        """Compress, count and spoil what goes out; Forge compresses nothing."""
+        fault: Fault | None = g.get("fault")
+        plain = self.flavour.forge or (fault is not None and fault.effect in STREAMS)
+        asked = "gzip" in request.headers.get("Accept-Encoding", "")
+        if asked and not plain and len(response.get_data()) >= _GZIP_FROM:
             response.set_data(gzip.compress(response.get_data(), compresslevel=1))
             response.headers["Content-Encoding"] = "gzip"
             response.vary.add("Accept-Encoding")
         if "visit" in g:
-            return Delivery(self.engine, g.visit, g.get("fault")).send(response)
+            return Delivery(self.engine, g.visit, fault).send(response)
         return response
 
     def _check_credentials(self) -> None:
@@ -108,13 +123,18 @@ class Simulator:
     # Errors.
 
     def on_http_error(self, error: HttpError) -> Response:
-        """An HTTPException of the API."""
-        return as_json(error.body(forge=self.flavour.forge), error.status)
+        """An HTTPException of the API; A1111 rebuilds it and loses its header."""
+        response = as_json(error.body(forge=self.flavour.forge), error.status)
+        if error.status == 401 and self.flavour.forge:
+            response.headers["WWW-Authenticate"] = "Basic"
+        return response
 
     def on_crash(self, error: CrashError) -> Response:
         """An exception of the server."""
         fault: Fault | None = g.get("fault")
         forge = self.flavour.forge or (fault is not None and fault.effect == "error-forge")
+        if request.path in _GENERATIONS and self.faults.take((EXCEPTION_GROUP,)) is not None:
+            error = CrashError("ExceptionGroup", "unhandled errors in a TaskGroup (1 sub-exception)")
         return as_json(error.body(forge=forge), 500)
 
     def on_invalid(self, error: InvalidError) -> Response:
@@ -159,6 +179,8 @@ class Simulator:
         )
         g.fault = fault
         _fail_early(fault)
+        if fault is not None and fault.effect == "early-hints":
+            _send_hints(fault.sized(2))
         return fault
 
     def _lost_model(self, payload: dict[str, Any] | None = None) -> str | None:
@@ -168,7 +190,7 @@ class Simulator:
             return None
         lost = fault.model or self.studio.models.last()
         alias = ((payload or {}).get("override_settings") or {}).get("sd_model_checkpoint")
-        named = next((item for item in self.studio.models.listed() if item.answers_to(lost)), None)
+        named = self.studio.models.named(lost)
         if named is not None and named.answers_to(alias):
             self.faults.take(("lost-model",))
         return lost
@@ -212,13 +234,8 @@ class Simulator:
     def _result(self, job: Job, fields: dict[str, Any], fault: Fault | None) -> dict[str, Any]:
         """The body of a 200; pictures are encoded by the options as they are now, the lock long released."""
         effect = None if fault is None else fault.effect
-        if effect == "grid" and job.pictures and not job.first:
-            job.pictures.insert(0, pictures.grid(job.pictures, job.infotexts[0]))
-            job.infotexts.insert(0, job.infotexts[0])
-            job.info["index_of_first_image"] = 1
-        if effect == "wrong-model":
-            job.info |= {"sd_model_name": "another-model", "sd_model_hash": "0123456789"}
-        echo = dict(fields)
+        spoil_job(job, fault)
+        echo = {**fields, "override_settings": job["override_settings"]}
         if not fields.get("include_init_images", True):
             echo |= {"init_images": None, "mask": None}
         other = effect if effect in ("jpeg", "webp") else None
@@ -256,7 +273,10 @@ class Simulator:
             raise CrashError("RuntimeError", "simulated failure")
         images = [pictures.decode(source, upright=self.flavour.exif) for source in sources]
         hang = fault.lasts(3600) if fault is not None and effect == "hang" else 0.0
-        done, html_info = extras.run(self.engine, fields, images, self.settings.seconds_per_upscale, hang=hang)
+        seconds, notes = self.settings.seconds_per_upscale, not self.flavour.forge
+        done, html_info = extras.run(self.engine, fields, images, seconds, hang=hang, notes=notes)
+        if effect == "wrong-size":
+            done = [wrong_size() for _ in done]
         if effect in ("jpeg", "webp"):
             done = [pictures.Picture(png, "").encode(effect, text=False) for png in done]
         return spoil_images([pictures.base64_text(data) for data in done], fault), html_info
@@ -269,12 +289,17 @@ class Simulator:
         fault = self.faults.take(PROGRESS_KINDS)
         if fault is not None:
             self.engine.wait_for_stop(fault.lasts(1))
-        return as_json(self.engine.progress())
+        return self._progress(self.engine.progress())
 
     def internal_progress(self) -> Response:
         """POST /internal/progress."""
         fields = validation.read_fields(validation.PROGRESS_FIELDS, self._body(), self._version)
-        return as_json(self.engine.task_progress(fields["id_task"], fields["id_live_preview"]))
+        return self._progress(self.engine.task_progress(fields["id_task"], fields["id_live_preview"]))
+
+    def _progress(self, body: dict[str, Any]) -> Response:
+        if self.faults.take((NONSENSE_PROGRESS,)) is None:
+            return as_json(body)
+        return Response(nonsense_progress(body, next(self._nonsense)), content_type="application/json")
 
     def pending_tasks(self) -> Response:
         """GET /internal/pending-tasks."""
@@ -294,10 +319,11 @@ class Simulator:
     def options(self) -> Response:
         """GET /sdapi/v1/options."""
         self._check_lists()
+        self.studio.settle()
         return as_json(self.studio.options.as_dict())
 
     def set_options(self) -> Response:
-        """POST /sdapi/v1/options: an unknown key fails, those before it stay set."""
+        """POST /sdapi/v1/options: an unknown key fails, those before it stay set; a model that cannot be loaded is ignored."""
         values = validation.read_object(self._body(), self._version)
         model = values.get("sd_model_checkpoint")
         checkpoint = self.studio.models.find(model)
@@ -309,8 +335,9 @@ class Simulator:
             self.studio.options[key] = value
         if checkpoint is not None:
             with self.engine.queue_lock:
-                self.studio.models.load(checkpoint)
-                self.studio.options["sd_model_checkpoint"] = checkpoint.title
+                with contextlib.suppress(CrashError):
+                    self.studio.models.load(checkpoint)
+                self.studio.options["sd_model_checkpoint"] = self.studio.models.loaded.title
         return as_json(None)
 
     # Lists.
@@ -333,7 +360,15 @@ class Simulator:
 
     def models(self) -> list[dict[str, Any]]:
         """The body of /sd-models."""
-        return [checkpoint.as_dict() for checkpoint in self.studio.models.listed(self._lost_model())]
+        self.studio.settle()
+        listed = self.studio.models.listed(self._lost_model())
+        return [checkpoint.as_dict(forge=self.flavour.forge) for checkpoint in listed]
+
+    def refresh_checkpoints(self) -> Response:
+        """POST /sdapi/v1/refresh-checkpoints: it waits for the job that runs."""
+        with self.engine.queue_lock:
+            self.studio.models.refresh()
+        return as_json(None)
 
     def png_info(self) -> Response:
         """POST /sdapi/v1/png-info."""
@@ -354,7 +389,7 @@ class Simulator:
     # How a test leads it.
 
     def arm(self) -> Response:
-        """POST /simulator/faults: ``{"kind": …, "count": 1, "seconds": …, "model": …}``; 422 for anything else."""
+        """POST /simulator/faults: ``{"kind": …, "count": 1, "seconds": …, "model": …, "size": …}``; 422 for anything else."""
         fault = _fault(request.get_json(force=True, silent=True))
         if isinstance(fault, str):
             return as_json({"error": fault}, 422)
@@ -371,9 +406,20 @@ class Simulator:
         return as_json({"armed": self.faults.armed()})
 
     def disarm(self) -> Response:
-        """DELETE /simulator/faults."""
-        self.faults.clear()
+        """DELETE /simulator/faults, with ``?kind=…`` only those of that kind."""
+        self.faults.clear(request.args.get("kind"))
         return self.armed()
+
+    def change_models(self) -> Response:
+        """POST /simulator/models: ``{"add": […], "remove": […]}``; 422 for anything else, or where no model is left."""
+        body = request.get_json(force=True, silent=True)
+        if not isinstance(body, dict) or not set(body) <= {"add", "remove"} or not all(map(_are_names, body.values())):
+            return as_json({"error": "a JSON object with the lists of names add and remove is expected"}, 422)
+        try:
+            self.studio.models.change(body.get("add", []), body.get("remove", []))
+        except ValueError as error:
+            return as_json({"error": str(error)}, 422)
+        return as_json({"models": [checkpoint.file for checkpoint in self.studio.models.listed()]})
 
     def reset(self) -> Response:
         """POST /simulator/reset: numbers and payloads start afresh."""
@@ -394,20 +440,52 @@ def _fail_early(fault: Fault | None) -> None:
         raise CrashError("RuntimeError", "simulated failure")
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_duration(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+#: What each member of a fault may be, beside its kind, and how that is said.
+_FAULT_MEMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "count": (_is_count, "a whole number above 0"),
+    "seconds": (lambda value: value is None or _is_duration(value), "a number from 0"),
+    "model": (lambda value: value is None or isinstance(value, str), "a name"),
+    "size": (lambda value: value is None or _is_count(value), "a whole number above 0"),
+}
+
+
 def _fault(value: Any) -> Fault | str:
     """The fault that a body asks for, or what is wrong with it."""
-    if not isinstance(value, dict) or not set(value) <= {"kind", "count", "seconds", "model"}:
-        return "a JSON object with kind, count, seconds and model is expected"
+    if not isinstance(value, dict) or not set(value) <= {"kind", *_FAULT_MEMBERS}:
+        return "a JSON object with kind, count, seconds, model and size is expected"
     if value.get("kind") not in FAULT_KINDS:
         return "unknown kind; known: " + ", ".join(FAULT_KINDS)
-    count, seconds, model = value.get("count", 1), value.get("seconds"), value.get("model")
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        return "count must be a whole number above 0"
-    if seconds is not None and not (isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0):
-        return "seconds must be a number from 0"
-    if model is not None and not isinstance(model, str):
-        return "model must be a name"
-    return Fault(value["kind"], count, seconds, model)
+    for name, (accepts, words) in _FAULT_MEMBERS.items():
+        if name in value and not accepts(value[name]):
+            return f"{name} must be {words}"
+    return Fault(**value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+
+
+def _send_hints(count: int) -> None:
+    """Informational answers ahead of the real one; only a server that listens can send them."""
+    send = request.environ.get("simulator.send")
+    if send is not None:
+        with contextlib.suppress(OSError):
+            send(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n" * count)
+
+
+def _start_window(fault: Fault) -> Response:
+    """The 404 of a server whose API routes are still missing."""
+    if fault.kind == "start-window":
+        return as_json({"detail": "Not Found"}, 404)
+    return Response("<html><body><h1>Not Found</h1></body></html>", 404, content_type="text/html; charset=utf-8")
 
 
 def _method_not_allowed(*allowed: str) -> Response:
@@ -438,7 +516,7 @@ def _lists(simulator: Simulator) -> dict[str, Callable[[], Any]]:
         "upscalers": lists.upscalers,
         "latent-upscale-modes": lambda: [{"name": name} for name in lists.LATENT_MODES],
         "sd-models": simulator.models,
-        "prompt-styles": lists.prompt_styles,
+        "prompt-styles": lambda: lists.prompt_styles(flavour),
         "face-restorers": lambda: [{"name": name, "cmd_dir": None} for name in ("CodeFormer", "GFPGAN")],
         "embeddings": lambda: {"loaded": {}, "skipped": {}},
         "scripts": lambda: {"txt2img": [*_SCRIPTS, *_ALWAYS_ON], "img2img": [*_SCRIPTS, *_ALWAYS_ON]},
@@ -447,7 +525,7 @@ def _lists(simulator: Simulator) -> dict[str, Callable[[], Any]]:
     bodies |= dict.fromkeys(("hypernetworks", "realesrgan-models", "extensions", "loras", "script-info"), list)
     bodies["sd-modules" if flavour.forge else "sd-vae"] = list
     if flavour.schedulers:
-        bodies["schedulers"] = lists.schedulers
+        bodies["schedulers"] = lambda: lists.schedulers(flavour)
     return bodies
 
 
@@ -459,7 +537,7 @@ def _views(simulator: Simulator) -> list[tuple[str, str, Callable[[], Response]]
         ("GET", "/internal/pending-tasks", simulator.pending_tasks),
         ("GET", "/internal/ping", empty),
     ]
-    refreshes = ("checkpoints", "vae", "embeddings", "loras")
+    refreshes = ("vae", "embeddings", "loras")
     return [
         ("POST", "/sdapi/v1/txt2img", simulator.txt2img),
         ("POST", "/sdapi/v1/img2img", simulator.img2img),
@@ -472,6 +550,7 @@ def _views(simulator: Simulator) -> list[tuple[str, str, Callable[[], Response]]
         ("POST", "/sdapi/v1/skip", simulator.skip),
         ("GET", "/sdapi/v1/options", simulator.options),
         ("POST", "/sdapi/v1/options", simulator.set_options),
+        ("POST", "/sdapi/v1/refresh-checkpoints", simulator.refresh_checkpoints),
         *(("POST", f"/sdapi/v1/refresh-{name}", null) for name in refreshes),
         *(("POST", f"/sdapi/v1/{name}-checkpoint", empty) for name in ("unload", "reload")),
         *(internal if simulator.flavour.internal else []),
@@ -481,6 +560,7 @@ def _views(simulator: Simulator) -> list[tuple[str, str, Callable[[], Response]]
         ("GET", "/simulator/faults", simulator.armed),
         ("POST", "/simulator/faults", simulator.arm),
         ("DELETE", "/simulator/faults", simulator.disarm),
+        ("POST", "/simulator/models", simulator.change_models),
     ]
 
 

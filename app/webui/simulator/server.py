@@ -22,7 +22,8 @@ class _Handler(WSGIRequestHandler):
     """HTTP/1.1 with kept connections, which werkzeug's own handler closes after every answer.
 
     The application reads every body to its end and sets every Content-Length, so that the next request line is where it
-    should be. The moment at which the headers were read is handed on as ``simulator.received``.
+    should be. The moment at which the headers were read is handed on as ``simulator.received``, and a function that sends
+    bytes at once, ahead of the answer, as ``simulator.send``.
     """
 
     protocol_version = "HTTP/1.1"
@@ -37,6 +38,7 @@ class _Handler(WSGIRequestHandler):
             return
         self.environ = self.make_environ()
         self.environ["simulator.received"] = received
+        self.environ["simulator.send"] = self.wfile.write
         started: list[tuple[str, list[tuple[str, str]]]] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> Any:

@@ -42,14 +42,14 @@ class Stats:
     def reset(self) -> None:
         """Forget what was counted; what is under way stays under way."""
         with self.lock:
-            self._counts = {"generations": 0, "model_loads": 0, "interrupts": 0}
+            self._counts = {"generations": 0, "model_loads": 0, "interrupts": 0, "refreshes": 0}
             self._max_in_flight = self._in_flight
             self._gaps: list[float] = []
             self._last_answer: float | None = None
             self._payloads: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
 
     def count(self, what: str) -> None:
-        """Add one to ``generations``, ``model_loads`` or ``interrupts``."""
+        """Add one to ``generations``, ``model_loads``, ``interrupts`` or ``refreshes``."""
         with self.lock:
             self._counts[what] += 1
 
@@ -91,6 +91,7 @@ class Stats:
                 "max_in_flight": self._max_in_flight,
                 "model_loads": self._counts["model_loads"],
                 "interrupts": self._counts["interrupts"],
+                "refreshes": self._counts["refreshes"],
                 "idle_gaps_ms": [round(gap * 1000, 3) for gap in self._gaps],
             }
 

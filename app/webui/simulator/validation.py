@@ -403,7 +403,8 @@ _INIT = (
     Field("initial_noise_multiplier", "float"),
     Field("latent_mask", "str"),
 )
-_TASK = (Field("force_task_id", "str"), Field("sampler_index", "str", "Euler", nullable=False))
+_TASK_ID = Field("force_task_id", "str")
+_SAMPLER_INDEX = Field("sampler_index", "str", "Euler", nullable=False)
 _TAIL = (
     Field("script_name", "str"),
     Field("script_args", "list", [], nullable=False),
@@ -418,10 +419,11 @@ def generation_fields(flavour: Flavour, kind: str) -> tuple[Field, ...]:
     """The request model of ``txt2img`` or ``img2img``."""
     if kind == "txt2img":
         denoising = Field("denoising_strength", "float")
-        return (*_processing(flavour, denoising), *_hires(flavour), *_TASK, *_TAIL)
+        return (*_processing(flavour, denoising), *_hires(flavour), _TASK_ID, _SAMPLER_INDEX, *_TAIL)
     denoising = Field("denoising_strength", "float", 0.75, nullable=False)
     echo = Field("include_init_images", "bool", default=False, nullable=False)
-    return (*_processing(flavour, denoising), *_INIT, *_TASK, echo, *_TAIL)
+    task = (_TASK_ID, *_when(flavour.forge, Field("hr_distilled_cfg", "float", 3.5)), _SAMPLER_INDEX)
+    return (*_processing(flavour, denoising), *_INIT, *task, echo, *_TAIL)
 
 
 def _share(name: str) -> Field:
