@@ -7,6 +7,8 @@ import ctypes
 import signal
 import sys
 
+from gunicorn.glogging import CONFIG_DEFAULTS
+
 # Whatever is imported of app imports all of it: here in the master, once for all processes and before the first one is forked.
 # Nothing is opened or started by that.
 from app import config as settings
@@ -32,8 +34,19 @@ graceful_timeout = int(_config.drain_timeout) + 10
 control_socket_disable = True
 accesslog = None
 errorlog = "-"
-# gunicorn's own loggers as they are, and the gateway's beside them.
+# gunicorn's own loggers as they are, and the gateway's beside them, whose lines name the module.
 logconfig_dict = {
+    "formatters": {
+        "generic": CONFIG_DEFAULTS["formatters"]["generic"],
+        "app": {
+            "format": "%(asctime)s [%(process)d] [%(levelname)s] %(name)s: %(message)s",
+            "datefmt": "[%Y-%m-%d %H:%M:%S %z]",
+        },
+    },
+    "handlers": {
+        **CONFIG_DEFAULTS["handlers"],
+        "app": {"class": "logging.StreamHandler", "formatter": "app", "stream": "ext://sys.stderr"},
+    },
     "loggers": {
         "gunicorn.error": {
             "level": "INFO",
@@ -41,7 +54,7 @@ logconfig_dict = {
             "propagate": False,
             "qualname": "gunicorn.error",
         },
-        "app": {"level": "INFO", "handlers": ["error_console"], "propagate": False, "qualname": "app"},
+        "app": {"level": "INFO", "handlers": ["app"], "propagate": False, "qualname": "app"},
     },
 }
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import pybase64
 
+from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable, JobNotFound
 from app.jobs.model import Job, NewJob, Success
 from app.jobs.table import JobTable
@@ -151,6 +152,7 @@ class Archive:
             job, whole = self._table.delete_image(user_id, type_, parsed.name, filename)
         else:
             raise JobNotFound
+        events.transition("deleted", job, file=None if whole else filename)
         deleted = _files(job) if whole else [filename]
         try:
             self._unlink(job, None if whole else {filename})

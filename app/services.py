@@ -14,6 +14,7 @@ from typing import Any
 from app.archive import Archive
 from app.config import SIMULATOR, Config, WebuiAddress
 from app.generation import WebuiStation, hopeless_demands
+from app.jobs import events
 from app.jobs.database import Database
 from app.jobs.election import HostLock
 from app.jobs.model import Failure
@@ -164,7 +165,10 @@ class Services:
         if not hopeless:
             return []
         failure = Failure("no-longer-available", "No WebUI offers any more what this job was accepted with.")
-        return self.table.fail_queued(hopeless, failure)
+        failed = self.table.fail_queued(hopeless, failure)
+        for job in failed:
+            events.transition("failed", job, slug=failure.slug)
+        return [job.seq for job in failed]
 
     def begin_drain(self) -> None:
         """Answer every waiter now and take no more jobs; what runs goes on."""

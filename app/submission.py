@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final
 
 from app.config import Config
+from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import IdempotencyKey, Job, NewJob, Type
 from app.jobs.table import Bounds, JobTable
@@ -127,6 +128,8 @@ class Submissions:
         finally:
             if unneeded and draft.reference is not None:
                 self._remove_files(new)
+        if accepted:
+            events.transition("accepted", job)
         self._on_accepted()
         return job
 

@@ -299,12 +299,14 @@ FAIL: Final = Prepared(
         **FREE,
     )
 )
-#: Whether a claim has ended its job already.
+#: Why a job failed whose worker was lost too often.
+WORKER_LOST: Final = "worker-lost"
+#: Whether a claim has ended its job already. A job that failed as lost was ended by another worker.
 FINISHED_BY: Final = Prepared(
     select(JOBS.c.seq).where(
         JOBS.c.seq == bindparam("c_seq"),
         JOBS.c.claims == bindparam("c_claims"),
-        or_(JOBS.c.status == SUCCEEDED, JOBS.c.status == FAILED),
+        or_(JOBS.c.status == SUCCEEDED, and_(JOBS.c.status == FAILED, JOBS.c.error_slug != WORKER_LOST)),
     )
 )
 #: What an owner holds on a slot without knowing it; whether anything was sent, the next holder looks.
@@ -317,6 +319,7 @@ LET_JOB_GO: Final = Prepared(
         JOBS.c.phase == "generating",
     )
     .values(BACK)
+    .returning(*COLUMNS)
 )
 LET_SLOT_GO: Final = Prepared(
     update(SLOTS).where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner")).values(_UNCLEAN)

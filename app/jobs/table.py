@@ -319,18 +319,19 @@ class JobTable:
 
     # -- take-over ---------------------------------------------------------------------------------------------------
 
-    def let_go(self, slot: str, owner: str) -> None:
-        """Give back what the rows say that this owner holds on a slot, though its runner has nothing in hand.
+    def let_go(self, slot: str, owner: str) -> list[Job]:
+        """Give back what the rows say that this owner holds on a slot, though its runner has nothing in hand; the jobs.
 
         So it is when the answer to a commit was lost: it was made, nobody knew, and this owner's beats would keep it for ever.
         """
         with self.database.write("let go") as connection:
             mine = {"c_slot": slot, "c_owner": owner}
-            sql.LET_JOB_GO.change(connection, mine)
+            back = [Job.of(row) for row in sql.LET_JOB_GO.all(connection, mine)]
             sql.LET_SLOT_GO.change(connection, mine)
+            return back
 
-    def take_over(self, host: str, owner: str) -> list[int]:
-        """Give back what other processes of this host held (``flock`` says that they are dead); the jobs' numbers."""
+    def take_over(self, host: str, owner: str) -> list[Job]:
+        """Give back what other processes of this host held (``flock`` says that they are dead); the jobs, see :meth:`_lose`."""
         prefix = f"{host}/"
 
         def dead(column: ColumnElement[Any]) -> ColumnElement[bool]:
@@ -343,8 +344,8 @@ class JobTable:
                 return []
         return self._lose(jobs, slots)
 
-    def reclaim(self, owner: str) -> list[int]:
-        """Give back what any other owner held whose lease ran out; the jobs' numbers."""
+    def reclaim(self, owner: str) -> list[Job]:
+        """Give back what any other owner held whose lease ran out; the jobs, see :meth:`_lose`."""
         with self.database.read() as connection:
             found = sql.LEASES.first(connection, {"p_owner": owner})
         if found.late:
@@ -360,10 +361,12 @@ class JobTable:
             connection.execute(update(JOBS).where(sql.JOB_LATE).values(sql.BEATEN))
             connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(sql.BEATEN))
 
-    def _lose(self, jobs: ColumnElement[bool], slots: ColumnElement[bool]) -> list[int]:
-        """Take these jobs and slots from their owners; the jobs' numbers."""
+    def _lose(self, jobs: ColumnElement[bool], slots: ColumnElement[bool]) -> list[Job]:
+        """Take these jobs and slots from their owners; the jobs as they were held, but for what became of them: ``status`` is
+        queued or failed, and ``error_slug`` says why.
+        """
         with self.database.write("take over") as connection:
-            rows = connection.execute(select(JOBS.c.seq, JOBS.c.user_id, JOBS.c.losses).where(jobs)).all()
+            rows = [Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(jobs))]
             lost = [row.seq for row in rows if row.losses >= MAX_LOSSES]
             back = [row.seq for row in rows if row.losses < MAX_LOSSES]
             count = JOBS.c.losses + 1
@@ -372,27 +375,27 @@ class JobTable:
                 update(JOBS)
                 .where(JOBS.c.seq.in_(lost))
                 .values(
-                    status="failed", losses=count, finished_at=_now_ms(), error_slug="worker-lost",
+                    status="failed", losses=count, finished_at=_now_ms(), error_slug=sql.WORKER_LOST,
                     error_detail="The gateway was stopped again and again while it worked at this job.", **sql.FREE,
                 )
             )  # fmt: skip
             _count_out(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
             connection.execute(update(SLOTS).where(slots).values(state="unclean", owner=None, lease_expires=None))
-            return back + lost
+            ends = dict.fromkeys(back, "queued") | dict.fromkeys(lost, "failed")
+            return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
 
-    def fail_queued(self, demands: Collection[int], failure: Failure) -> list[int]:
-        """Fail every queued job with one of these demands; their numbers."""
+    def fail_queued(self, demands: Collection[int], failure: Failure) -> list[Job]:
+        """Fail every queued job with one of these demands; the jobs as they were queued."""
         with self.database.write("fail queued") as connection:
-            rows = connection.execute(
-                select(JOBS.c.seq, JOBS.c.user_id).where(JOBS.c.status == QUEUED, JOBS.c.demand.in_(demands))
-            ).all()
+            queued = select(*sql.COLUMNS).where(JOBS.c.status == QUEUED, JOBS.c.demand.in_(demands))
+            rows = [Job.of(row) for row in connection.execute(queued)]
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_([row.seq for row in rows]))
                 .values(status="failed", finished_at=_now_ms(), error_slug=failure.slug, error_detail=failure.detail)
             )
             _count_out(connection, [row.user_id for row in rows])
-            return [row.seq for row in rows]
+            return rows
 
     # -- demands -----------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from app.jobs import events
 from app.jobs.election import HostLock
 from app.jobs.errors import DatabaseUnavailable, JobsError
-from app.jobs.model import Claim, Failure, Success
+from app.jobs.model import Claim, Failure, Job, Success
 from app.jobs.slots import Settled, Slots
 from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, Station, StationDown
 from app.jobs.table import JobTable, NotReady, Serving
@@ -113,6 +114,10 @@ class Runner:
         #: The result that waits for the next job to be sent.
         self._waiting: tuple[Claim, Answer, threading.Event] | None = None
         self._look_again_at = 0.0
+        #: Transitions that are logged once the next request is on its way.
+        self._events = events.Backlog()
+        #: The claim that was sent last, and when.
+        self._sent: tuple[Claim, float] | None = None
         #: Whether the last answer's transaction found no job that could follow: whoever is accepted later says so.
         self._nothing_waits = False
 
@@ -173,9 +178,12 @@ class Runner:
             return True
 
         try:
-            return table.claim(key, owner, new_task_id(), serving, expected=expected, ready=ready)
+            claim = table.claim(key, owner, new_task_id(), serving, expected=expected, ready=ready)
         except NotReady:
             return None
+        if claim is not None:
+            self._note("claimed", claim)
+        return claim
 
     # -- the slot ----------------------------------------------------------------------------------------------------
 
@@ -186,7 +194,8 @@ class Runner:
             return False
         if slot.owner == self._desk.owner:
             # Only this thread claims and settles here, and it does neither.
-            self._desk.table.let_go(slot.key, slot.owner)
+            for job in self._desk.table.let_go(slot.key, slot.owner):
+                events.transition("given back", job, webui=slot.key, attempt=job.claims)
         if slot.state == "suspect" and time.monotonic() < self._look_again_at:
             return False
         return self._settle(slot.state)
@@ -254,6 +263,8 @@ class Runner:
         try:
             following = self._answered(claim, answer, seconds if answer.ok else None, next_task)
             self._nothing_waits = following is None and next_task is not None
+            if following is None:
+                self._events.write()
             return following
         finally:
             passed_on.set()
@@ -273,7 +284,7 @@ class Runner:
                 self._store_waiting()
                 return answer.settled(patience)
 
-            return self._desk.insist(lambda: self._desk.table.answered(claim, seconds, next_task, serving, ready=ready))
+            return self._desk.insist(lambda: self._free_slot(claim, seconds, next_task, serving, ready))
 
         try:
             return commit(_HELD_UP_SECONDS)
@@ -281,8 +292,26 @@ class Runner:
             answer.settled(None)
             return commit(None)
 
+    def _free_slot(
+        self,
+        claim: Claim,
+        seconds: float | None,
+        next_task: str | None,
+        serving: Serving,
+        ready: Callable[[Claim | None], bool],
+    ) -> Claim | None:
+        following = self._desk.table.answered(claim, seconds, next_task, serving, ready=ready)
+        if self._sent is not None and self._sent[0] is claim:
+            self._note("answered", claim, seconds=time.monotonic() - self._sent[1])
+        if following is not None:
+            self._note("claimed", following)
+        return following
+
     def _on_sending(self) -> None:
         """The job is on its way: what need not come before that comes now."""
+        if self.current is not None:
+            self._sent = self.current, time.monotonic()
+            self._note("sent", self.current)
         self._pool.submit(self._flush)
         self._store_waiting()
 
@@ -293,6 +322,13 @@ class Runner:
         except DatabaseUnavailable:
             # Whatever is committed next is flushed with it, or fails and is told.
             _LOG.warning("the claim was not flushed")
+        self._events.write()
+
+    def _note(
+        self, event: events.Event, claim: Claim, *, seconds: float | None = None, slug: str | None = None
+    ) -> None:
+        """Keep a transition until :attr:`_events` is written."""
+        self._events.add(event, claim.job, webui=claim.slot, attempt=claim.attempt, seconds=seconds, slug=slug)
 
     def _store_waiting(self) -> None:
         """Hand the last result to the pool: when the next job is on its way, so that decoding does not hold that up, or when
@@ -305,8 +341,16 @@ class Runner:
     def _give_back(self, claim: Claim, slot: Any, failure: Failure | None) -> None:
         counted = None if self._unwanted is claim else failure
         status = self._desk.insist(lambda: self._desk.table.give_back(claim, slot=slot, failure=counted))
+        self._report_end(claim, status, counted)
         if status == "failed":
             self._desk.on_finished(claim.job.seq)
+
+    def _report_end(self, claim: Claim, status: str | None, failure: Failure | None) -> None:
+        """Log that an attempt ended without a result, unless the claim was lost: then whoever took it has logged that."""
+        if status in ("queued", "failed"):
+            event: events.Event = "failed" if status == "failed" else "given back"
+            self._note(event, claim, slug=failure.slug if failure is not None else None)
+        self._events.write()
 
     def _await_room(self) -> None:
         with self._decoded:
@@ -318,7 +362,10 @@ class Runner:
         """Runs in the pool; it may decode while the slot is being freed, and writes afterwards."""
         finished = False
         try:
-            finished = self._conclude(claim, self._judge(claim, answer, passed_on))
+            verdict = self._judge(claim, answer, passed_on)
+            # A failure was judged without waiting for it, and ends the job after its answer all the same.
+            passed_on.wait()
+            finished = self._conclude(claim, verdict)
         except Exception:
             _LOG.exception("job %s could not be concluded", claim.job.name)
         finally:
@@ -342,12 +389,18 @@ class Runner:
             done = self._desk.insist(lambda: table.succeed(claim, verdict))
             if done is False:
                 self.station.discard(claim)
+            elif done:
+                self._note("stored", claim)
+            self._events.write()
             return done is True
         if isinstance(verdict, Failure):
-            return self._desk.insist(lambda: table.fail(claim, verdict)) is True
+            done = self._desk.insist(lambda: table.fail(claim, verdict))
+            self._report_end(claim, "failed" if done else None, verdict)
+            return done is True
         status = self._desk.insist(
             lambda: table.give_back(claim, slot="clean", failure=verdict.failure, one_by_one=verdict.one_by_one)
         )
+        self._report_end(claim, status, verdict.failure)
         self.wake.set()
         return status == "failed"
 
@@ -372,6 +425,13 @@ class Runner:
             self._unwanted = claim
             self._give_back(claim, "unclean", None)
             self.station.abort()
+
+
+def _report_lost(jobs: Sequence[Job]) -> None:
+    """Log what became of jobs whose worker died or lost its lease."""
+    for job in jobs:
+        event: events.Event = "failed" if job.status == "failed" else "given back"
+        events.transition(event, job, webui=job.slot, attempt=job.claims, slug=job.error_slug)
 
 
 class Keeper:
@@ -622,7 +682,7 @@ class Worker:
     def _begin(self) -> None:
         if self._lock is not None:
             # The lock says that the earlier worker of this host is dead; its leases need not run out first.
-            self._desk.table.take_over(self._host, self._desk.owner)
+            _report_lost(self._desk.table.take_over(self._host, self._desk.owner))
         if not self._runners:
             stations = self._make_stations()
             self._pool = ThreadPoolExecutor(max_workers=min(len(stations) + 1, 4), thread_name_prefix="store")
@@ -655,6 +715,7 @@ class Worker:
         desk = self._desk
         try:
             back = desk.table.reclaim(desk.owner)
+            _report_lost(back)
             desk.slots.forget_workers(desk.owner, self._host)
             desk.slots.drop_unconfigured()
             desk.table.forget_keys()

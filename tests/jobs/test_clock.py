@@ -31,7 +31,7 @@ def test_the_job_and_slot_of_a_dead_worker_come_back_after_one_lease(
     set_back()
     assert table.reclaim("host/two") == []
     advance(LEASE_SECONDS + 1)
-    assert table.reclaim("host/two") == [job.seq]
+    assert [back.seq for back in table.reclaim("host/two")] == [job.seq]
     assert (table.by_seq(job.seq).status, table.by_seq(job.seq).losses) == ("queued", 1)
     assert slots.get("gpu0").state == "unclean"
     assert slots.begin_settling("gpu0", "host/two").task_id == "lost"

@@ -402,7 +402,7 @@ class TestTakeOver:
     ) -> None:
         job = gate.accept()
         gate.claim(owner="host/one")
-        assert table.take_over("host", "host/two") == [job.seq]
+        assert [back.seq for back in table.take_over("host", "host/two")] == [job.seq]
         kept = table.by_seq(job.seq)
         assert (kept.status, kept.losses, kept.attempts) == ("queued", 1, 0)
         assert slots.get("gpu0").state == "unclean"
@@ -415,7 +415,7 @@ class TestTakeOver:
         assert table.take_over("host", "host/two") == []
         assert table.reclaim("host/two") == []
         advance(11)
-        assert table.reclaim("host/two") == [job.seq]
+        assert [back.seq for back in table.reclaim("host/two")] == [job.seq]
 
     def test_a_host_whose_name_begins_alike_is_another_host(self, gate: Gate, table: JobTable) -> None:
         gate.accept()
@@ -448,11 +448,22 @@ class TestTakeOver:
         assert (failed.status, failed.error_slug, failed.losses) == ("failed", "worker-lost", MAX_LOSSES + 1)
         gate.accept(bounds=Bounds(1, 1))
 
+    def test_the_last_lost_claim_of_a_failed_job_has_not_ended_it(self, gate: Gate, table: JobTable) -> None:
+        """Its worker may still be alive, and has to remove its files."""
+        gate.accept()
+        with table.database.write() as connection:
+            connection.execute(text("UPDATE jobs SET losses = :losses"), {"losses": MAX_LOSSES})
+        lost = gate.claim(owner="host/one")
+        [failed] = table.take_over("host", "host/two")
+        assert (failed.status, failed.error_slug) == ("failed", "worker-lost")
+        assert not table.succeed(lost, success_of(lost))
+        assert not table.fail(lost, Failure("webui-error", "Late."))
+
     def test_waiting_jobs_that_nobody_can_serve_fail(self, gate: Gate, table: JobTable) -> None:
         gone = gate.accept(demand='{"model":"gone"}')
         kept = gate.accept(demand='{"model":"kept"}')
         [number] = [number for number, body in table.queued_demands().items() if "gone" in body]
-        assert table.fail_queued([number], Failure("no-longer-available", "Gone.")) == [gone.seq]
+        assert table.fail_queued([number], Failure("no-longer-available", "Gone.")) == [gone]
         assert table.by_seq(gone.seq).error_slug == "no-longer-available"
         assert table.by_seq(kept.seq).status == "queued"
 

@@ -383,7 +383,7 @@ class TableMachine(RuleBasedStateMachine):
                 held.lease = longest
         lost = [job for job in self.jobs if job.owner not in (None, owner) and job.lease < self.now]
         slots = [slot for slot in self.slots.values() if slot.owner not in (None, owner) and slot.lease < self.now]
-        assert sorted(self.table.reclaim(owner)) == sorted(job.seq for job in lost)
+        assert sorted(job.seq for job in self.table.reclaim(owner)) == sorted(job.seq for job in lost)
         self._lose(lost, slots)
 
     @rule(owner=st.sampled_from(OWNERS))
@@ -395,7 +395,7 @@ class TableMachine(RuleBasedStateMachine):
 
         lost = [job for job in self.jobs if dead(job.owner)]
         slots = [slot for slot in self.slots.values() if dead(slot.owner)]
-        assert sorted(self.table.take_over(host, owner)) == sorted(job.seq for job in lost)
+        assert sorted(job.seq for job in self.table.take_over(host, owner)) == sorted(job.seq for job in lost)
         self._lose(lost, slots)
 
     def _lose(self, jobs: list[ModelJob], slots: list[ModelSlot]) -> None:
