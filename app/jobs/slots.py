@@ -196,10 +196,10 @@ class Slots:
         """When the configured WebUIs that are up were asked last what they offer."""
         asked = select(SLOTS.c.key, CATALOGUES.c.seen_at).where(SLOTS.c.health == "up")
         with self.database.read() as connection:
-            rows = connection.execute(asked.outerjoin_from(SLOTS, CATALOGUES, CATALOGUES.c.key == SLOTS.c.key))
-            seen_at = {row.key: row.seen_at or 0.0 for row in rows}
+            rows = connection.execute(asked.outerjoin_from(SLOTS, CATALOGUES, CATALOGUES.c.key == SLOTS.c.key)).all()
             configured = _configured(connection)
             now = connection.execute(select(db_now())).scalar_one()
+        seen_at = {row.key: _past(row.seen_at, now) for row in rows}
         return Sightings(now, {key: seen_at[key] for key in configured if key in seen_at})
 
     def want_look(self) -> float:
@@ -222,7 +222,7 @@ class Slots:
         """Whether somebody has wanted a look at what the WebUIs offer since this one was asked last."""
         with self.database.read() as connection:
             row = sql.LOOK_WANTED.first(connection, {"p_key": _LOOK_WANTED, "p_slot": key})
-        return row is not None and (row.seen_at or 0.0) < float(row.value) <= row.now
+        return row is not None and _past(row.seen_at, row.now) < float(row.value) <= row.now
 
     def offer(self) -> Offer:
         """Which catalogues count now, and the default model; one cheap look for every request."""
@@ -266,6 +266,11 @@ class Slots:
             connection.execute(delete(NOTES).where(NOTES.c.key == _DEFAULT_MODEL))
             if model is not None:
                 connection.execute(insert(NOTES).values(key=_DEFAULT_MODEL, value=model))
+
+
+def _past(moment: float | None, now: float) -> float:
+    """A stored time; 0.0 for none, and for one in the future, which is from before the clock was set back."""
+    return moment if moment is not None and moment <= now else 0.0
 
 
 def _configured(connection: Connection) -> list[str]:
