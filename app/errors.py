@@ -28,10 +28,14 @@ INTERNAL_ERROR = "internal-error"
 
 @dataclass(frozen=True)
 class Problem:
-    """What a slug means over HTTP: the status code and a short title that never changes."""
+    """What a slug means over HTTP: the status code and a short title that never changes.
+
+    ``retry_after`` (seconds) is the Retry-After where the exception names none; every 429 and 503 has one.
+    """
 
     status: int
     title: str
+    retry_after: int | None = None
 
 
 PROBLEMS: Mapping[str, Problem] = MappingProxyType(
@@ -55,7 +59,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "bad-image": Problem(422, "The reference image cannot be used"),
         "webui-cannot": Problem(422, "The WebUI can't make these pictures"),
         "idempotency-key-reused": Problem(422, "The Idempotency-Key belongs to another request"),
-        "user-queue-full": Problem(429, "The user has too many unfinished jobs"),
+        "user-queue-full": Problem(429, "The user has too many unfinished jobs", 10),
         INTERNAL_ERROR: Problem(500, "The gateway failed"),
         "webui-refused": Problem(502, "The WebUI refused the job"),
         "webui-out-of-memory": Problem(502, "The WebUI ran out of memory"),
@@ -67,14 +71,14 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "webui-disconnected": Problem(502, "The connection to the WebUI broke"),
         "no-longer-available": Problem(502, "No WebUI can serve the job any more"),
         "worker-lost": Problem(502, "The worker was lost too often"),
-        "queue-full": Problem(503, "The queue is full"),
-        "no-free-waiter": Problem(503, "Too many clients are waiting"),
-        "no-catalogue": Problem(503, "No WebUI was ever seen"),
-        "no-default-model": Problem(503, "No default model is known"),
-        "database-unavailable": Problem(503, "The database is not available"),
-        "no-room-for-body": Problem(503, "There is no room for the body"),
-        "storage-unavailable": Problem(503, "The data folder is not available"),
-        "storage-failed": Problem(503, "The pictures could not be stored"),
+        "queue-full": Problem(503, "The queue is full", 10),
+        "no-free-waiter": Problem(503, "Too many clients are waiting", 10),
+        "no-catalogue": Problem(503, "No WebUI was ever seen", 10),
+        "no-default-model": Problem(503, "No default model is known", 2),
+        "database-unavailable": Problem(503, "The database is not available", 5),
+        "no-room-for-body": Problem(503, "There is no room for the body", 5),
+        "storage-unavailable": Problem(503, "The data folder is not available", 10),
+        "storage-failed": Problem(503, "The pictures could not be stored", 10),
         "webui-timeout": Problem(504, "The WebUI took too long"),
     }
 )
@@ -118,6 +122,9 @@ def respond(slug: str, detail: str, *, headers: Mapping[str, str] | None = None,
     body = problem(slug, detail, **extra)
     response = Response(dumps(body), status=body["status"], mimetype=MEDIA_TYPE)
     response.headers.extend(dict(headers or {}))
+    retry_after = PROBLEMS[body["type"]].retry_after
+    if retry_after is not None:
+        response.headers.setdefault("Retry-After", str(retry_after))
     return response
 
 

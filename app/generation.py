@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from app.config import Config
 from app.jobs.errors import DatabaseUnavailable
-from app.jobs.model import Claim, Failure, Success
+from app.jobs.model import Claim, Failure, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, StationDown
 from app.jobs.table import JobTable, Serving
@@ -28,7 +28,7 @@ from app.records.store import RecordStore
 from app.results import Replies, Results, kind_of
 from app.webui import bounds, payloads
 from app.webui.answers import error_body, generation_images_base64, is_start_window, made_with
-from app.webui.catalogue import Catalogue, Demand, Model
+from app.webui.catalogue import Catalogue, Demand
 from app.webui.client import Webui
 from app.webui.doubts import ModelDoubt, is_hopeless
 from app.webui.errors import (
@@ -45,6 +45,7 @@ from app.webui.errors import (
 )
 from app.webui.failures import says_model_broken, says_nothing
 from app.webui.interruption import Inquiry, Pace, Prepared
+from app.webui.models import Model
 from app.webui.overrides import OptionOverrides
 
 _LOG = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ class WebuiStation:
         self._catalogue = Catalogue()
         self._demands: dict[int, Demand] = {}
         self._unservable: frozenset[int] = frozenset()
+        #: Set when an answer shows that the catalogue is not right any more.
+        self._outdated = threading.Event()
+        #: Names of models that stand for several files, of which one was taken for a job of version 0.1.0.
+        self._guessed: set[str] = set()
         self._queued_since: tuple[str, float] | None = None
         traits = slots.traits(self.key)
         self._doubt = ModelDoubt(traits.doubt, lambda text: slots.keep_doubt(self.key, text))
@@ -94,26 +99,37 @@ class WebuiStation:
 
     # -- what the WebUI offers ---------------------------------------------------------------------------------------
 
-    def refresh(self) -> None:
-        """Ask the WebUI what it offers and keep that.
+    def refresh(self) -> bool:
+        """Ask the WebUI what it offers and keep that; False while no default model is known.
 
         :raises StationDown: it does not answer.
         """
+        self._outdated.clear()
+        asked_at = self._slots.now()
         try:
             catalogue = self._webui.catalogue()
         except WebuiError as error:
             self._note_absence(error)
             raise StationDown(reason(error)) from error
-        self._keep_catalogue(catalogue)
+        self._keep_catalogue(catalogue, asked_at)
         if not self._generating:
             self._learn_loaded(catalogue)
+        return self._offers.has_default_model()
 
-    def _keep_catalogue(self, catalogue: Catalogue) -> None:
-        self._slots.put_catalogue(self.key, catalogue.to_json())
+    def _keep_catalogue(self, catalogue: Catalogue, asked_at: float) -> None:
+        self._slots.put_catalogue(self.key, catalogue.to_json(), asked_at)
         self._offers.keep_default_model()
         with self._lock:
             self._catalogue = catalogue
             self._unservable = self._judge(self._demands)
+
+    def outdated(self) -> bool:
+        """Whether an answer has shown since the last refresh began that what the WebUI offers has changed."""
+        return self._outdated.is_set()
+
+    def look_again(self) -> None:
+        """Have the WebUI asked soon what it offers: an answer shows that it has changed."""
+        self._outdated.set()
 
     def _learn_loaded(self, catalogue: Catalogue) -> None:
         """A person may have loaded another model by hand."""
@@ -144,7 +160,7 @@ class WebuiStation:
         return frozenset(
             number
             for number, demand in self._demands.items()
-            if (model := self._catalogue.model(demand.model)) is not None and model.checkpoint == doubted
+            if (model := self._catalogue.model_of(demand)) is not None and model.checkpoint == doubted
         )
 
     # -- the generation ----------------------------------------------------------------------------------------------
@@ -194,7 +210,7 @@ class WebuiStation:
 
     def _post(self, claim: Claim, on_sending: Callable[[], None]) -> Replies:
         job = claim.job
-        model = payloads.model_of(self._demands[job.demand], self._catalogue)
+        model = self._model_of(job)
         payload = self._payload(claim, model)
         limits = bounds.of_generation(job.args)
         if self._loaded in (None, model.checkpoint):
@@ -204,6 +220,23 @@ class WebuiStation:
             on_sending()
             replies = self._switch(claim, payload, model, limits)
         return self._upscaled(claim, replies)
+
+    def _model_of(self, job: Job) -> Model:
+        """The model of a job here. One that version 0.1.0 accepted for a name of several files has the exact model_name.
+
+        :raises NoLongerAvailable: the WebUI has it no more.
+        """
+        demand, catalogue = self._demands[job.demand], self._catalogue
+        model = payloads.model_of(demand, catalogue)
+        if catalogue.model(demand.model) is None and demand.model not in self._guessed:
+            self._guessed.add(demand.model)
+            _LOG.warning(
+                "WebUI %s has several models called %s; jobs that version 0.1.0 accepted use %s",
+                self.name,
+                demand.model,
+                model.title,
+            )
+        return model
 
     def _payload(self, claim: Claim, model: Model) -> dict[str, Any]:
         job, catalogue, presets, overrides = claim.job, self._catalogue, self._offers.presets, self._overrides
@@ -320,12 +353,14 @@ class WebuiStation:
         """
         with suppress(WebuiError):
             self._webui.refresh_checkpoints()
+        asked_at = self._slots.now()
         try:
             seen = self._webui.checkpoints()
         except WebuiError:
             return self._loaded
         if all(model.bare_title != other.bare_title for other in seen.models):
-            self._keep_catalogue(replace(self._catalogue, models=seen.models, loaded_model=seen.loaded_model))
+            found = replace(self._catalogue, models=seen.models, loaded_model=seen.loaded_model)
+            self._keep_catalogue(found, asked_at)
             raise ModelVanished
         self._learn_loaded(seen)
         return self._loaded
@@ -388,9 +423,11 @@ class WebuiStation:
             self._shared_until = time.monotonic() + _SHARED_SECONDS
         if outcome.made_with is not None:
             self._doubt.loads(outcome.made_with)
-        if outcome.wrong_model and answer.content.switch_noted:
-            # The WebUI ignored what it was asked for, so it loaded nothing, and nothing failed.
-            self._doubt.withdraw()
+        if outcome.wrong_model:
+            self.look_again()
+            if answer.content.switch_noted:
+                # The WebUI ignored what it was asked for, so it loaded nothing, and nothing failed.
+                self._doubt.withdraw()
         return outcome.verdict
 
     def discard(self, claim: Claim) -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, ClassVar
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 from app.jobs.slots import Offer, Slots
 from app.webui.catalogue import Catalogue
-from app.webui.names import choose_default_model, merge_options
+from app.webui.names import choose_default_model, guesses, merge_options
 from app.webui.presets import Presets
 
 _LOG = logging.getLogger(__name__)
+
+#: WebUIs that were all asked so lately what they offer are not asked again for one request.
+RECENT_SECONDS: Final = 5.0
+#: How long a request that names something unknown waits until they were asked, and how often it looks whether they were.
+LOOK_PATIENCE_SECONDS: Final = 2.0
+_LOOK_PAUSE_SECONDS: Final = 0.05
 
 
 class NoCatalogue(Exception):
@@ -34,6 +42,8 @@ class Offers:
         self._lock = threading.Lock()
         self._versions: tuple[tuple[str, int], ...] = ()
         self._catalogues: dict[str, Catalogue] = {}
+        #: (name of a model, WebUI) whose choice among several files was logged.
+        self._guessed: set[tuple[str, str]] = set()
 
     def catalogues(self) -> dict[str, Catalogue]:
         """The catalogue of each configured WebUI, by its slot's key; empty when none was ever seen."""
@@ -46,10 +56,23 @@ class Offers:
                 read = ((key, _catalogue(key, bodies[key])) for key, _ in offer.versions if key in bodies)
                 self._catalogues = {key: catalogue for key, catalogue in read if catalogue is not None}
                 self._versions = offer.versions
+                self._tell_guesses(self._settings_models(), self._catalogues)
             return self._catalogues
 
+    def _settings_models(self) -> list[str]:
+        named = (preset.model for preset in self.presets.entries.values() if preset.model is not None)
+        return [model for model in (self._configured_model, *named) if model]
+
+    def _tell_guesses(self, texts: Sequence[str], catalogues: Mapping[str, Catalogue]) -> None:
+        for text, key, title in guesses(texts, catalogues):
+            if (text, key) not in self._guessed:
+                self._guessed.add((text, key))
+                _LOG.warning(
+                    "%s has several models called %s; %s is used, write its title to be sure", key, text, title
+                )
+
     def current(self) -> tuple[list[Catalogue], str | None]:
-        """The catalogues, and the model_name of requests that name none."""
+        """The catalogues, and the name of the model of requests that name none."""
         offer = self._slots.offer()
         catalogues = list(self._read(offer).values())
         return catalogues, choose_default_model(self._configured_model, offer.default_model, catalogues)
@@ -67,9 +90,31 @@ class Offers:
     def keep_default_model(self) -> None:
         """Choose the default model anew where the stored one is gone, and store the choice."""
         offer = self._slots.offer()
-        chosen = choose_default_model("", offer.default_model, list(self._read(offer).values()))
+        catalogues = self._read(offer)
+        chosen = choose_default_model("", offer.default_model, list(catalogues.values()))
+        if offer.default_model is not None:
+            self._tell_guesses([offer.default_model], catalogues)
         if chosen is not None and chosen != offer.default_model:
             self._slots.set_default_model(chosen)
+
+    def has_default_model(self) -> bool:
+        """Whether a model is known for requests that name none, or a setting names one, however missing."""
+        return bool(self._configured_model) or self.current()[1] is not None
+
+    def look_again(self, hint: Callable[[], None]) -> bool:
+        """Have the WebUIs asked again what they offer, and wait a moment for it; False where they were asked just now.
+
+        :param hint: tells the workers of this host to look at once; those of others see it within a second.
+        """
+        before = self._slots.sightings()
+        if before.all_since(before.now - RECENT_SECONDS):
+            return False
+        wanted_at = self._slots.want_look()
+        hint()
+        deadline = time.monotonic() + LOOK_PATIENCE_SECONDS
+        while not self._slots.sightings().all_since(wanted_at) and time.monotonic() < deadline:
+            time.sleep(_LOOK_PAUSE_SECONDS)
+        return True
 
     def options(self) -> dict[str, Any]:
         """The body of ``GET /options``."""

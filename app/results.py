@@ -25,7 +25,7 @@ from app.records.store import RecordStore
 from app.webui import payloads
 from app.webui.answers import Generation, Picture, read_generation, read_upscaled
 from app.webui.bounds import AnswerBounds
-from app.webui.catalogue import Demand, Model
+from app.webui.catalogue import Demand
 from app.webui.errors import (
     Ambiguous,
     BadAnswer,
@@ -42,6 +42,7 @@ from app.webui.errors import (
 )
 from app.webui.exchange import Reply
 from app.webui.interruption import Circumstances, Inquiry, Pace
+from app.webui.models import Model
 from app.webui.overrides import PROMPT_COMMENTS, OptionOverrides
 
 _LOG = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from app.jobs.slots import Slots
 from app.jobs.station import Station
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
-from app.jobs.wake import ACCEPTED, Wake
+from app.jobs.wake import ACCEPTED, LOOK_WANTED, Wake
 from app.jobs.worker import Worker
 from app.offers import Offers
 from app.records.store import RecordStore
@@ -58,6 +58,10 @@ class _Hints:
         """A job ended."""
         self._tell(_FINISHED + b"%d" % seq)
 
+    def look_wanted(self) -> None:
+        """Somebody wants to know anew what the WebUIs offer."""
+        self._tell(LOOK_WANTED)
+
     def _tell(self, message: bytes) -> None:
         if self.wake is not None:
             self.wake.tell(message)
@@ -68,6 +72,8 @@ class _Hints:
         """Act on a hint from this process or another."""
         if message == ACCEPTED and self.worker is not None:
             self.worker.wake()
+        elif message == LOOK_WANTED and self.worker is not None:
+            self.worker.look_again()
         elif message.startswith(_FINISHED) and message.removeprefix(_FINISHED).isdigit():
             self.waiters.finished(int(message.removeprefix(_FINISHED)))
 
@@ -106,11 +112,16 @@ class Services:
         """
         self.database.check()
         self.records.check()
+        catalogues, default_model = self.offers.current()
         reasons = {
             "No worker is running.": not self.slots.worker_alive(),
             "No WebUI answers.": not self.slots.any_up(),
             **dict.fromkeys(restarts_needed(self.slots.doubts()), True),
-            "No WebUI has told what it offers yet: requests are refused with 503 (no-catalogue).": not self.offers.catalogues(),
+            "No WebUI has told what it offers yet: requests are refused with 503 (no-catalogue).": not catalogues,
+            "No default model is known: requests that name none are refused with 503 (no-default-model).": bool(
+                catalogues
+            )
+            and default_model is None,
         }
         return [reason for reason, holds in reasons.items() if holds]
 
@@ -240,7 +251,7 @@ def build(config: Config) -> Services:
         records=records,
         offers=offers,
         waiters=waiters,
-        submissions=Submissions(config, table, waiters, offers, records, hints.accepted),
+        submissions=Submissions(config, table, waiters, offers, records, hints.accepted, hints.look_wanted),
         archive=Archive(table, records),
         hints=hints,
     )

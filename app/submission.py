@@ -23,6 +23,7 @@ from app.records.errors import BadImage, RecordsError
 from app.records.images import Reference, ReferenceReader
 from app.records.names import new_name
 from app.records.store import RecordStore
+from app.webui.errors import NoDefaultModel, UnknownNames
 from app.webui.names import Resolved, resolve
 from app.webui.payloads import upscales
 
@@ -54,6 +55,7 @@ class Submissions:
     """The front door of the queue.
 
     :param on_accepted: called after a job was committed, so that the worker looks at once.
+    :param on_unknown: called when a request names what no WebUI is known to have, so that the worker asks them at once.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Submissions:
         offers: Offers,
         records: RecordStore,
         on_accepted: Callable[[], None],
+        on_unknown: Callable[[], None],
     ) -> None:
         self._table = table
         self._waiters = waiters
         self._offers = offers
         self._records = records
         self._on_accepted = on_accepted
+        self._on_unknown = on_unknown
         self._bounds = Bounds(config.max_queue, config.max_queue_per_user)
         self._references = ReferenceReader(config.max_output_pixels)
         self._random: Random = secrets.SystemRandom()
@@ -130,9 +134,7 @@ class Submissions:
         return job
 
     def _draft(self, type_: Type, fields: dict[str, Any]) -> _Draft:
-        catalogues, default_model = self._offers.known()
-        seed = {"seed": self._seed(fields)}
-        resolved = resolve(type_, fields | seed, catalogues, self._offers.presets, default_model)
+        resolved = self._resolve(type_, fields | {"seed": self._seed(fields)})
         reference = self._reference(fields) if type_ == "img2img" else None
         now = time.time_ns() // 1_000_000
         name = new_name(now, self._random)
@@ -147,6 +149,20 @@ class Submissions:
             cost=_cost(type_, resolved),
         )
         return _Draft(new, reference)
+
+    def _resolve(self, type_: Type, fields: dict[str, Any]) -> Resolved:
+        """Check the names; what is unknown may have been added to a WebUI since it was asked, so they are asked again."""
+
+        def try_once() -> Resolved:
+            catalogues, default_model = self._offers.known()
+            return resolve(type_, fields, catalogues, self._offers.presets, default_model)
+
+        try:
+            return try_once()
+        except (UnknownNames, NoDefaultModel):
+            if not self._offers.look_again(self._on_unknown):
+                raise
+        return try_once()
 
     def _seed(self, fields: dict[str, Any]) -> str:
         """The seed that the job will use; a random one leaves room for the rest of the batch."""

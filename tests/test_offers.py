@@ -7,13 +7,14 @@ import pytest
 from app.jobs.database import Database
 from app.jobs.slots import Slots
 from app.offers import NoCatalogue, Offers
-from app.webui.catalogue import Catalogue, Model
+from app.webui.catalogue import Catalogue
+from app.webui.models import Model, told_apart
 from app.webui.presets import Preset, Presets
 
 
 def catalogue(*models: str, loaded: str | None = None, samplers: tuple[str, ...] = ("Euler",)) -> Catalogue:
-    known = tuple(Model(f"{name}.safetensors", name, name, (name,)) for name in models)
-    return Catalogue(samplers=samplers, models=known, loaded_model=loaded)
+    known = told_apart(Model(f"{name}.safetensors", f"{name}.safetensors", name, name) for name in models)
+    return Catalogue(samplers=samplers, models=known, loaded_model=loaded and f"{loaded}.safetensors")
 
 
 class Host:

@@ -17,8 +17,9 @@ from app.jobs.model import Failure
 from app.offers import NoCatalogue
 from app.records.errors import StorageFailed
 from app.submission import BadReferenceImage
-from app.webui.catalogue import Catalogue, Model
+from app.webui.catalogue import Catalogue
 from app.webui.errors import UnknownNames
+from app.webui.models import read_models
 from app.webui.simulator import SimulatorServer
 from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, png_base64, png_bytes, stats, until
 from tests.jobs.conftest import EVERYTHING, success_of
@@ -27,7 +28,7 @@ CATALOGUE = Catalogue(
     samplers=("Euler", "DDIM"),
     upscalers=("None", "Lanczos"),
     latent_modes=("Latent",),
-    models=(Model("a.safetensors [12]", "a", "a", ("a",)), Model("b.safetensors", "b", "b", ("b",))),
+    models=read_models({"title": title, "model_name": title[0]} for title in ("a.safetensors [12]", "b.safetensors")),
     loaded_model="a",
 )
 

@@ -135,6 +135,6 @@ def _problem_response(status: int, slugs: Sequence[str]) -> dict[str, Any]:
     named = "; ".join(f"`{slug}`: {errors.PROBLEMS[slug].title}" for slug in slugs)
     response: dict[str, Any] = {"description": named, "content": {errors.MEDIA_TYPE: {"schema": Problem}}}
     if status in (429, 503):
-        after = {"description": "Seconds, where they can be computed.", "schema": {"type": "integer", "minimum": 1}}
+        after = {"description": "The seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}}
         response["headers"] = {"Retry-After": after}
     return response

@@ -371,6 +371,12 @@ OF_USER_IN: Final = _page(_OF_USER, JOBS.c.status == bindparam("p_status"))
 # -- what the WebUIs offer -------------------------------------------------------------------------------------------
 
 CONFIGURED: Final = Prepared(select(WORKERS.c.webuis).order_by(WORKERS.c.owner))
+#: When a look was wanted, and when this WebUI was seen last; a keeper asks once a second.
+LOOK_WANTED: Final = Prepared(
+    select(NOTES.c.value, CATALOGUES.c.seen_at, db_now().label("now"))
+    .select_from(NOTES.outerjoin(CATALOGUES, CATALOGUES.c.key == bindparam("p_slot")))
+    .where(NOTES.c.key == bindparam("p_key"))
+)
 #: The lists of the workers in their order, the versions of the catalogues and one note, in one look, for every request asks.
 OFFER: Final = Prepared(
     union_all(

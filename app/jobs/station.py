@@ -83,11 +83,14 @@ class Station(Protocol):
     #: The WebUI as the operator named it in the settings, for the log.
     name: str
 
-    def refresh(self) -> None:
-        """Ask what the WebUI offers and keep it.
+    def refresh(self) -> bool:
+        """Ask what the WebUI offers and keep it; False when that should soon be asked again, because no default model is known.
 
         :raises StationDown: it does not answer.
         """
+
+    def outdated(self) -> bool:
+        """Whether an answer has shown since the last refresh began that what the WebUI offers has changed."""
 
     def serving(self, *, fresh: bool = True) -> Serving:
         """The demands that this WebUI can be asked for, as of the last refresh; ``fresh`` judges new ones first."""

@@ -1,4 +1,4 @@
-"""Hints between the processes of one host: "a job was accepted", "this job is finished".
+"""Hints between the processes of one host: "a job was accepted", "this job is finished", "look at the WebUIs again".
 
 Each process binds a Unix datagram socket in one folder beside the database and sends to all the others. A lost hint costs
 nothing but time, for everybody who waits also polls the database.
@@ -20,6 +20,8 @@ _PREFIX: Final = ".wake-"
 #: What sockaddr_un holds on Linux is 108 bytes (unix(7)); longer paths go round through an open folder.
 _LONGEST_PATH: Final = 100
 ACCEPTED: Final = b"accepted"
+#: A request named what no WebUI was known to have; see :meth:`app.jobs.slots.Slots.want_look`.
+LOOK_WANTED: Final = b"look wanted"
 
 
 class Wake:

@@ -35,6 +35,10 @@ _POLL_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = 0.5
 #: What a WebUI offers is asked again so often.
 REFRESH_SECONDS: Final = 60.0
+#: The same while no default model is known, as with a WebUI whose first model is still loading.
+FRESH_SECONDS: Final = 2.0
+#: What a WebUI offers is asked at once, but no more often than this, when somebody wants to know it anew.
+LOOK_AGAIN_SECONDS: Final = 5.0
 #: Asking costs generation time, so a WebUI is asked often only while somebody looks at the job.
 LOOK_SECONDS: Final = 1.0
 UNWATCHED_LOOK_SECONDS: Final = 10.0
@@ -479,6 +483,9 @@ class Keeper:
         self._was_up: bool | None = None
         self._why = ""
         self._refresh_at = 0.0
+        #: When it was asked last what it offers.
+        self._refreshed_at = -LOOK_AGAIN_SECONDS
+        self._woken = threading.Event()
         self._looked_at = 0.0
         #: The claim whose answer the WebUI owes us; since when the WebUI was seen idle meanwhile; whether it was seen busy before.
         self._owed: Claim | None = None
@@ -494,16 +501,22 @@ class Keeper:
                 _LOG.warning("the database is unavailable")
             except Exception:
                 _LOG.exception("the keeper of WebUI %s failed", self._station.name)
-            self._desk.stopped.wait(LOOK_SECONDS)
+            self._woken.wait(LOOK_SECONDS)
+            self._woken.clear()
+
+    def wake(self) -> None:
+        """A hint that there is a reason to look before the next second."""
+        self._woken.set()
 
     def _keep(self) -> None:
         up = self._runner.up.is_set()
-        if up and time.monotonic() < self._refresh_at:
+        if up and time.monotonic() < self._refresh_at and not self._look_wanted():
             return
         if not up and self._was_up is not None and not self._may_ask():
             return
+        self._refreshed_at = time.monotonic()
         try:
-            self._station.refresh()
+            complete = self._station.refresh()
         except StationDown as down:
             self._set_up(False, str(down))
         except JobsError:
@@ -513,8 +526,13 @@ class Keeper:
             _LOG.exception("what WebUI %s offers can't be read", self._station.name)
             self._set_up(False, "what it offers can't be read")
         else:
-            self._refresh_at = time.monotonic() + REFRESH_SECONDS
+            self._refresh_at = time.monotonic() + (REFRESH_SECONDS if complete else FRESH_SECONDS)
             self._set_up(True)
+
+    def _look_wanted(self) -> bool:
+        if time.monotonic() < self._refreshed_at + LOOK_AGAIN_SECONDS:
+            return False
+        return self._station.outdated() or self._desk.slots.look_wanted(self._station.key)
 
     def _may_ask(self) -> bool:
         if self._was_up:
@@ -604,6 +622,7 @@ class Worker:
         self._upkeep = upkeep
         self._lock = lock
         self._runners: list[Runner] = []
+        self._keepers: list[Keeper] = []
         #: Held while this process begins to work, so that a drain never meets half a worker.
         self._beginning = threading.Lock()
         self._begun = False
@@ -625,6 +644,11 @@ class Worker:
         """A hint that there may be something to do."""
         for runner in self._runners:
             runner.wake.set()
+
+    def look_again(self) -> None:
+        """A hint that somebody wants to know anew what the WebUIs offer."""
+        for keeper in self._keepers:
+            keeper.wake()
 
     def stop_claiming(self) -> None:
         """Take no more jobs; what runs goes on."""
@@ -649,6 +673,7 @@ class Worker:
                 for runner in self._runners:
                     runner.abandon()
         self._desk.stopped.set()
+        self.look_again()
         if begun:
             self._await_end(time.monotonic() + _END_SECONDS)
         if self._lock is not None:
@@ -713,8 +738,9 @@ class Worker:
         self._register()
         self._tidy()
         self._threads = [threading.Thread(target=self._beat, name="beat", daemon=True)]
-        for runner in self._runners:
-            self._threads += [Keeper(runner, self._desk).thread, runner.thread]
+        self._keepers = [Keeper(runner, self._desk) for runner in self._runners]
+        for keeper, runner in zip(self._keepers, self._runners, strict=True):
+            self._threads += [keeper.thread, runner.thread]
         for thread in self._threads:
             thread.start()
         self._begun = True

@@ -15,7 +15,6 @@ import pybase64
 
 from app.webui import bounds
 from app.webui.bounds import AnswerBounds
-from app.webui.catalogue import Model
 from app.webui.errors import (
     BadAnswer,
     Cannot,
@@ -28,6 +27,7 @@ from app.webui.errors import (
 )
 from app.webui.exchange import Reply
 from app.webui.failures import advice, says_out_of_memory
+from app.webui.models import Model
 
 __all__ = [
     "Generation",

@@ -7,11 +7,12 @@ database, so that names can be checked while the WebUI is down. Route names and 
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
+
+from app.webui.models import Model, Models, stored_model, told_apart
 
 Kind = Literal["sampler", "scheduler", "model", "style", "hires", "upscaler"]
 """What a name names. ``hires`` is the upscaling of txt2img (latent modes and upscalers), ``upscaler`` that of img2img."""
@@ -20,40 +21,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 #: Posted as ``hr_upscaler``, these mean no upscaling; the second is the WebUI's own word for it.
 NO_UPSCALER = ("", "None")
 
-_HASH_IN_TITLE = re.compile(r"\s*\[[0-9a-fA-F]+\]\Z")
-
-
-@dataclass(frozen=True)
-class Model:
-    """One checkpoint of a WebUI."""
-
-    #: As the WebUI's list shows it: the file's name below the models folder, with ``[hash]`` once that is known.
-    title: str
-    #: What requests, ``args`` and ``/options`` call it: the WebUI's model_name, or the title without its hash where two files
-    #: of this WebUI share a model_name (``x.ckpt`` beside ``x.safetensors``).
-    model_name: str
-    #: What ``override_settings.sd_model_checkpoint`` has to say so that the WebUI takes this file and no other.
-    checkpoint: str
-    #: What ``info.sd_model_name`` may show after a generation. model_name joins sub folders with ``_``, while the info shows
-    #: the stem of the bare file name (``CheckpointInfo.name_for_extra``, ``modules/sd_models.py``).
-    names: tuple[str, ...]
-    #: The short hash to compare as well, where another model of this WebUI shows one of the same names; else None.
-    digest: str | None = None
-
-    @property
-    def bare_title(self) -> str:
-        """The title without its hash."""
-        return _bare_title(self.title)
-
-    def fits(self, shown_name: object, shown_digest: object) -> bool:
-        """Whether a result whose info shows this name and short hash was made by this model."""
-        same_digest = self.digest is None or not shown_digest or shown_digest == self.digest
-        return shown_name in self.names and same_digest
-
-    def called(self, text: str) -> bool:
-        """Whether a person who writes ``text`` means this model; a title counts with and without its hash."""
-        return text in (self.model_name, self.title, _bare_title(self.title))
-
 
 @dataclass(frozen=True)
 class Scheduler:
@@ -61,6 +28,23 @@ class Scheduler:
 
     name: str
     label: str
+
+    @property
+    def spellings(self) -> tuple[str, str]:
+        """Both of its names."""
+        return self.name, self.label
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampler and the scheduler to send to one WebUI; None sends no scheduler."""
+
+    sampler: str
+    scheduler: str | None
+
+
+#: The first version is that of version 0.1.0 of the gateway, whose texts don't say.
+_DEMAND_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -74,18 +58,10 @@ class Demand:
     #: A style of the WebUI; a preset of the gateway demands nothing under its own name.
     style: str | None = None
     hr_upscaler: str | None = None
-
-    def wants(self) -> tuple[tuple[Kind, str], ...]:
-        """Return the demanded names with their kinds."""
-        upscaling: Kind = "hires" if self.type == "txt2img" else "upscaler"
-        pairs: tuple[tuple[Kind, str | None], ...] = (
-            ("sampler", self.sampler_name),
-            ("model", self.model),
-            ("scheduler", self.scheduler),
-            ("style", self.style),
-            (upscaling, self.hr_upscaler),
-        )
-        return tuple((kind, name) for kind, name in pairs if name is not None)
+    #: The hash that the request put behind the model's name, in lower case.
+    digest: str | None = None
+    #: How ``model`` is to be read: before version 2 as :meth:`app.webui.models.Models.named_exactly` does.
+    version: int = _DEMAND_VERSION
 
     def to_json(self) -> str:
         """Return the one text that stands for this demand: equal demands have equal texts."""
@@ -98,7 +74,7 @@ class Demand:
         :raises ValueError: for any other text.
         """
         try:
-            return cls(**json.loads(text))
+            return cls(**{"version": 1} | json.loads(text))
         except TypeError as error:
             raise ValueError("not a demand") from error
 
@@ -115,7 +91,7 @@ class Catalogue:
     #: Prompt styles; the dividers between style files, which fail when used, are left out.
     styles: tuple[str, ...] = ()
     models: tuple[Model, ...] = ()
-    #: model_name of the checkpoint that its options name; None when it names none of the list.
+    #: ``Model.checkpoint`` of the model that its options name; None when they name none of the list.
     loaded_model: str | None = None
     #: The value that its options show for ``enable_prompt_comments`` (it cuts ``#`` to the end of the line out of prompts); None
     #: where they show none, which does not mean that it has no such option.
@@ -132,21 +108,96 @@ class Catalogue:
     def has(self, kind: Kind, name: str) -> bool:
         """Whether this WebUI takes ``name``; exactly as written, since the WebUI compares so too."""
         if kind == "scheduler":
-            return any(name in (scheduler.name, scheduler.label) for scheduler in self.schedulers)
+            return any(name in scheduler.spellings for scheduler in self.schedulers)
+        if kind == "sampler":
+            return self.sampling(name) is not None
+        if kind == "model":
+            return self.model(name) is not None
         return name in self.names(kind)
 
     def serves(self, demand: Demand) -> bool:
         """Whether this WebUI has every name that the job needs."""
-        return all(self.has(kind, name) for kind, name in demand.wants())
+        upscaling: Kind = "hires" if demand.type == "txt2img" else "upscaler"
+        return (
+            self.sampling(demand.sampler_name, demand.scheduler) is not None
+            and self.model_of(demand) is not None
+            and (demand.style is None or self.has("style", demand.style))
+            and (demand.hr_upscaler is None or self.has(upscaling, demand.hr_upscaler))
+        )
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _models(self) -> Models:
+        return Models(self.models)
+
+    @cached_property
+    def model_names(self) -> tuple[str, ...]:
+        """The shortest unambiguous name of each model; one that this WebUI can't be told to take is left out."""
+        names = (self._models.name_of(model) for model in self.models)
+        return tuple(name for name in names if name is not None)
 
     def model(self, text: str) -> Model | None:
-        """Return the model that a title or model_name means, or None; an exact model_name goes first."""
-        exact = (model for model in self.models if model.model_name == text)
-        return next(exact, None) or next((model for model in self.models if model.called(text)), None)
+        """Return the model that a title, a model_name or a stem means, with or without hash; None when it means none or several."""
+        return self._models.one(text)
+
+    def name_of(self, model: Model) -> str | None:
+        """Return the shortest name that means this model alone; None where there is none."""
+        return self._models.name_of(model)
+
+    def models_meant(self, text: str) -> Sequence[Model]:
+        """Return every model that ``text`` may mean."""
+        return self._models.meant(text)
+
+    def model_or_guess(self, text: str) -> Model | None:
+        """Return the model that ``text`` means, and where it means several the one that version 0.1.0 took, by its model_name.
+
+        For texts that were written for that version: settings, presets and what it stored.
+        """
+        return self.model(text) or (self._models.named_exactly(text) if self.models_meant(text) else None)
+
+    def model_of(self, demand: Demand) -> Model | None:
+        """Return the model for a job, or None when this WebUI hasn't the one that it was accepted for."""
+        if demand.version < _DEMAND_VERSION:
+            return self._models.named_exactly(demand.model)
+        model = self.model(demand.model)
+        if model is None or demand.digest is None:
+            return model
+        return model.demanded(demand.digest) if model.agrees(demand.digest) else None
 
     def with_loaded(self, model: Model) -> Catalogue:
         """Return this catalogue with ``model`` as the one that the WebUI has loaded."""
-        return replace(self, loaded_model=model.model_name)
+        return replace(self, loaded_model=model.checkpoint)
+
+    # -- samplers ----------------------------------------------------------------------------------------------------
+
+    def sampling(self, sampler: str, scheduler: str | None = None) -> Sampling | None:
+        """Return what to send for a sampler and a scheduler, or None where this WebUI can't do that.
+
+        Before version 1.9 of the WebUI the scheduler was the end of the sampler's name. Where schedulers have a list of their own,
+        such a name means both; where they haven't, a scheduler that the sampler's name ends in says nothing new.
+        """
+        if sampler in self.samplers:
+            if scheduler is None or self.has("scheduler", scheduler):
+                return Sampling(sampler, scheduler)
+            return Sampling(sampler, None) if ends_in_scheduler(sampler, scheduler) else None
+        bare, named = self._split(sampler)
+        if named is None or (scheduler is not None and scheduler not in named.spellings):
+            return None
+        return Sampling(bare, named.label)
+
+    def scheduler_in(self, sampler: str) -> Scheduler | None:
+        """Return the scheduler that the name of a sampler ends in, where the rest names a sampler and the whole none."""
+        return self._split(sampler)[1]
+
+    def _split(self, sampler: str) -> tuple[str, Scheduler | None]:
+        if sampler not in self.samplers:
+            for scheduler in self.schedulers:
+                for name in scheduler.spellings:
+                    bare = sampler.removesuffix(f" {name}")
+                    if bare in self.samplers:
+                        return bare, scheduler
+        return sampler, None
 
     def to_json(self) -> str:
         """Return the catalogue as JSON, to be kept in the database."""
@@ -161,7 +212,13 @@ class Catalogue:
         try:
             fields: dict[str, Any] = json.loads(text)
             fields["schedulers"] = tuple(Scheduler(**entry) for entry in fields["schedulers"])
-            fields["models"] = tuple(Model(**entry | {"names": tuple(entry["names"])}) for entry in fields["models"])
+            entries = fields["models"]
+            fields["models"] = told_apart(stored_model(entry) for entry in entries)
+            if any("names" in entry for entry in entries):
+                # Version 0.1.0 kept its own name of the loaded model.
+                named = zip(entries, fields["models"], strict=True)
+                loaded = (model.checkpoint for entry, model in named if entry["model_name"] == fields["loaded_model"])
+                fields["loaded_model"] = next(loaded, None)
             for name in ("samplers", "upscalers", "latent_modes", "styles"):
                 fields[name] = tuple(fields[name])
             return cls(**fields)
@@ -173,11 +230,18 @@ def _listed(catalogue: Catalogue) -> dict[Kind, tuple[str, ...]]:
     return {
         "sampler": catalogue.samplers,
         "scheduler": tuple(scheduler.label for scheduler in catalogue.schedulers),
-        "model": tuple(model.model_name for model in catalogue.models),
+        "model": catalogue.model_names,
         "style": catalogue.styles,
         "hires": catalogue.latent_modes + catalogue.upscalers,
         "upscaler": catalogue.upscalers,
     }
+
+
+def ends_in_scheduler(sampler: str, scheduler: str) -> bool:
+    """Whether a sampler's name ends in that of a scheduler, given by its name (``sgm_uniform``) or label (``SGM Uniform``)."""
+    if scheduler.islower():
+        sampler, scheduler = sampler.lower(), scheduler.replace("_", " ")
+    return sampler.endswith(f" {scheduler}")
 
 
 def union(lists: Iterable[Sequence[str]]) -> list[str]:
@@ -202,42 +266,3 @@ def read_schedulers(entries: Iterable[Mapping[str, Any]]) -> tuple[Scheduler, ..
         for entry in entries
         if isinstance(entry.get("name"), str)
     )
-
-
-def read_models(entries: Iterable[Mapping[str, Any]]) -> tuple[Model, ...]:
-    """Read ``/sdapi/v1/sd-models``, telling apart the files that share a name."""
-    usable = [entry for entry in entries if isinstance(entry.get("title"), str) and entry.get("model_name")]
-    sharing = Counter(str(entry["model_name"]) for entry in usable)
-    showing = Counter(name for entry in usable for name in _shown_names(entry))
-    return tuple(
-        _model(
-            entry,
-            shared=sharing[str(entry["model_name"])] > 1,
-            alike=any(showing[name] > 1 for name in _shown_names(entry)),
-        )
-        for entry in usable
-    )
-
-
-def _model(entry: Mapping[str, Any], *, shared: bool, alike: bool) -> Model:
-    title, model_name, digest = str(entry["title"]), str(entry["model_name"]), entry.get("hash")
-    return Model(
-        title=title,
-        model_name=_bare_title(title) if shared else model_name,
-        checkpoint=title if shared else model_name,
-        names=_shown_names(entry),
-        digest=digest if alike and isinstance(digest, str) else None,
-    )
-
-
-def _shown_names(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    filename = entry.get("filename")
-    file = filename if isinstance(filename, str) and filename else _bare_title(str(entry["title"]))
-    # The WebUI may run on Windows, whatever the gateway runs on.
-    base = re.split(r"[\\/]", file)[-1]
-    stem = base.rpartition(".")[0] or base
-    return tuple(union([[str(entry["model_name"]), stem]]))
-
-
-def _bare_title(title: str) -> str:
-    return _HASH_IN_TITLE.sub("", title)

@@ -15,9 +15,10 @@ from urllib.parse import unquote, urlsplit
 from app import jsontext
 from app.config import WebuiAddress
 from app.webui import bounds
-from app.webui.catalogue import Catalogue, read_models, read_names, read_schedulers, read_styles
+from app.webui.catalogue import Catalogue, read_names, read_schedulers, read_styles
 from app.webui.errors import BadAnswer, ConnectionBroken, JobTimeout, NotAnswering
 from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
+from app.webui.models import read_models
 from app.webui.overrides import PROMPT_COMMENTS
 
 #: Largest answer to a light question that is read, bytes, and the values that its JSON may hold.

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from app.webui.catalogue import Model
+from app.webui.models import Model
 
 _MODEL: Final = "model"
 _HOPELESS: Final = "hopeless"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Kind, union
+from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Kind, ends_in_scheduler, union
 from app.webui.errors import NoDefaultModel, UnknownNames
+from app.webui.models import Model
 from app.webui.presets import Preset, Presets
 
 #: Used where neither the request nor its preset names a sampler; the default of the WebUI's API.
@@ -50,10 +51,33 @@ class _Want:
     kind: Kind
     name: str
     origin: str = ""
+    #: The sampler that a scheduler goes with.
+    sampler: str = ""
+    #: The hash that was written behind the name of a model.
+    digest: str | None = None
 
-    def unknown(self) -> str:
-        shown = self.name if len(self.name) <= _LONGEST_SHOWN else self.name[:_LONGEST_SHOWN] + "…"
-        return f"No WebUI has the {_WORDS.get(self.kind, self.kind)} {shown!r}{self.origin}."
+    def met(self, catalogue: Catalogue) -> bool:
+        """Whether a WebUI has it."""
+        if (
+            self.kind == "scheduler"
+            and self.sampler in catalogue.samplers
+            and ends_in_scheduler(self.sampler, self.name)
+        ):
+            return True
+        if self.kind == "model" and self.digest is not None:
+            model = catalogue.model(self.name)
+            return model is not None and model.agrees(self.digest)
+        return catalogue.has(self.kind, self.name)
+
+    def unknown(self, catalogues: Sequence[Catalogue]) -> str:
+        if self.kind == "model" and any(catalogue.models_meant(self.name) for catalogue in catalogues):
+            return f"The model {self.shown} is the name of several files{self.origin}; write which one, as listed in accepted."
+        return f"No WebUI has the {_WORDS.get(self.kind, self.kind)} {self.shown}{self.origin}."
+
+    @property
+    def shown(self) -> str:
+        """The name in quotation marks, cut to what fits into a message."""
+        return repr(self.name if len(self.name) <= _LONGEST_SHOWN else self.name[:_LONGEST_SHOWN] + "…")
 
 
 def resolve(
@@ -73,19 +97,48 @@ def resolve(
     :raises NoDefaultModel: when nothing names a model.
     """
     wants = _wants(type_, fields, catalogues, presets, default_model)
-    unknown = [want for want in wants if not _somewhere(want, catalogues)]
+    unknown = [want for want in wants if not any(map(want.met, catalogues))]
     if unknown:
         raise UnknownNames(
-            _messages([(want.field, want.unknown()) for want in unknown]),
+            _messages([(want.field, want.unknown(catalogues)) for want in unknown]),
             {want.field: _accepted(want, catalogues, presets) for want in unknown},
         )
-    chosen = {_FIELDS[want.kind]: want.name for want in wants}
+    chosen: dict[str, Any] = {_FIELDS[want.kind]: want.name for want in wants}
     if "model" not in chosen:
         raise NoDefaultModel
-    demand = Demand(type=type_, **chosen)
-    if not any(catalogue.serves(demand) for catalogue in catalogues):
-        raise _not_together(wants, catalogues)
+    digest = next((want.digest for want in wants if want.kind == "model"), None)
+    demand = Demand(type=type_, **chosen, digest=digest)
+    serving = [catalogue for catalogue in catalogues if catalogue.serves(demand)]
+    if not serving:
+        raise _two_schedulers(wants, catalogues) or _not_together(wants, catalogues)
+    demand = _with_scheduler(demand, serving)
     return Resolved(_effective(type_, fields, demand), demand)
+
+
+def _with_scheduler(demand: Demand, serving: Sequence[Catalogue]) -> Demand:
+    """Return the demand with the scheduler that its sampler's name ends in, where one of the WebUIs takes it apart."""
+    if demand.scheduler is not None:
+        return demand
+    named = (catalogue.scheduler_in(demand.sampler_name) for catalogue in serving)
+    label = next((scheduler.label for scheduler in named if scheduler is not None), None)
+    return replace(demand, scheduler=label)
+
+
+def _two_schedulers(wants: Sequence[_Want], catalogues: Sequence[Catalogue]) -> UnknownNames | None:
+    """Blame a scheduler beside a sampler whose name ends in that of another one; None where that is not what is wrong."""
+    wanted = next((want for want in wants if want.kind == "scheduler"), None)
+    if wanted is None:
+        return None
+    sampler = next(want for want in wants if want.kind == "sampler")
+    named = [scheduler for scheduler in (one.scheduler_in(sampler.name) for one in catalogues) if scheduler is not None]
+    if not named or any(wanted.name in scheduler.spellings for scheduler in named):
+        return None
+    message = f"The name of the sampler {sampler.shown}{sampler.origin} already names a scheduler, {named[0].label!r}."
+    return UnknownNames(
+        {"scheduler": [message]},
+        {"scheduler": union([[scheduler.label for scheduler in named]])},
+        "The sampler's name already names another scheduler; leave `scheduler` out, or name the sampler alone.",
+    )
 
 
 def _wants(
@@ -97,9 +150,10 @@ def _wants(
 ) -> list[_Want]:
     style = fields["style"]
     preset = presets.get(style)
-    wants = [_sampler(fields, preset), _model(fields, preset, catalogues, default_model)]
+    sampler = _sampler(fields, preset)
+    wants = [sampler, _model(fields, preset, catalogues, default_model)]
     if "scheduler" in fields:
-        wants.append(_Want("scheduler", "scheduler", fields["scheduler"]))
+        wants.append(_Want("scheduler", "scheduler", fields["scheduler"], sampler=sampler.name))
     if style and preset is None:
         wants.append(_Want("style", "style", style))
     if fields["hr_upscaler"] not in NO_UPSCALER:
@@ -119,22 +173,54 @@ def _model(
     fields: Mapping[str, Any], preset: Preset | None, catalogues: Sequence[Catalogue], default_model: str | None
 ) -> _Want | None:
     if "model" in fields:
-        return _Want("model", "model", _model_name(fields["model"], catalogues) or fields["model"])
+        return _model_want("model", fields["model"], "", catalogues, Catalogue.model)
     if preset is not None and preset.model is not None:
-        wanted = _model_name(preset.model, catalogues) or preset.model
-        return _Want("style", "model", wanted, ", which this style uses")
-    default = _model_name(default_model, catalogues) if default_model else None
-    return None if default is None else _Want("model", "model", default, ", which is used where none is named")
+        return _model_want("style", preset.model, ", which this style uses", catalogues, Catalogue.model_or_guess)
+    if default_model is None or _model_name(default_model, catalogues, Catalogue.model) is None:
+        return None
+    return _model_want("model", default_model, ", which is used where none is named", catalogues, Catalogue.model)
 
 
-def _model_name(text: str, catalogues: Sequence[Catalogue]) -> str | None:
-    """Return the model_name that a title or model_name stands for in the first WebUI that has it."""
-    found = (catalogue.model(text) for catalogue in catalogues)
-    return next((model.model_name for model in found if model is not None), None)
+_Meaning = Callable[[Catalogue, str], Model | None]
 
 
-def _somewhere(want: _Want, catalogues: Sequence[Catalogue]) -> bool:
-    return any(catalogue.has(want.kind, want.name) for catalogue in catalogues)
+def _model_want(field: str, text: str, origin: str, catalogues: Sequence[Catalogue], meaning: _Meaning) -> _Want:
+    name = _model_name(text, catalogues, meaning)
+    if name is None:
+        return _Want(field, "model", text, origin)
+    digests = (model.digest_in(text) for model in _models(text, catalogues, meaning))
+    return _Want(field, "model", name, origin, digest=next(digests))
+
+
+def _models(text: str, catalogues: Sequence[Catalogue], meaning: _Meaning) -> Iterator[Model]:
+    """Yield the model that a text means in each WebUI where it means one."""
+    return (model for model in (meaning(catalogue, text) for catalogue in catalogues) if model is not None)
+
+
+def _model_name(text: str, catalogues: Sequence[Catalogue], meaning: _Meaning) -> str | None:
+    """Return the shortest name that in every WebUI means the same model as ``text`` there, and none where that means none.
+
+    None when ``text`` means no model anywhere. Where no name means the same in all, the one of the first WebUI that has the model.
+    """
+    meant = [(catalogue, meaning(catalogue, text)) for catalogue in catalogues]
+    names = union(model.spellings for _, model in meant if model is not None)
+    for name in [*sorted(names, key=len), text]:
+        if names and all(catalogue.model(name) == model for catalogue, model in meant):
+            return name
+    own = (catalogue.name_of(model) for catalogue, model in meant if model is not None)
+    return next((name for name in own if name is not None), None)
+
+
+def model_names(catalogues: Sequence[Catalogue]) -> list[str]:
+    """Return the names of all models, as ``args`` would carry them for a request that names the model by its title."""
+    if len(catalogues) == 1:
+        return list(catalogues[0].model_names)
+    return _names_of([model for catalogue in catalogues for model in catalogue.models], catalogues)
+
+
+def _names_of(models: Sequence[Model], catalogues: Sequence[Catalogue]) -> list[str]:
+    names = (_model_name(model.checkpoint, catalogues, Catalogue.model) for model in models)
+    return union([[name for name in names if name is not None]])
 
 
 def _messages(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -147,6 +233,9 @@ def _messages(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 def _accepted(want: _Want, catalogues: Sequence[Catalogue], presets: Presets) -> list[str]:
     if want.field == "style":
         return _styles(catalogues, presets)
+    if want.kind == "model":
+        ambiguous = [model for catalogue in catalogues for model in catalogue.models_meant(want.name)]
+        return union([_names_of(ambiguous, catalogues), model_names(catalogues)])
     return union(catalogue.names(want.kind) for catalogue in catalogues)
 
 
@@ -158,7 +247,7 @@ def _styles(catalogues: Sequence[Catalogue], presets: Presets) -> list[str]:
 
 
 def _usable(preset: Preset, catalogues: Sequence[Catalogue]) -> bool:
-    has_model = preset.model is None or _model_name(preset.model, catalogues) is not None
+    has_model = preset.model is None or any(_models(preset.model, catalogues, Catalogue.model_or_guess))
     return has_model and (
         preset.sampler is None or any(catalogue.has("sampler", preset.sampler) for catalogue in catalogues)
     )
@@ -166,13 +255,13 @@ def _usable(preset: Preset, catalogues: Sequence[Catalogue]) -> bool:
 
 def _not_together(wants: Sequence[_Want], catalogues: Sequence[Catalogue]) -> UnknownNames:
     """Blame the names that not every WebUI has; accepted is what the WebUIs with all the other names offer instead."""
-    involved = [want for want in wants if not all(catalogue.has(want.kind, want.name) for catalogue in catalogues)]
+    involved = [want for want in wants if not all(map(want.met, catalogues))]
     message = "No single WebUI has this together with the other names of the request."
     accepted = {
         want.field: union(
             catalogue.names(want.kind)
             for catalogue in catalogues
-            if all(catalogue.has(other.kind, other.name) for other in wants if other is not want)
+            if all(other.met(catalogue) for other in wants if other is not want)
         )
         for want in involved
         if want.field == _FIELDS[want.kind]
@@ -214,19 +303,34 @@ def merge_options(
         "upscalers": union(catalogue.upscalers for catalogue in catalogues),
         "latent_modes": union(catalogue.latent_modes for catalogue in catalogues),
         "styles": _styles(catalogues, presets),
-        "models": union(catalogue.names("model") for catalogue in catalogues),
+        "models": model_names(catalogues),
         "default_model": default_model,
     }
 
 
 def choose_default_model(configured: str, stored: str | None, catalogues: Sequence[Catalogue]) -> str | None:
-    """Return the model_name of requests that name none, or None when there is none to give.
+    """Return the name of the model of requests that name none, or None when there is none to give.
 
-    :param configured: the text of ``SDG_DEFAULT_MODEL``, a title or a model_name; nothing else is taken in its place.
+    :param configured: the text of ``SDG_DEFAULT_MODEL``, whatever ``model`` takes; nothing else is taken in its place.
     :param stored: what was chosen before; kept as long as a WebUI has it, so that the default does not wander with
         whatever a WebUI loaded last.
     """
     if configured:
-        return _model_name(configured, catalogues)
-    kept = _model_name(stored, catalogues) if stored else None
-    return kept or next((catalogue.loaded_model for catalogue in catalogues if catalogue.loaded_model), None)
+        return _model_name(configured, catalogues, Catalogue.model_or_guess)
+    kept = _model_name(stored, catalogues, Catalogue.model_or_guess) if stored else None
+    loaded = (catalogue.loaded_model for catalogue in catalogues if catalogue.loaded_model)
+    names = (_model_name(checkpoint, catalogues, Catalogue.model) for checkpoint in loaded)
+    return kept or next((name for name in names if name is not None), None)
+
+
+def guesses(texts: Sequence[str], catalogues: Mapping[str, Catalogue]) -> list[tuple[str, str, str]]:
+    """Return (text, WebUI, title of the file taken) for texts that mean several models of a WebUI, of which one is taken.
+
+    :param texts: names of models that were not written in a request: see :meth:`Catalogue.model_or_guess`.
+    """
+    return [
+        (text, key, guessed.title)
+        for text in texts
+        for key, catalogue in catalogues.items()
+        if catalogue.model(text) is None and (guessed := catalogue.model_or_guess(text)) is not None
+    ]

@@ -10,8 +10,9 @@ from typing import Any
 
 import pybase64
 
-from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Model
+from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Sampling
 from app.webui.errors import NoLongerAvailable
+from app.webui.models import Model
 from app.webui.overrides import OptionOverrides
 from app.webui.presets import Presets
 
@@ -44,7 +45,7 @@ def txt2img(
     :param overrides: of the same WebUI.
     :param task_id: the attempt's id, sent where the WebUI can be asked about it.
     :param one_by_one: make the pictures one after another instead of as one batch; takes less GPU memory.
-    :raises NoLongerAvailable: when the WebUI lacks the job's style.
+    :raises NoLongerAvailable: when the WebUI lacks the job's sampler, scheduler or style.
     """
     payload = _common(args, catalogue, model, presets, overrides, task_id, one_by_one=one_by_one)
     return payload | _hires(args, catalogue) if upscales(args) else payload
@@ -84,7 +85,7 @@ def model_of(demand: Demand, catalogue: Catalogue) -> Model:
 
     :raises NoLongerAvailable: when the WebUI has it no more.
     """
-    model = catalogue.model(demand.model)
+    model = catalogue.model_of(demand)
     if model is None:
         raise NoLongerAvailable("The WebUI no longer has the job's model.")
     return model
@@ -100,6 +101,7 @@ def _common(
     *,
     one_by_one: bool,
 ) -> dict[str, Any]:
+    sampling = _sampling(args, catalogue)
     prompt, negative_prompt = presets.apply(args["style"], args["prompt"], args["negative_prompt"])
     options = overrides.of((prompt, negative_prompt), catalogue.prompt_comments)
     payload: dict[str, Any] = {
@@ -110,7 +112,7 @@ def _common(
         "cfg_scale": args["cfg_scale"],
         "width": args["width"],
         "height": args["height"],
-        "sampler_name": args["sampler_name"],
+        "sampler_name": sampling.sampler,
         "batch_size": 1 if one_by_one else args["batch_size"],
         "n_iter": args["batch_size"] if one_by_one else 1,
         "send_images": True,
@@ -120,8 +122,8 @@ def _common(
         # Restoring would only reload the model that the last job left; every job names its own.
         "override_settings_restore_afterwards": False,
     }
-    if "scheduler" in args:
-        payload["scheduler"] = args["scheduler"]
+    if sampling.scheduler is not None:
+        payload["scheduler"] = sampling.scheduler
     if args["style"] and presets.get(args["style"]) is None:
         payload["styles"] = _webui_styles(args["style"], catalogue)
     if catalogue.task_ids:
@@ -154,6 +156,14 @@ def probe(model: Model, task_id: str) -> dict[str, Any]:
         "override_settings_restore_afterwards": False,
         "force_task_id": task_id,
     }
+
+
+def _sampling(args: Mapping[str, Any], catalogue: Catalogue) -> Sampling:
+    # The WebUI takes another sampler or scheduler in place of an unknown one without a word.
+    sampling = catalogue.sampling(args["sampler_name"], args.get("scheduler"))
+    if sampling is None:
+        raise NoLongerAvailable("The job's sampler or scheduler is no longer available.")
+    return sampling
 
 
 def _webui_styles(style: str, catalogue: Catalogue) -> list[str]:

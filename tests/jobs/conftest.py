@@ -115,11 +115,14 @@ def move_clock(database: Database, seconds: float) -> None:
         "slots": ["lease_expires", "probed_at"],
         "workers": ["beat_at"],
         "idempotency": ["expires_at"],
+        "catalogues": ["seen_at"],
     }
     with database.write() as connection:
         for table_name, names in columns.items():
             moved = ", ".join(f"{name} = {name} - :s" for name in names)
             connection.execute(text(f"UPDATE {table_name} SET {moved}"), {"s": seconds})
+        moved = "UPDATE notes SET value = CAST(CAST(value AS FLOAT) - :s AS TEXT) WHERE key = 'look_wanted_at'"
+        connection.execute(text(moved), {"s": seconds})
 
 
 @pytest.fixture

@@ -177,6 +177,76 @@ class TestCatalogues:
         assert slots.catalogues(["gpu0"]) == {}
 
 
+class TestSightings:
+    def test_only_a_configured_webui_that_is_up_counts(self, slots: Slots) -> None:
+        assert slots.sightings().seen_at == {}
+        slots.set_health("gpu1", "up")
+        assert slots.sightings().seen_at == {"gpu1": 0.0}
+        before = slots.now()
+        slots.put_catalogue("gpu1", "a")
+        slots.put_catalogue("gpu0", "a")
+        seen = slots.sightings()
+        assert before <= seen.seen_at["gpu1"] <= seen.now
+        assert list(seen.seen_at) == ["gpu1"]
+        slots.set_health("gpu0", "up")
+        assert list(slots.sightings().seen_at) == ["gpu0", "gpu1"]
+        slots.register("host/two", "host", ["gpu0"], only=True)
+        assert list(slots.sightings().seen_at) == ["gpu0"]
+
+    def test_a_look_that_changes_nothing_counts_too_from_when_it_began(self, slots: Slots, advance: Advance) -> None:
+        slots.set_health("gpu0", "up")
+        slots.put_catalogue("gpu0", "a")
+        advance(60)
+        began = slots.now()
+        assert not slots.sightings().all_since(began - 10)
+        assert not slots.put_catalogue("gpu0", "a", began)
+        assert slots.sightings().seen_at["gpu0"] == began
+
+    def test_a_wanted_look_is_due_for_each_webui_until_it_was_asked(self, slots: Slots) -> None:
+        for key in ("gpu0", "gpu1"):
+            slots.set_health(key, "up")
+            slots.put_catalogue(key, "a")
+        assert not slots.look_wanted("gpu0")
+        wanted = slots.want_look()
+        assert slots.look_wanted("gpu0")
+        assert slots.look_wanted("gpu1")
+        slots.put_catalogue("gpu0", "a")
+        assert not slots.look_wanted("gpu0")
+        assert slots.look_wanted("gpu1")
+        assert not slots.sightings().all_since(wanted)
+        slots.put_catalogue("gpu1", "b")
+        assert slots.sightings().all_since(wanted)
+
+    def test_a_look_that_began_before_it_was_wanted_does_not_do(self, slots: Slots) -> None:
+        slots.put_catalogue("gpu0", "a", slots.want_look() - 0.1)
+        assert slots.look_wanted("gpu0")
+
+    def test_many_who_want_a_look_at_once_write_once(self, slots: Slots, advance: Advance) -> None:
+        first = slots.want_look()
+        assert slots.want_look() == first
+        advance(2)
+        assert slots.want_look() > first
+
+    def test_a_clock_that_was_set_back_hides_no_wish(self, slots: Slots, advance: Advance) -> None:
+        slots.set_health("gpu0", "up")
+        slots.put_catalogue("gpu0", "a")
+        slots.want_look()
+        advance(-3600)
+        assert slots.sightings().seen_at == {"gpu0": 0.0}
+        assert not slots.look_wanted("gpu0")
+        slots.want_look()
+        assert slots.look_wanted("gpu0")
+
+    def test_a_catalogue_of_version_0_1_0_was_seen_at_an_unknown_time(self, slots: Slots, database: Database) -> None:
+        slots.set_health("gpu0", "up")
+        slots.put_catalogue("gpu0", "a")
+        with database.write() as connection:
+            connection.execute(text("UPDATE catalogues SET seen_at = NULL"))
+        assert slots.sightings().seen_at == {"gpu0": 0.0}
+        slots.want_look()
+        assert slots.look_wanted("gpu0")
+
+
 class TestDefaultModel:
     def test_the_choice_is_kept_until_it_is_made_anew_or_forgotten(self, slots: Slots) -> None:
         assert slots.default_model() is None

@@ -47,6 +47,8 @@ class ScriptedStation:
         self.refreshes = 0
         self.down = threading.Event()
         self.refresh_error: Exception | None = None
+        self.complete = True
+        self.wrong = threading.Event()
         self.idle = True
         self.look_answer: Look | None = Look(0.5, 3.0, idle=False)
         self.serves = EVERYTHING
@@ -57,12 +59,17 @@ class ScriptedStation:
         self.held: Claim | None = None
         self.broken = False
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         self.refreshes += 1
+        self.wrong.clear()
         if self.refresh_error is not None:
             raise self.refresh_error
         if self.down.is_set():
             raise StationDown
+        return self.complete
+
+    def outdated(self) -> bool:
+        return self.wrong.is_set()
 
     def serving(self, *, fresh: bool = True) -> Serving:
         return self.serves
@@ -571,6 +578,63 @@ class TestKeeper:
         assert station.refreshes == 1
         station.answers()
         house.finished(job)
+
+    def test_one_without_a_default_model_is_asked_until_there_is_one(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_module, "FRESH_SECONDS", 0.0)
+        house.worker("gpu0")
+        [station] = house.stations
+        station.complete = False
+        until(lambda: station.refreshes >= 3)
+        station.complete = True
+        job = house.gate.accept()
+        station.begins()
+        self.keeper_comes_by(house)
+        before = station.refreshes
+        self.keeper_comes_by(house)
+        assert station.refreshes == before
+        station.answers()
+        house.finished(job)
+
+    def test_a_wrong_answer_and_a_wish_of_anybody_are_reasons_to_ask_again(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_module, "LOOK_AGAIN_SECONDS", 0.0)
+        station = house.start()
+        before = station.refreshes
+        station.wrong.set()
+        until(lambda: station.refreshes > before)
+        until(lambda: not station.wrong.is_set())
+        house.slots.put_catalogue("gpu0", "a", house.slots.now() - 1)
+        before = station.refreshes
+        house.slots.want_look()
+        until(lambda: station.refreshes > before)
+
+    def test_neither_is_answered_at_once_where_it_was_asked_lately(self, house: House) -> None:
+        station = house.start()
+        station.wrong.set()
+        house.slots.want_look()
+        house.workers[-1].look_again()
+        job = house.gate.accept()
+        station.begins()
+        self.keeper_comes_by(house)
+        assert station.refreshes == 1
+        station.answers()
+        house.finished(job)
+
+    def test_a_hint_is_heard_before_the_next_second(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_module, "LOOK_SECONDS", DEADLINE * 10)
+        station = house.start()
+        monkeypatch.setattr(worker_module, "LOOK_AGAIN_SECONDS", 0.0)
+        house.slots.want_look()
+
+        def heard() -> bool:
+            # It may have been on its way to sleep.
+            house.workers[-1].look_again()
+            return station.refreshes >= 2
+
+        until(heard)
 
     def test_a_silent_one_is_probed_by_one_process_only(self, house: House) -> None:
         station = house.start()

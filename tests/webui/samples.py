@@ -2,12 +2,20 @@
 
 from typing import Any
 
-from app.webui.catalogue import Catalogue, Model, Scheduler
+from app.webui.catalogue import Catalogue, Scheduler
+from app.webui.models import Model
 
 
 def model(name: str, **changes: Any) -> Model:
-    values = {"title": f"{name}.safetensors [0123456789]", "model_name": name, "checkpoint": name, "names": (name,)}
-    return Model(**values | changes)
+    file = f"{name}.safetensors"
+    values = {
+        "title": f"{file} [0123456789]",
+        "bare_title": file,
+        "model_name": name,
+        "stem": name,
+        "digest": "0123456789",
+    }
+    return Model(**values | {"checkpoint": file} | changes)
 
 
 def catalogue(**changes: Any) -> Catalogue:
@@ -18,7 +26,7 @@ def catalogue(**changes: Any) -> Catalogue:
         "latent_modes": ("Latent", "Latent (nearest)"),
         "styles": ("anime", "photo"),
         "models": (model("alpha"), model("beta")),
-        "loaded_model": "alpha",
+        "loaded_model": "alpha.safetensors",
     }
     return Catalogue(**values | changes)
 

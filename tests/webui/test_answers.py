@@ -125,7 +125,7 @@ def test_another_model_is_never_taken(name):
 
 
 def test_a_model_of_the_same_name_and_another_hash_is_never_taken():
-    twin = model("alpha", digest="ffffffffff")
+    twin = model("alpha", digest="ffffffffff", by_digest=True)
     with pytest.raises(errors.WrongModel):
         read_generation(reply(), expected=2, model=twin)
 

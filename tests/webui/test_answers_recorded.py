@@ -7,8 +7,9 @@ import pytest
 
 from app.webui import errors
 from app.webui.answers import read_generation, read_upscaled
-from app.webui.catalogue import read_models, read_names, read_schedulers, read_styles
+from app.webui.catalogue import read_names, read_schedulers, read_styles
 from app.webui.exchange import Reply
+from app.webui.models import read_models
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "webui-recordings"
 pytestmark = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="no recordings in ../shared/webui-recordings")

@@ -1,29 +1,27 @@
+from dataclasses import replace
+
 import pytest
 
 from app.webui.catalogue import (
     Catalogue,
     Demand,
+    Sampling,
     Scheduler,
-    read_models,
     read_names,
     read_schedulers,
     read_styles,
     union,
 )
+from app.webui.models import read_models, told_apart
 from tests.webui.samples import catalogue, model
 
 DEMAND = Demand(type="txt2img", sampler_name="Euler", model="alpha")
-
-
-def entry(title: str, model_name: str, filename: str | None, digest: str | None = None) -> dict[str, object]:
-    return {
-        "title": title,
-        "model_name": model_name,
-        "hash": digest,
-        "sha256": None,
-        "filename": filename,
-        "config": None,
-    }
+SCHEDULERS = tuple(
+    Scheduler(name, label)
+    for name, label in [
+        ("automatic", "Automatic"), ("uniform", "Uniform"), ("karras", "Karras"), ("sgm_uniform", "SGM Uniform"),
+    ]
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -33,7 +31,9 @@ def entry(title: str, model_name: str, filename: str | None, digest: str | None 
         ({"sampler_name": "euler"}, False),
         ({"sampler_name": "k_euler"}, False),
         ({"model": "gamma"}, False),
-        ({"model": "alpha.safetensors [0123456789]"}, False),
+        ({"model": "alpha.safetensors [0123456789]"}, True),
+        ({"model": "alpha", "digest": "0123"}, True),
+        ({"model": "alpha", "digest": "ffff"}, False),
         ({"scheduler": "Karras"}, True),
         ({"scheduler": "karras"}, True),
         ({"scheduler": "KARRAS"}, False),
@@ -61,7 +61,7 @@ def test_an_empty_catalogue_serves_nothing():
         Catalogue(),
         catalogue(),
         catalogue(prompt_comments=True, task_ids=True, forge=True, loaded_model=None, styles=("水墨",)),
-        catalogue(models=(model("a", names=("a", "b"), digest="63e692ea9c"),)),
+        catalogue(models=told_apart([model("a", digest="63e692ea9c"), model("b", stem="a", digest=None)])),
     ],
 )
 def test_a_catalogue_survives_the_database(value):
@@ -109,99 +109,108 @@ def test_schedulers_keep_name_and_label():
     assert read_schedulers(entries) == (Scheduler("karras", "Karras"), Scheduler("beta", "beta"))
 
 
-def test_a_model_may_show_its_joined_name_or_the_stem_of_its_file():
-    (one,) = read_models(
-        [entry("sub/Dream v1.5.safetensors [aa]", "sub_Dream v1.5", "/m/sub/Dream v1.5.safetensors", "aa")]
-    )
-    assert (one.model_name, one.checkpoint, one.names) == (
-        "sub_Dream v1.5",
-        "sub_Dream v1.5",
-        ("sub_Dream v1.5", "Dream v1.5"),
-    )
-    assert one.digest is None
-
-
-@pytest.mark.parametrize(
-    ("title", "filename", "stem"),
-    [
-        ("x\\y.ckpt", "C:\\models\\x\\y.ckpt", "y"),
-        ("y.ckpt [abc123]", None, "y"),
-        ("sub/y.ckpt", "", "y"),
-        ("bare", "/models/bare", "bare"),
-    ],
-)
-def test_the_stem_is_found_on_any_system(title, filename, stem):
-    (one,) = read_models([entry(title, "joined", filename)])
-    assert one.names == ("joined", stem)
-
-
-def test_files_that_share_a_model_name_are_told_apart_by_their_titles():
-    ckpt, safe, other = read_models(
-        [
-            entry("x.ckpt [1111111111]", "x", "/m/x.ckpt", "1111111111"),
-            entry("x.safetensors", "x", "/m/x.safetensors"),
-            entry("y.ckpt", "y", "/m/y.ckpt"),
-        ]
-    )
-    assert (ckpt.model_name, ckpt.checkpoint, ckpt.digest) == ("x.ckpt", "x.ckpt [1111111111]", "1111111111")
-    assert (safe.model_name, safe.checkpoint, safe.digest) == ("x.safetensors", "x.safetensors", None)
-    assert (other.model_name, other.checkpoint) == ("y", "y")
-
-
-def test_models_that_show_one_name_are_told_apart_by_their_hashes():
-    one, two = read_models(
-        [
-            entry("a/x.ckpt [1111111111]", "a_x", "/m/a/x.ckpt", "1111111111"),
-            entry("b/x.ckpt [2222222222]", "b_x", "/m/b/x.ckpt", "2222222222"),
-        ]
-    )
-    assert one.fits("x", "1111111111")
-    assert not one.fits("x", "2222222222")
-    assert one.fits("x", None)
-    assert two.fits("x", "2222222222")
-
-
-@pytest.mark.parametrize(
-    "entries", [[{}], [{"title": "x"}], [{"title": None, "model_name": "x"}], [{"model_name": "x"}]]
-)
-def test_a_model_without_its_names_is_left_out(entries):
-    assert read_models(entries) == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("alpha", "alpha"),
-        ("alpha.safetensors [0123456789]", "alpha"),
-        ("alpha.safetensors", "alpha"),
-        ("Alpha", None),
-        ("0123456789", None),
-        ("", None),
-    ],
-)
-def test_a_model_is_found_by_title_or_name(text, found):
-    one = catalogue().model(text)
-    assert (one and one.model_name) == found
-
-
-def test_an_exact_name_beats_a_title():
-    titled = model("one", title="two")
-    assert catalogue(models=(titled, model("two"))).model("two").model_name == "two"
-
-
-@pytest.mark.parametrize(
-    ("name", "digest", "fits"),
-    [
-        ("alpha", "0123456789", True),
-        ("alpha", "ffff", True),
-        ("alpha", None, True),
-        ("beta", None, False),
-        (None, None, False),
-    ],
-)
-def test_an_unmistakable_name_is_enough(name, digest, fits):
-    assert model("alpha").fits(name, digest) is fits
-
-
 def test_union_keeps_the_order_of_first_sight():
     assert union([("b", "a"), (), ("c", "a")]) == ["b", "a", "c"]
+
+
+NEW, OLD = (
+    catalogue(samplers=("DPM++ 2M", "Euler", "DPM fast"), schedulers=SCHEDULERS),
+    catalogue(samplers=("DPM++ 2M Karras", "Euler", "Euler a"), schedulers=()),
+)
+
+
+@pytest.mark.parametrize(
+    ("webui", "sampler", "scheduler", "sent"),
+    [
+        (NEW, "Euler", None, ("Euler", None)),
+        (NEW, "Euler", "Karras", ("Euler", "Karras")),
+        (NEW, "Euler", "karras", ("Euler", "karras")),
+        (NEW, "Euler", "KARRAS", None),
+        (NEW, "DPM++ 2M Karras", None, ("DPM++ 2M", "Karras")),
+        (NEW, "DPM++ 2M karras", None, ("DPM++ 2M", "Karras")),
+        (NEW, "DPM++ 2M KARRAS", None, None),
+        (NEW, "dpm++ 2m Karras", None, None),
+        (NEW, "DPM++ 2M Karras", "Karras", ("DPM++ 2M", "Karras")),
+        (NEW, "DPM++ 2M Karras", "karras", ("DPM++ 2M", "Karras")),
+        (NEW, "DPM++ 2M Karras", "Uniform", None),
+        (NEW, "Euler SGM Uniform", None, ("Euler", "SGM Uniform")),
+        (NEW, "Euler sgm_uniform", None, ("Euler", "SGM Uniform")),
+        (NEW, "Euler Uniform", None, ("Euler", "Uniform")),
+        (NEW, "EulerKarras", None, None),
+        (NEW, "Karras", None, None),
+        (NEW, "Gone Karras", None, None),
+        (OLD, "DPM++ 2M Karras", None, ("DPM++ 2M Karras", None)),
+        (OLD, "DPM++ 2M Karras", "Karras", ("DPM++ 2M Karras", None)),
+        (OLD, "DPM++ 2M Karras", "karras", ("DPM++ 2M Karras", None)),
+        (OLD, "DPM++ 2M Karras", "Exponential", None),
+        (OLD, "DPM++ 2M", "Karras", None),
+        (OLD, "Euler a", "a", ("Euler a", None)),
+        (OLD, "Euler", "Karras", None),
+        (catalogue(samplers=("Odd Karras", "Odd")), "Odd Karras", None, ("Odd Karras", None)),
+        (catalogue(samplers=("Odd Karras", "Odd")), "Odd Karras", "Automatic", ("Odd Karras", "Automatic")),
+    ],
+)
+def test_what_is_sent_for_a_sampler_and_a_scheduler(webui, sampler, scheduler, sent):
+    assert webui.sampling(sampler, scheduler) == (sent and Sampling(*sent))
+    assert webui.serves(replace(DEMAND, sampler_name=sampler, scheduler=scheduler)) is (sent is not None)
+
+
+STORED_BY_0_1_0 = (
+    '{"samplers":["Euler"],"schedulers":[{"name":"karras","label":"Karras"}],"upscalers":["None"],"latent_modes":[],'
+    '"styles":[],"models":['
+    '{"title":"a.safetensors [63e692ea9c]","model_name":"a","checkpoint":"a","names":["a"],"digest":"63e692ea9c"},'
+    '{"title":"sub/a.safetensors","model_name":"sub_a","checkpoint":"sub_a","names":["sub_a","a"],"digest":null},'
+    '{"title":"x.ckpt [1111111111]","model_name":"x.ckpt","checkpoint":"x.ckpt [1111111111]","names":["x"],"digest":"1111111111"},'
+    '{"title":"x.safetensors","model_name":"x.safetensors","checkpoint":"x.safetensors","names":["x"],"digest":null}'
+    '],"loaded_model":"sub_a","prompt_comments":true,"task_ids":true,"forge":false}'
+)
+
+
+def test_a_catalogue_that_version_0_1_0_stored_is_read_as_if_it_was_asked_for_now():
+    listed = [
+        {
+            "title": "a.safetensors [63e692ea9c]",
+            "model_name": "a",
+            "hash": "63e692ea9c",
+            "filename": "/m/a.safetensors",
+        },
+        {"title": "sub/a.safetensors", "model_name": "sub_a", "hash": None, "filename": "/m/sub/a.safetensors"},
+        {"title": "x.ckpt [1111111111]", "model_name": "x", "hash": "1111111111", "filename": "/m/x.ckpt"},
+        {"title": "x.safetensors", "model_name": "x", "hash": None, "filename": "/m/x.safetensors"},
+    ]
+    stored = Catalogue.from_json(STORED_BY_0_1_0)
+    assert stored.models == read_models(listed)
+    assert stored.loaded_model == "sub/a.safetensors"
+    assert stored.model_names == ("a.safetensors", "sub_a", "x.ckpt", "x.safetensors")
+    assert Catalogue.from_json(stored.to_json()) == stored
+
+
+OLD_DEMAND = '{"hr_upscaler":null,"model":"%s","sampler_name":"Euler","scheduler":null,"style":null,"type":"txt2img"}'
+
+
+@pytest.mark.parametrize(
+    ("model_name", "checkpoint"),
+    [("a", "a.safetensors"), ("sub_a", "sub/a.safetensors"), ("x.ckpt", "x.ckpt"), ("x", None), ("gone", None)],
+)
+def test_a_job_of_version_0_1_0_takes_the_exact_model_name(model_name, checkpoint):
+    webui = Catalogue.from_json(STORED_BY_0_1_0)
+    demand = Demand.from_json(OLD_DEMAND % model_name)
+    found = webui.model_of(demand)
+    assert (found and found.checkpoint) == checkpoint
+    assert webui.serves(demand) is (checkpoint is not None)
+
+
+def test_a_job_of_this_version_never_takes_one_of_two_files():
+    webui = Catalogue.from_json(STORED_BY_0_1_0)
+    assert webui.model_of(replace(DEMAND, model="a")) is None
+    assert not webui.serves(replace(DEMAND, model="a"))
+    assert webui.model_of(Demand.from_json(replace(DEMAND, model="a").to_json())) is None
+
+
+def test_a_hash_that_the_request_named_must_be_shown_by_the_result():
+    webui = catalogue(models=told_apart([model("b", title="b.safetensors", digest=None)]))
+    found = webui.model_of(replace(DEMAND, model="b", digest="2a85d39d02"))
+    assert found.checkpoint == "b.safetensors"
+    assert found.fits("b", "2a85d39d02")
+    assert not found.fits("b", "ffffffffff")
+    assert webui.model_of(replace(DEMAND, model="b")).fits("b", "ffffffffff")

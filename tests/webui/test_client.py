@@ -192,7 +192,12 @@ def test_the_catalogue():
     assert found.latent_modes == ("Latent",)
     assert found.styles == ("anime",)
     assert [one.model_name for one in found.models] == ["alpha"]
-    assert (found.loaded_model, found.prompt_comments, found.task_ids, found.forge) == ("alpha", False, True, False)
+    assert (found.loaded_model, found.prompt_comments, found.task_ids, found.forge) == (
+        "alpha.safetensors",
+        False,
+        True,
+        False,
+    )
 
 
 @responses.activate
@@ -205,7 +210,7 @@ def test_missing_lists_are_empty():
 @pytest.mark.parametrize(
     ("options", "loaded"),
     [
-        ({"sd_model_checkpoint": "alpha"}, "alpha"),
+        ({"sd_model_checkpoint": "alpha"}, "alpha.safetensors"),
         ({"sd_model_checkpoint": "alpha.safetensors [9999999999]"}, None),
         ({"sd_model_checkpoint": "gone"}, None),
         ({"sd_model_checkpoint": ""}, None),

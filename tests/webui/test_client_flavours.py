@@ -37,14 +37,19 @@ class Bench:
     def send(self, type_="txt2img", task_id="task-1", one_by_one=False, init=None, **changes):
         args = self.resolve(type_, **changes).args
         if type_ == "txt2img":
-            payload = payloads.txt2img(args, self.catalogue, PRESETS, task_id, one_by_one=one_by_one)
+            payload = payloads.txt2img(args, self.catalogue, self.model(args), PRESETS, task_id, one_by_one=one_by_one)
         else:
-            payload = payloads.img2img(args, init, self.catalogue, PRESETS, task_id, one_by_one=one_by_one)
+            payload = payloads.img2img(
+                args, init, self.catalogue, self.model(args), PRESETS, task_id, one_by_one=one_by_one
+            )
         return args, self.webui.generate(type_, payload)
+
+    def model(self, args):
+        return self.catalogue.model(args["model"])
 
     def make(self, type_="txt2img", **changes):
         args, reply = self.send(type_, **changes)
-        model = payloads.model_of(args, self.catalogue)
+        model = self.model(args)
         return read_generation(reply, expected=args["batch_size"], model=model)
 
     def fault(self, kind, **values):
@@ -94,7 +99,7 @@ def test_the_catalogue(bench):
     assert "anime" in found.styles
     assert not any("---" in style for style in found.styles)
     assert [model.model_name for model in found.models] == ["simulated-one", "folder_simulated-two"]
-    assert found.loaded_model == "simulated-one"
+    assert found.loaded_model == "simulated-one.safetensors"
     assert found.prompt_comments
 
 
@@ -148,7 +153,7 @@ def test_each_job_runs_on_its_own_model(bench, model):
 def test_the_loaded_model_follows_and_the_names_stay(bench):
     bench.make(model="folder_simulated-two")
     again = Bench(bench.server).catalogue
-    assert again.loaded_model == "folder_simulated-two"
+    assert again.loaded_model == "folder/simulated-two.safetensors"
     assert choose_default_model("", "simulated-one", [again]) == "simulated-one"
     assert bench.make(model="simulated-one").model == "simulated-one"
 
@@ -178,7 +183,7 @@ def test_img2img(bench, mode):
 def test_img2img_is_upscaled_by_the_extras(bench, upscaler, scale, side):
     init = bench.make().pictures[0].data
     args, reply = bench.send("img2img", init=init, batch_size=2, hr_upscaler=upscaler, hr_scale=scale)
-    generation = read_generation(reply, expected=2, model=payloads.model_of(args, bench.catalogue))
+    generation = read_generation(reply, expected=2, model=bench.model(args))
     upscaled = bench.webui.upscale(payloads.upscale(generation_images_base64(reply, 2), args))
     pictures = read_upscaled(upscaled, generation.pictures)
     assert [size(picture.data) for picture in pictures] == [(side, side)] * 2
@@ -278,7 +283,7 @@ def test_a_model_that_left_is_noticed_by_its_result(bench):
     bench.fault("lost-model")
     args, reply = bench.send(model="folder_simulated-two")
     with pytest.raises(errors.WrongModel):
-        read_generation(reply, expected=1, model=payloads.model_of(args, bench.catalogue))
+        read_generation(reply, expected=1, model=bench.model(args))
 
 
 def test_the_catalogue_is_not_read_from_a_webui_that_is_not_ready(bench):
@@ -315,7 +320,7 @@ def test_progress_and_interrupt_of_a_running_job(slow):
         slow.webui.interrupt()
         args, reply = running.result(timeout=30)
     # The half picture comes as if nothing had happened.
-    assert read_generation(reply, expected=1, model=payloads.model_of(args, slow.catalogue)).pictures
+    assert read_generation(reply, expected=1, model=slow.model(args)).pictures
     assert slow.webui.server_state().job_count == 0
 
 

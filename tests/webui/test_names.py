@@ -2,7 +2,8 @@ import pytest
 
 from app.webui.catalogue import Demand
 from app.webui.errors import NoDefaultModel, UnknownNames
-from app.webui.names import choose_default_model, merge_options, resolve
+from app.webui.models import read_models
+from app.webui.names import choose_default_model, guesses, merge_options, resolve
 from app.webui.presets import Preset, Presets
 from tests.webui.samples import catalogue, fields, model
 
@@ -10,6 +11,7 @@ PRESETS = Presets(
     {
         "oil": Preset(prompt="oil of {prompt}"),
         "full": Preset(prompt="{prompt}", model="beta.safetensors [0123456789]", sampler="DPM++ 2M"),
+        "old": Preset(prompt="old {prompt}", sampler="DPM++ 2M Karras"),
         "lost": Preset(model="gone", sampler="Gone"),
         "photo": Preset(prompt="the gateway's own photo of {prompt}"),
     }
@@ -43,6 +45,13 @@ def refused(*args, **changes):
         ("txt2img", {"sampler_name": "DPM++ 2M"}, {"sampler_name": "DPM++ 2M"}),
         ("txt2img", {"scheduler": "karras"}, {"scheduler": "karras"}),
         ("txt2img", {"scheduler": "Karras"}, {"scheduler": "Karras"}),
+        ("txt2img", {"sampler_name": "DPM++ 2M Karras"}, {"sampler_name": "DPM++ 2M Karras", "scheduler": "Karras"}),
+        (
+            "txt2img",
+            {"sampler_name": "DPM++ 2M Karras", "scheduler": "karras"},
+            {"sampler_name": "DPM++ 2M Karras", "scheduler": "karras"},
+        ),
+        ("txt2img", {"style": "old"}, {"sampler_name": "DPM++ 2M Karras", "scheduler": "Karras"}),
         ("txt2img", {"model": "beta"}, {"model": "beta"}),
         ("txt2img", {"model": TITLE}, {"model": "beta"}),
         ("txt2img", {"style": "anime"}, {}),
@@ -79,7 +88,9 @@ def test_the_args_posted_back_resolve_to_themselves():
         ("txt2img", {"style": "anime"}, {"style": "anime"}),
         ("txt2img", {"style": "oil"}, {}),
         ("txt2img", {"style": "photo"}, {}),
-        ("txt2img", {"style": "full"}, {"sampler_name": "DPM++ 2M", "model": "beta"}),
+        ("txt2img", {"style": "full"}, {"sampler_name": "DPM++ 2M", "model": "beta", "digest": "0123456789"}),
+        ("txt2img", {"model": "beta [0123]"}, {"model": "beta", "digest": "0123"}),
+        ("txt2img", {"sampler_name": "DPM++ 2M karras"}, {"sampler_name": "DPM++ 2M karras", "scheduler": "Karras"}),
         ("txt2img", {"scheduler": "karras"}, {"scheduler": "karras"}),
         ("txt2img", {"hr_upscaler": "None"}, {}),
         ("txt2img", {"hr_upscaler": "Latent"}, {"hr_upscaler": "Latent"}),
@@ -94,9 +105,9 @@ def test_the_demand_names_what_a_webui_must_have(type_, posted, demanded):
 @pytest.mark.parametrize(
     ("type_", "posted", "accepted"),
     [
-        ("txt2img", {"style": "nope"}, {"style": ["oil", "full", "photo", "anime"]}),
-        ("txt2img", {"style": "Anime"}, {"style": ["oil", "full", "photo", "anime"]}),
-        ("txt2img", {"style": "lost"}, {"style": ["oil", "full", "photo", "anime"]}),
+        ("txt2img", {"style": "nope"}, {"style": ["oil", "full", "old", "photo", "anime"]}),
+        ("txt2img", {"style": "Anime"}, {"style": ["oil", "full", "old", "photo", "anime"]}),
+        ("txt2img", {"style": "lost"}, {"style": ["oil", "full", "old", "photo", "anime"]}),
         ("txt2img", {"sampler_name": "euler"}, {"sampler_name": ["DPM++ 2M", "Euler"]}),
         ("txt2img", {"sampler_name": ""}, {"sampler_name": ["DPM++ 2M", "Euler"]}),
         ("txt2img", {"scheduler": "nope"}, {"scheduler": ["Automatic", "Karras"]}),
@@ -187,7 +198,7 @@ def test_options_are_the_union_in_a_stable_order():
         "schedulers": ["Automatic", "Karras"],
         "upscalers": ["None", "Lanczos", "Nearest"],
         "latent_modes": ["Latent", "Latent (nearest)"],
-        "styles": ["oil", "full", "photo", "anime", "comic"],
+        "styles": ["oil", "full", "old", "photo", "anime", "comic"],
         "models": ["alpha", "beta", "gamma"],
         "default_model": "alpha",
     }
@@ -212,3 +223,135 @@ def test_the_default_model_is_chosen(configured, stored, chosen):
 def test_there_is_no_default_model_without_a_webui_that_shows_one():
     assert choose_default_model("", None, [catalogue(loaded_model=None)]) is None
     assert choose_default_model("", "alpha", []) is None
+
+
+A, B = "a1" * 32, "b2" * 32
+
+
+def listing(*files, **changes):
+    """A WebUI with these files: (path, SHA-256 or None)."""
+    entries = [
+        {
+            "title": path if digest is None else f"{path} [{digest[:10]}]",
+            "model_name": path.rpartition(".")[0].replace("/", "_"),
+            "hash": digest and digest[:10],
+            "sha256": digest,
+            "filename": f"/m/{path}",
+        }
+        for path, digest in files
+    ]
+    return catalogue(models=read_models(entries), loaded_model=None, **changes)
+
+
+TOP, SUB = ("a.safetensors", None), ("sub/a.safetensors", None)
+
+
+@pytest.mark.parametrize(
+    ("webuis", "posted", "named", "checkpoints"),
+    [
+        ([[TOP, SUB]], "sub_a", "sub_a", ["sub/a.safetensors"]),
+        ([[TOP, SUB]], "a.safetensors", "a.safetensors", ["a.safetensors"]),
+        ([[TOP]], "a.safetensors", "a", ["a.safetensors"]),
+        ([[SUB]], "sub_a", "a", ["sub/a.safetensors"]),
+        # The short name means the file in one of two WebUIs only.
+        ([[TOP, SUB], [TOP]], "a", "a", [None, "a.safetensors"]),
+        ([[TOP, SUB], [TOP]], "a.safetensors", "a.safetensors", ["a.safetensors", "a.safetensors"]),
+        ([[TOP, SUB], [SUB]], "sub_a", "sub_a", ["sub/a.safetensors", "sub/a.safetensors"]),
+        # The short name means another file in the other WebUI.
+        ([[TOP], [SUB]], "a.safetensors", "a.safetensors", ["a.safetensors", None]),
+        ([[TOP], [SUB]], "sub_a", "sub_a", [None, "sub/a.safetensors"]),
+        # A hash that one WebUI contradicts, and one that another can't tell.
+        (
+            [[("a.safetensors", A)], [("a.safetensors", B)]],
+            f"a [{B}]",
+            "a.safetensors [b2b2b2b2b2]",
+            [None, "a.safetensors"],
+        ),
+        ([[("a.safetensors", A)], [TOP]], "a [b2b2b2b2b2]", "a [b2b2b2b2b2]", [None, "a.safetensors"]),
+        ([[("a.safetensors", A)], [TOP]], "a [a1a1a1a1a1]", "a", ["a.safetensors", "a.safetensors"]),
+    ],
+)
+def test_the_shortest_name_that_means_the_file_in_every_webui(webuis, posted, named, checkpoints):
+    catalogues = [listing(*files) for files in webuis]
+    found = resolved(catalogues=catalogues, default_model=None, model=posted)
+    assert found.args["model"] == found.demand.model == named
+    taken = [one.model_of(found.demand) for one in catalogues]
+    assert [model and model.checkpoint for model in taken] == checkpoints
+    again = resolved(catalogues=catalogues, default_model=None, model=named)
+    assert again.args == found.args
+    assert [model and model.checkpoint for model in (one.model_of(again.demand) for one in catalogues)] == checkpoints
+
+
+def test_a_name_of_several_files_is_refused_with_their_names_first():
+    error = refused(catalogues=[listing(("b.ckpt", None), TOP, SUB)], model="a")
+    assert error.errors == {
+        "model": ["The model 'a' is the name of several files; write which one, as listed in accepted."]
+    }
+    assert error.accepted == {"model": ["a.safetensors", "sub_a", "b"]}
+
+
+@pytest.mark.parametrize("posted", ["a [ffff]", "a.safetensors [ffffffffff]"])
+def test_a_known_hash_that_disagrees_is_refused(posted):
+    error = refused(catalogues=[listing(("a.safetensors", A))], model=posted)
+    assert error.errors == {"model": [f"No WebUI has the model {posted!r}."]}
+    assert error.accepted == {"model": ["a"]}
+
+
+def test_options_list_the_names_that_args_would_carry():
+    catalogues = [listing(TOP, SUB), listing(TOP, ("b.ckpt", None))]
+    assert merge_options(catalogues, PRESETS, None)["models"] == ["a.safetensors", "sub_a", "b"]
+    for name in ("a.safetensors", "sub_a", "b"):
+        assert resolved(catalogues=catalogues, model=name).args["model"] == name
+
+
+@pytest.mark.parametrize(
+    ("configured", "stored", "chosen"),
+    [("a", None, "a.safetensors"), ("", "a", "a.safetensors"), ("sub_a", None, "sub_a"), ("x", None, None)],
+)
+def test_a_default_of_version_0_1_0_is_the_exact_model_name(configured, stored, chosen):
+    webui = listing(TOP, SUB, ("x.ckpt", None), ("x.safetensors", None))
+    assert choose_default_model(configured, stored, [webui]) == chosen
+
+
+def test_a_preset_that_names_several_files_takes_the_exact_model_name():
+    presets = Presets({"both": Preset(model="a")})
+    webui = listing(TOP, SUB)
+    found = resolve("txt2img", fields(style="both"), [webui], presets, None)
+    assert (found.args["model"], webui.model_of(found.demand).checkpoint) == ("a.safetensors", "a.safetensors")
+    assert merge_options([webui], presets, None)["styles"] == ["both", "anime", "photo"]
+    assert guesses(["a", "sub_a", "gone"], {"gpu0": webui}) == [("a", "gpu0", "a.safetensors")]
+
+
+@pytest.mark.parametrize("scheduler", ["Automatic", "automatic"])
+def test_a_sampler_that_names_one_scheduler_goes_with_no_other(scheduler):
+    error = refused(sampler_name="DPM++ 2M Karras", scheduler=scheduler)
+    assert error.errors == {
+        "scheduler": ["The name of the sampler 'DPM++ 2M Karras' already names a scheduler, 'Karras'."]
+    }
+    assert error.accepted == {"scheduler": ["Karras"]}
+
+
+def test_a_scheduler_that_nobody_has_is_unknown_beside_any_sampler():
+    error = refused(sampler_name="DPM++ 2M Karras", scheduler="nope")
+    assert error.errors == {"scheduler": ["No WebUI has the scheduler 'nope'."]}
+
+
+OLDER = catalogue(samplers=("DPM++ 2M Karras",), schedulers=())
+
+
+@pytest.mark.parametrize(
+    ("catalogues", "posted", "scheduler"),
+    [
+        ([OLDER], {}, None),
+        ([OLDER], {"scheduler": "Karras"}, "Karras"),
+        ([OLDER], {"scheduler": "karras"}, "karras"),
+        ([catalogue()], {"scheduler": "Karras"}, "Karras"),
+        ([catalogue(), OLDER], {}, "Karras"),
+        ([OLDER, catalogue()], {"scheduler": "Karras"}, "Karras"),
+    ],
+)
+def test_a_sampler_of_an_older_webui_is_served_by_old_and_new_ones(catalogues, posted, scheduler):
+    found = resolved(catalogues=catalogues, sampler_name="DPM++ 2M Karras", **posted)
+    assert (found.args["sampler_name"], found.args.get("scheduler")) == ("DPM++ 2M Karras", scheduler)
+    assert all(one.serves(found.demand) for one in catalogues)
+    assert resolve("txt2img", found.args, catalogues, PRESETS, None).args == found.args

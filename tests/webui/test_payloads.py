@@ -1,9 +1,12 @@
 import base64
+from dataclasses import replace
 
 import pytest
 
 from app.webui import payloads
+from app.webui.catalogue import Demand
 from app.webui.errors import NoLongerAvailable
+from app.webui.models import read_models
 from app.webui.presets import Preset, Presets
 from tests.webui.samples import args, catalogue, model
 
@@ -21,15 +24,21 @@ PLAIN = {
     "n_iter": 1,
     "send_images": True,
     "save_images": False,
-    "override_settings": {"sd_model_checkpoint": "alpha"},
+    "override_settings": {"sd_model_checkpoint": "alpha.safetensors"},
     "override_settings_restore_afterwards": False,
 }
+ALPHA = model("alpha")
+#: Two folders of models with a file of the same name each.
+SAME_TITLE = [
+    {"title": f"x.ckpt [{digest}]", "model_name": "x", "hash": digest, "filename": f"/{digest}/x.ckpt"}
+    for digest in ("1111111111", "2222222222")
+]
 HIRES = {"hr_upscaler": "Latent", "hr_scale": 2, "denoising_strength": 0.7}
 IMG2IMG = {"denoising_strength": 0.75, "resize_mode": "stretch"}
 
 
 def txt2img(*, one_by_one=False, webui=None, **changes):
-    return payloads.txt2img(args(**changes), webui or catalogue(), PRESETS, "task-1", one_by_one=one_by_one)
+    return payloads.txt2img(args(**changes), webui or catalogue(), ALPHA, PRESETS, "task-1", one_by_one=one_by_one)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +53,18 @@ def txt2img(*, one_by_one=False, webui=None, **changes):
         (
             {},
             {"prompt_comments": True},
-            {"override_settings": {"sd_model_checkpoint": "alpha", "enable_prompt_comments": False}},
+            {"override_settings": {"sd_model_checkpoint": "alpha.safetensors", "enable_prompt_comments": False}},
+        ),
+        ({"sampler_name": "DPM++ 2M Karras"}, {}, {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}),
+        (
+            {"sampler_name": "DPM++ 2M Karras", "scheduler": "karras"},
+            {},
+            {"sampler_name": "DPM++ 2M", "scheduler": "Karras"},
         ),
         (
-            {"model": "x.ckpt"},
-            {"models": (model("x.ckpt", title="x.ckpt [11]", checkpoint="x.ckpt [11]"),)},
-            {"override_settings": {"sd_model_checkpoint": "x.ckpt [11]"}},
+            {"sampler_name": "DPM++ 2M Karras", "scheduler": "Karras"},
+            {"samplers": ("DPM++ 2M Karras",), "schedulers": ()},
+            {"sampler_name": "DPM++ 2M Karras"},
         ),
         ({"hr_upscaler": "None"}, {"forge": True}, {}),
         (HIRES, {}, HIRES | {"enable_hr": True}),
@@ -72,7 +87,7 @@ def test_one_by_one_asks_for_as_many_pictures():
 @pytest.mark.parametrize(("mode", "number"), [("stretch", 0), ("crop", 1), ("fill", 2)])
 def test_img2img(mode, number):
     job = args(**IMG2IMG | {"resize_mode": mode})
-    payload = payloads.img2img(job, b"\x89PNG", catalogue(task_ids=True), PRESETS, "task-1", one_by_one=False)
+    payload = payloads.img2img(job, b"\x89PNG", catalogue(task_ids=True), ALPHA, PRESETS, "task-1", one_by_one=False)
     assert payload == PLAIN | {
         "init_images": [base64.b64encode(b"\x89PNG").decode()],
         "denoising_strength": 0.75,
@@ -83,7 +98,7 @@ def test_img2img(mode, number):
 
 def test_img2img_is_upscaled_afterwards_and_not_by_the_hires_fix():
     job = args(**IMG2IMG, hr_upscaler="Lanczos", hr_scale=2)
-    payload = payloads.img2img(job, b"png", catalogue(forge=True), PRESETS, "t", one_by_one=True)
+    payload = payloads.img2img(job, b"png", catalogue(forge=True), ALPHA, PRESETS, "t", one_by_one=True)
     assert not [key for key in payload if key.startswith(("hr_", "enable_hr"))]
     assert (payload["batch_size"], payload["n_iter"]) == (1, 2)
 
@@ -107,7 +122,18 @@ def test_nothing_else_of_the_args_goes_through():
     assert txt2img(**smuggled) == PLAIN
 
 
-@pytest.mark.parametrize("changes", [{"model": "gone"}, {"style": "gone"}])
+def test_the_model_of_a_job_is_looked_up_by_its_demand():
+    webui = catalogue(models=read_models(SAME_TITLE))
+    demand = Demand(type="txt2img", sampler_name="Euler", model="x [11]")
+    payload = payloads.txt2img(args(), webui, payloads.model_of(demand, webui), PRESETS, "t", one_by_one=False)
+    assert payload["override_settings"] == {"sd_model_checkpoint": "x.ckpt [1111111111]"}
+    with pytest.raises(NoLongerAvailable):
+        payloads.model_of(replace(demand, model="x.ckpt"), webui)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"style": "gone"}, {"sampler_name": "gone"}, {"scheduler": "gone"}, {"sampler_name": "gone Karras"}]
+)
 def test_what_the_webui_would_silently_ignore_is_checked_once_more(changes):
     with pytest.raises(NoLongerAvailable) as caught:
         txt2img(**changes)
@@ -117,5 +143,5 @@ def test_what_the_webui_would_silently_ignore_is_checked_once_more(changes):
 def test_the_args_are_left_as_they_were():
     job = args(**HIRES, style="oil")
     before = dict(job)
-    payloads.txt2img(job, catalogue(), PRESETS, "t", one_by_one=True)
+    payloads.txt2img(job, catalogue(), ALPHA, PRESETS, "t", one_by_one=True)
     assert job == before
