@@ -6,6 +6,7 @@ import contextlib
 import re
 import shlex
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -161,3 +162,35 @@ def test_a_webui_that_goes_away_under_a_job_is_down_for_a_reason(stage: Stage) -
     job = gateway.post(prefer="respond-async").json()
     until(lambda: "WebUI big is down: connection refused" in gateway.text(), "the reason in the log")
     until(lambda: events(gateway, job["name"]) == ["accepted", "claimed", "given back"], "the job is back in the queue")
+
+
+_HEAD = b"POST /txt2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [
+        _HEAD + b"Content-Length: 100000\r\n\r\n" + b" " * 500,
+        _HEAD + b"Content-Length: 3000000\r\n\r\n" + b" " * 2_000_000,
+        _HEAD + b"Transfer-Encoding: chunked\r\n\r\n1000\r\n" + b" " * 500,
+    ],
+    ids=["small", "large", "chunked"],
+)
+def test_a_client_that_resets_its_upload_is_one_line_of_information(house: Gateway, upload: bytes) -> None:
+    before = len(house.text())
+    with socket.create_connection(("127.0.0.1", int(house.url.rpartition(":")[2]))) as client:
+        client.sendall(upload)
+        # Closed so, it sends a reset.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: "broke off" in house.text()[before:], "a line about the upload")
+    assert house.http.get("/livez").status_code == 200
+    [line] = house.text()[before:].splitlines()
+    assert "[INFO] app.api.requests: the body of a request broke off" in line
+
+
+def test_malformed_chunks_are_refused_and_one_line_of_information(house: Gateway) -> None:
+    before = len(house.text())
+    status, media_type, _ = house.http.raw(_HEAD + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+    assert (status, media_type) == (400, "application/problem+json")
+    [line] = house.text()[before:].splitlines()
+    assert "[INFO] app.api.requests: the body of a request broke off" in line
