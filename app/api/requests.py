@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import flask
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # the package ships no types
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.utils import cached_property
 
@@ -38,6 +39,8 @@ MAX_BODY = "SDG_MAX_BODY"
 #: The key of ``app.config`` that holds the semaphore of those who have a large body in memory.
 BODY_TURNS = "SDG_BODY_TURNS"
 
+#: What gunicorn raises while it reads a body: the client reset the connection, or its chunks are malformed.
+_BROKEN = (OSError, ParseException)
 _CHUNK = 256 * 1024
 #: A refused request is read on so far, bytes and seconds, so that its client gets to read the answer: closing a connection
 #: with unread bytes resets it, and the answer is lost.
@@ -111,7 +114,7 @@ class GatewayRequest(flask.Request):
         """Read what the client still sends, within bounds, and throw it away."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         left = _DRAIN_BYTES
-        with contextlib.suppress(ClientDisconnected, OSError):
+        with contextlib.suppress(ClientDisconnected, *_BROKEN):
             while left > 0 and time.monotonic() < deadline:
                 chunk = self.stream.read(min(_CHUNK, left))
                 if not chunk:
@@ -144,7 +147,7 @@ class GatewayRequest(flask.Request):
             # Not read(limit + 1): a stream may answer short before its end.
             while chunk := self.stream.read(_CHUNK):
                 yield chunk
-        except OSError as error:
+        except _BROKEN as error:
             # The client's doing, and mostly nobody is there any more to be told.
             _LOG.info("the body of a request broke off: %s", error)
             raise InvalidRequest("The body broke off.") from error
