@@ -41,6 +41,16 @@ def gateway(stage: Stage, simulator: Simulator) -> Gateway:
 STORED = ["accepted", "claimed", "sent", "answered", "stored"]
 
 
+def test_a_start_tells_of_a_migration_once_and_of_nothing_else_of_the_database(gateway: Gateway) -> None:
+    assert gateway.stop() == 0
+    gateway.restart()
+    lines = [
+        line for line in gateway.text().splitlines() if "alembic" in line or "schema" in line or "database" in line
+    ]
+    [migrated] = lines
+    assert re.search(r"\[INFO\] app\.jobs\.database: the database was migrated from schema none to \d{4}$", migrated)
+
+
 def test_every_transition_of_a_job_is_one_line_with_its_fields(gateway: Gateway) -> None:
     job = gateway.succeeded(gateway.post(id="two words", batch_size=2))
     image = job["images"][1]["filename"]

@@ -139,6 +139,16 @@ def test_jobs_that_waited_or_ran_succeed(opened: Opened) -> None:
             assert after["webui"]["model"] == before["args"]["model"]
 
 
+def test_the_log_tells_of_the_migration_and_of_what_dead_workers_held(opened: Opened) -> None:
+    lines = opened.gateway.text().splitlines()
+    assert len([line for line in lines if "the database was migrated from schema 0001 to " in line]) == 1
+    for job in opened.jobs("running"):
+        [line] = [line for line in lines if 'event="given back"' in line and job["name"] in line]
+        assert line.endswith("attempt=1 slug=worker-lost")
+    [failed] = [line for line in lines if "event=failed" in line]
+    assert failed.endswith("slug=no-longer-available")
+
+
 def test_a_repeated_key_is_answered_with_its_job(opened: Opened) -> None:
     [record] = [job for job in opened.jobs("succeeded") if job["args"]["style"] == "Oil"]
     [waiting] = [job for job in opened.jobs("queued") if job["args"]["style"] == "Oil"]
