@@ -55,7 +55,7 @@ class Delivery:
         response.headers["Cache-Control"] = _CACHE_CONTROL
         response.headers["Content-Security-Policy"] = _POLICY
         if response.headers.pop("X-Sendfile", None):
-            _hand_over(response, str(file.path).removeprefix(f"{self._data_folder}/"))
+            _hand_over(response, file.place.removeprefix(f"{self._data_folder}/"))
         elif response.status_code == HTTPStatus.OK:
             response.headers["Accept-Ranges"] = "bytes"
         return response
@@ -80,7 +80,7 @@ def _answer(file: File, *, conditional: bool, by_nginx: bool) -> Response:
     try:
         # Not Flask's send_file, which takes use_x_sendfile from the whole application's configuration.
         response = send_file(
-            file.path,
+            file.place,
             request.environ,
             mimetype=file.media_type,
             conditional=conditional,

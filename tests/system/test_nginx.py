@@ -221,7 +221,7 @@ def read_slowly(readers: list[socket.socket], seconds: float) -> None:
     while time.monotonic() < ends:
         begun = time.monotonic()
         for reader in readers:
-            assert reader.recv(_SLOWLY // 10)
+            assert reader.recv(_SLOWLY // 10, socket.MSG_WAITALL)
         time.sleep(max(0.0, 0.1 - (time.monotonic() - begun)))
 
 
