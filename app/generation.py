@@ -382,6 +382,8 @@ class WebuiStation:
                 _LOG.warning(
                     "WebUI %s must be restarted: its loaded model is broken, and no other one can be loaded", self.name
                 )
+                # From now on it is asked often, so that the restart is seen.
+                self.look_again()
             return
         model = candidates[0]
         limits = bounds.OF_PROBE

@@ -244,3 +244,28 @@ class TestErrorsThatWouldComeAgain:
         simulator.fault("nan", count=3)
         fails(gateway.post(), "webui-error", 502)
         assert simulator.stats()["generations"] == 3
+
+
+@pytest.mark.soak
+class TestAtLength:
+    @pytest.mark.timeout(300)
+    @pytest.mark.parametrize("kind", ["huge-json", "many-lists"])
+    def test_three_gigabytes_cost_little_memory_and_the_slot_is_free_again(
+        self, stage: Stage, simulator: Simulator, kind: str
+    ) -> None:
+        gateway = stage.gateway([simulator], WEB_CONCURRENCY=1)
+        worker = gateway.worker_pid()
+        assert worker is not None
+        simulator.fault(kind, count=3, size=3_000_000_000)
+        fails(gateway.post(), "webui-bad-answer", 502)
+        assert peak(worker) < 400_000_000
+        gateway.succeeded(gateway.post(seed="43"))
+
+    @pytest.mark.timeout(300)
+    def test_a_first_load_of_eighty_seconds_without_task_ids_is_waited_for(self, stage: Stage) -> None:
+        simulator = stage.simulator("--flavour", "nowebui", "--seconds-per-first-load", "80")
+        gateway = stage.gateway([simulator])
+        job = gateway.post(prefer="respond-async").json()
+        done = gateway.finished(job["url"], seconds=120)
+        assert (done["status"], gateway.row(job["name"])["attempts"]) == ("succeeded", 0)
+        assert simulator.stats()["generations"] == 1

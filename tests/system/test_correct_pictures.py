@@ -138,9 +138,11 @@ class TestInterruptsThatHide:
         return gateway
 
     @staticmethod
-    def interrupted_at(gateway: Gateway, simulator: Simulator, part: float, seed: str) -> dict[str, Any]:
+    def interrupted_at(
+        gateway: Gateway, simulator: Simulator, part: float, seed: str, steps: int = 20
+    ) -> dict[str, Any]:
         """A job that is interrupted when so much of it is done, while a stranger's request waits behind it."""
-        job = gateway.post(seed=seed, steps=20, prefer="respond-async").json()
+        job = gateway.post(seed=seed, steps=steps, prefer="respond-async").json()
         until(lambda: simulator.http.get("/sdapi/v1/progress").json()["state"]["job_count"] > 0, "the job runs")
         stranger = threading.Thread(
             target=simulator.http.request, args=("POST", "/sdapi/v1/txt2img"), kwargs={"json": {"steps": 1}}
@@ -344,3 +346,39 @@ class TestReproduction:
         again = posted_back("img2img", nearly)
         assert digest(gateway, again) != digest(gateway, nearly)
         assert [image["seed"] for image in again["images"]] == [image["seed"] for image in nearly["images"]]
+
+
+@pytest.mark.soak
+class TestAtLength:
+    @pytest.mark.timeout(600)
+    def test_of_fifty_interrupted_pictures_none_is_stored_although_the_flag_is_down(self, stage: Stage) -> None:
+        simulator = stage.simulator(seconds_per_image=1.0)
+        gateway = stage.gateway([simulator])
+        whole = digest(gateway, [gateway.succeeded(gateway.post(seed="7", steps=50)) for _ in range(6)][-1])
+        for number in range(50):
+            job = TestInterruptsThatHide.interrupted_at(gateway, simulator, 0.7 * number / 50, "7", steps=50)
+            assert digest(gateway, job) == whole, number
+
+    @pytest.mark.timeout(600)
+    def test_two_gateways_with_fifty_mixed_jobs_each_finish_all_of_them(self, stage: Stage) -> None:
+        simulator = stage.simulator("--model", "one", "--model", "two", seconds_per_image=0.2)
+        gateways = [stage.gateway([simulator], SDG_MAX_QUEUE_PER_USER=50) for _ in range(2)]
+        simulator.reset()
+        jobs = [
+            (gateway, gateway.post(**mixed(number), prefer="respond-async").json())
+            for number in range(50)
+            for gateway in gateways
+        ]
+        for gateway, job in jobs:
+            assert gateway.finished(job["url"], seconds=300)["status"] == "succeeded"
+        assert simulator.stats()["generations"] <= 1.1 * len(jobs)
+
+
+def mixed(number: int) -> dict[str, Any]:
+    """Fields of the ``number``-th of many different jobs."""
+    return {
+        "seed": str(number),
+        "steps": (4, 8, 12)[number % 3],
+        "batch_size": 1 + number % 2,
+        "hr_upscaler": "Latent" if number % 5 == 0 else "",
+    }
