@@ -35,6 +35,8 @@ class OptionOverrides:
         self._keep = keep
         #: The values that overridden options had.
         self._before: dict[str, Any] = json.loads(stored) if stored else {}
+        #: The values that were put back, until the WebUI's options are seen to show them.
+        self._put_back: dict[str, Any] = {}
         self._unknown: set[str] = set()
 
     def of(self, prompts: Iterable[str], shown: bool | None) -> dict[str, Any]:
@@ -43,6 +45,7 @@ class OptionOverrides:
         :param shown: the value of ``enable_prompt_comments`` that the WebUI's options showed last; None where they show none.
         """
         with self._lock:
+            shown = self._true_value(shown)
             options: dict[str, Any] = {SAMPLES_FORMAT: "png"}
             if any(_COMMENT in prompt for prompt in prompts):
                 options[PROMPT_COMMENTS] = False
@@ -50,6 +53,12 @@ class OptionOverrides:
             elif PROMPT_COMMENTS in self._before:
                 options[PROMPT_COMMENTS] = self._before[PROMPT_COMMENTS]
             return {option: value for option, value in options.items() if option not in self._unknown}
+
+    def _true_value(self, shown: bool | None) -> bool | None:
+        """What the WebUI's options would show now: they may have been read last while our own override stood."""
+        if shown is not False:
+            self._put_back.clear()
+        return self._put_back.get(PROMPT_COMMENTS, shown)
 
     def _note(self, shown: bool | None) -> None:
         if PROMPT_COMMENTS not in self._before and PROMPT_COMMENTS not in self._unknown:
@@ -60,7 +69,7 @@ class OptionOverrides:
         """A generation with these options was answered; ``ok`` means with a 200."""
         with self._lock:
             if ok and options.get(PROMPT_COMMENTS) == self._before.get(PROMPT_COMMENTS, ...):
-                del self._before[PROMPT_COMMENTS]
+                self._put_back[PROMPT_COMMENTS] = self._before.pop(PROMPT_COMMENTS)
                 self._keep(None)
 
     def refused(self, options: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -93,6 +102,7 @@ class OptionOverrides:
         """The WebUI was down: it comes back with its own options, and perhaps as another version."""
         with self._lock:
             self._unknown.clear()
+            self._put_back.clear()
             if self._before:
                 self._before.clear()
                 self._keep(None)
