@@ -62,8 +62,9 @@ class OptionOverrides:
 
     def _note(self, shown: bool | None) -> None:
         if PROMPT_COMMENTS not in self._before and PROMPT_COMMENTS not in self._unknown:
-            self._before[PROMPT_COMMENTS] = _DEFAULTS[PROMPT_COMMENTS] if shown is None else shown
-            self._keep(json.dumps(self._before))
+            before = {**self._before, PROMPT_COMMENTS: _DEFAULTS[PROMPT_COMMENTS] if shown is None else shown}
+            self._keep(json.dumps(before))
+            self._before = before
 
     def answered(self, options: Mapping[str, Any], *, ok: bool) -> None:
         """A generation with these options was answered; ``ok`` means with a 200."""
