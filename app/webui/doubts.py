@@ -104,8 +104,10 @@ class ModelDoubt:
             return True
 
     def _change(self, doubt: dict[str, Any] | None) -> None:
-        self._stored = None if doubt is None else json.dumps(doubt, sort_keys=True)
-        self._keep(self._stored)
+        text = None if doubt is None else json.dumps(doubt, sort_keys=True)
+        # First: a doubt that could not be kept is noted anew by the next switch.
+        self._keep(text)
+        self._stored = text
 
 
 def is_hopeless(stored: str) -> bool:

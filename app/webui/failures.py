@@ -13,9 +13,10 @@ from typing import Any, Final
 
 #: A1111 puts the text of an exception under "errors", Forge under "message", an HTTPException under "detail".
 _TEXTS: Final = ("error", "errors", "message", "detail")
-#: Marks of a lack of memory, of a GPU or of the machine (torch's allocators, CUDA, ROCm, MPS).
+#: Marks of a lack of memory, of a GPU or of the machine (torch's allocators, CUDA and its libraries, ROCm, MPS, NumPy, Python).
 _OUT_OF_MEMORY: Final = re.compile(
-    r"outofmemoryerror|out of memory|not enough memory|can(?:'|no)t allocate memory|cannot allocate memory|invalid buffer size"
+    r"memoryerror|out of memory|not enough memory|can(?:'|no)t allocate memory|unable to allocate|status_alloc_failed"
+    r"|invalid buffer size"
 )
 #: The class of every error under anyio 4, and a text that only counts: neither says what went wrong.
 _SILENT_CLASSES: Final = ("ExceptionGroup", "BaseExceptionGroup", "")

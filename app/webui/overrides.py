@@ -35,6 +35,8 @@ class OptionOverrides:
         self._keep = keep
         #: The values that overridden options had.
         self._before: dict[str, Any] = json.loads(stored) if stored else {}
+        #: The values that were put back, until the WebUI's options are seen to show them.
+        self._put_back: dict[str, Any] = {}
         self._unknown: set[str] = set()
         #: Options without which a generation worked after it had failed with them, for reasons that were not told.
         self._suspected: set[str] = set()
@@ -45,6 +47,7 @@ class OptionOverrides:
         :param shown: the value of ``enable_prompt_comments`` that the WebUI's options showed last; None where they show none.
         """
         with self._lock:
+            shown = self._true_value(shown)
             options: dict[str, Any] = {SAMPLES_FORMAT: "png"}
             if any(_COMMENT in prompt for prompt in prompts):
                 options[PROMPT_COMMENTS] = False
@@ -53,10 +56,17 @@ class OptionOverrides:
                 options[PROMPT_COMMENTS] = self._before[PROMPT_COMMENTS]
             return {option: value for option, value in options.items() if option not in self._unknown}
 
+    def _true_value(self, shown: bool | None) -> bool | None:
+        """What the WebUI's options would show now: they may have been read last while our own override stood."""
+        if shown is not False:
+            self._put_back.clear()
+        return self._put_back.get(PROMPT_COMMENTS, shown)
+
     def _note(self, shown: bool | None) -> None:
         if PROMPT_COMMENTS not in self._before and PROMPT_COMMENTS not in self._unknown:
-            self._before[PROMPT_COMMENTS] = _DEFAULTS[PROMPT_COMMENTS] if shown is None else shown
-            self._keep(json.dumps(self._before))
+            before = {**self._before, PROMPT_COMMENTS: _DEFAULTS[PROMPT_COMMENTS] if shown is None else shown}
+            self._keep(json.dumps(before))
+            self._before = before
 
     def answered(self, options: Mapping[str, Any], *, ok: bool) -> None:
         """A generation with these options was answered; ``ok`` means with a 200."""
@@ -64,7 +74,7 @@ class OptionOverrides:
             if ok:
                 self._suspected -= options.keys()
             if ok and options.get(PROMPT_COMMENTS) == self._before.get(PROMPT_COMMENTS, ...):
-                del self._before[PROMPT_COMMENTS]
+                self._put_back[PROMPT_COMMENTS] = self._before.pop(PROMPT_COMMENTS)
                 self._keep(None)
 
     def refused(self, options: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -109,6 +119,7 @@ class OptionOverrides:
         with self._lock:
             self._unknown.clear()
             self._suspected.clear()
+            self._put_back.clear()
             if self._before:
                 self._before.clear()
                 self._keep(None)

@@ -2,8 +2,13 @@
 
 from typing import Any
 
+from app.webui.bounds import AnswerBounds
 from app.webui.catalogue import Catalogue, Scheduler
 from app.webui.models import Model
+from app.webui.overrides import OptionOverrides
+
+#: Of answers that are too small to come near them.
+ROOMY = AnswerBounds(size=1 << 24, values=100_000, infotext=100_000)
 
 
 def model(name: str, **changes: Any) -> Model:
@@ -50,3 +55,8 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 def args(**changes: Any) -> dict[str, Any]:
     return fields(sampler_name="Euler", model="alpha") | changes
+
+
+def overrides(stored: str | None = None) -> OptionOverrides:
+    """Overrides that nobody keeps."""
+    return OptionOverrides(stored, lambda _text: None)

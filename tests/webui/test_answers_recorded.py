@@ -10,6 +10,7 @@ from app.webui.answers import read_generation, read_upscaled
 from app.webui.catalogue import read_names, read_schedulers, read_styles
 from app.webui.exchange import Reply
 from app.webui.models import read_models
+from tests.webui.samples import ROOMY
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "webui-recordings"
 pytestmark = pytest.mark.skipif(not RECORDINGS.is_dir(), reason="no recordings in ../shared/webui-recordings")
@@ -21,7 +22,7 @@ def recorded(name):
 
 def reply(name):
     record = recorded(name)
-    body = record["body"] if record["body_kind"] == "text" else json.dumps(record["body"])
+    body = record["body"] if record.get("body_kind") == "text" else json.dumps(record["body"])
     return Reply(record["status"], body.encode())
 
 
@@ -44,7 +45,7 @@ def models():
     ],
 )
 def test_pictures(name, model, seeds):
-    found = read_generation(reply(name), expected=len(seeds), model=models()[model])
+    found = read_generation(reply(name), ROOMY, expected=len(seeds), model=models()[model], first_seed=seeds[0])
     assert [picture.seed for picture in found.pictures] == seeds
     for picture, seed in zip(found.pictures, seeds, strict=True):
         # The infotext stands in the file too: each picture got its own, and the grid in front was left out.
@@ -57,7 +58,7 @@ def test_an_override_that_the_server_ignored_is_noticed():
     ran = json.loads(recorded("txt2img_override_model_unknown")["body"]["info"])["sd_model_name"]
     (asked,) = (model for name, model in models().items() if name != ran)
     with pytest.raises(errors.WrongModel):
-        read_generation(reply("txt2img_override_model_unknown"), expected=1, model=asked)
+        read_generation(reply("txt2img_override_model_unknown"), ROOMY, expected=1, model=asked, first_seed=None)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,8 @@ def test_an_override_that_the_server_ignored_is_noticed():
     [
         ("txt2img_sampler_unknown", 1, errors.Refused),
         ("txt2img_steps_string_bad", 1, errors.Refused),
-        ("txt2img_steps_0", 1, errors.WebuiFailed),
+        ("txt2img_steps_0", 1, errors.Cannot),
+        ("txt2img_nan_error", 1, errors.Cannot),
         ("txt2img_seed_2p64", 1, errors.WebuiFailed),
         ("img2img_broken_base64", 1, errors.WebuiFailed),
         ("img2img_missing_init", 1, errors.Refused),
@@ -77,17 +79,19 @@ def test_an_override_that_the_server_ignored_is_noticed():
 )
 def test_failures(name, expected, kind):
     with pytest.raises(errors.WebuiError) as caught:
-        read_generation(reply(name), expected=expected, model=models()["random-tiny-a"])
+        read_generation(reply(name), ROOMY, expected=expected, model=models()["random-tiny-a"], first_seed=None)
     assert type(caught.value) is kind
 
 
 def test_upscaled_pictures():
-    made = read_generation(reply("txt2img_batch2_fixed"), expected=2, model=models()["random-tiny-a"])
-    upscaled = read_upscaled(reply("extras_batch_lanczos"), made.pictures)
+    made = read_generation(
+        reply("txt2img_batch2_fixed"), ROOMY, expected=2, model=models()["random-tiny-a"], first_seed=42
+    )
+    upscaled = read_upscaled(reply("extras_batch_lanczos"), ROOMY, made.pictures)
     assert [picture.seed for picture in upscaled] == [42, 43]
     assert all(picture.data.startswith(b"\x89PNG") for picture in upscaled)
     with pytest.raises(errors.BadAnswer):
-        read_upscaled(reply("extras_batch_empty"), made.pictures)
+        read_upscaled(reply("extras_batch_empty"), ROOMY, made.pictures)
 
 
 def test_lists():

@@ -7,13 +7,13 @@ import pytest
 import requests
 
 from app.config import WebuiAddress
-from app.webui import errors, payloads
+from app.webui import bounds, errors, payloads
 from app.webui.answers import generation_images_base64, read_generation, read_upscaled
 from app.webui.client import Webui
 from app.webui.names import choose_default_model, merge_options, resolve
 from app.webui.presets import Preset, Presets
 from app.webui.simulator import FLAVOURS, SimulatorServer, SimulatorSettings
-from tests.webui.samples import fields
+from tests.webui.samples import fields, overrides
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PRESETS = Presets({"oil": Preset(prompt="oil painting of {prompt}", negative_prompt="photo")})
@@ -29,6 +29,7 @@ class Bench:
         self.server = server
         self.webui = Webui(WebuiAddress("main", server.url), **{"job_timeout": 60.0, "look_timeout": 30.0} | limits)
         self.catalogue = self.webui.catalogue()
+        self.overrides = overrides()
 
     def resolve(self, type_="txt2img", **changes):
         default = choose_default_model("", None, [self.catalogue])
@@ -37,20 +38,30 @@ class Bench:
     def send(self, type_="txt2img", task_id="task-1", one_by_one=False, init=None, **changes):
         args = self.resolve(type_, **changes).args
         if type_ == "txt2img":
-            payload = payloads.txt2img(args, self.catalogue, self.model(args), PRESETS, task_id, one_by_one=one_by_one)
+            payload = payloads.txt2img(
+                args, self.catalogue, self.model(args), PRESETS, self.overrides, task_id, one_by_one=one_by_one
+            )
         else:
             payload = payloads.img2img(
-                args, init, self.catalogue, self.model(args), PRESETS, task_id, one_by_one=one_by_one
+                args, init, self.catalogue, self.model(args), PRESETS, self.overrides, task_id, one_by_one=one_by_one
             )
-        return args, self.webui.generate(type_, payload)
+        return args, self.webui.generate(type_, payload, bounds.of_generation(args).size)
 
     def model(self, args):
         return self.catalogue.model(args["model"])
 
     def make(self, type_="txt2img", **changes):
-        args, reply = self.send(type_, **changes)
-        model = self.model(args)
-        return read_generation(reply, expected=args["batch_size"], model=model)
+        return self.read(*self.send(type_, **changes))
+
+    def read(self, args, reply):
+        """Read the answer to a generation as strictly as the gateway does."""
+        return read_generation(
+            reply,
+            bounds.of_generation(args),
+            expected=args["batch_size"],
+            model=self.model(args),
+            first_seed=int(args["seed"]),
+        )
 
     def fault(self, kind, **values):
         requests.post(
@@ -100,7 +111,6 @@ def test_the_catalogue(bench):
     assert not any("---" in style for style in found.styles)
     assert [model.model_name for model in found.models] == ["simulated-one", "folder_simulated-two"]
     assert found.loaded_model == "simulated-one.safetensors"
-    assert found.prompt_comments
 
 
 @pytest.mark.parametrize(
@@ -183,9 +193,11 @@ def test_img2img(bench, mode):
 def test_img2img_is_upscaled_by_the_extras(bench, upscaler, scale, side):
     init = bench.make().pictures[0].data
     args, reply = bench.send("img2img", init=init, batch_size=2, hr_upscaler=upscaler, hr_scale=scale)
-    generation = read_generation(reply, expected=2, model=bench.model(args))
-    upscaled = bench.webui.upscale(payloads.upscale(generation_images_base64(reply, 2), args))
-    pictures = read_upscaled(upscaled, generation.pictures)
+    generation = bench.read(args, reply)
+    images = generation_images_base64(reply, bounds.of_generation(args), 2)
+    limits = bounds.of_generation(args, scale=scale)
+    upscaled = bench.webui.upscale(payloads.upscale(images, args), limits.size)
+    pictures = read_upscaled(upscaled, limits, generation.pictures)
     assert [size(picture.data) for picture in pictures] == [(side, side)] * 2
     assert [(one.seed, one.infotext) for one in pictures] == [(one.seed, one.infotext) for one in generation.pictures]
 
@@ -215,7 +227,7 @@ def test_what_a_webui_ignores_silently_is_refused_before_it_is_sent(bench, field
         bench.resolve(**{field: value})
     assert set(caught.value.errors) == {field}
     plain = {"prompt": "x", "width": 64, "height": 64, "steps": 1, "seed": 1}
-    status = bench.webui.generate("txt2img", plain | payload).status
+    status = bench.webui.generate("txt2img", plain | payload, bounds.OF_PROBE.size).status
     # The older flavour alone refuses a sampler; it has no schedulers, and drops that field like any unknown one.
     assert status == (404 if field == "sampler_name" and not bench.catalogue.schedulers else 200)
 
@@ -283,7 +295,7 @@ def test_a_model_that_left_is_noticed_by_its_result(bench):
     bench.fault("lost-model")
     args, reply = bench.send(model="folder_simulated-two")
     with pytest.raises(errors.WrongModel):
-        read_generation(reply, expected=1, model=bench.model(args))
+        bench.read(args, reply)
 
 
 def test_the_catalogue_is_not_read_from_a_webui_that_is_not_ready(bench):
@@ -320,7 +332,7 @@ def test_progress_and_interrupt_of_a_running_job(slow):
         slow.webui.interrupt()
         args, reply = running.result(timeout=30)
     # The half picture comes as if nothing had happened.
-    assert read_generation(reply, expected=1, model=slow.model(args)).pictures
+    assert slow.read(args, reply).pictures
     assert slow.webui.server_state().job_count == 0
 
 

@@ -8,7 +8,7 @@ from app.webui.catalogue import Demand
 from app.webui.errors import NoLongerAvailable
 from app.webui.models import read_models
 from app.webui.presets import Preset, Presets
-from tests.webui.samples import args, catalogue, model
+from tests.webui.samples import args, catalogue, model, overrides
 
 PRESETS = Presets({"oil": Preset(prompt="oil of {prompt}", negative_prompt="photo")})
 PLAIN = {
@@ -24,7 +24,7 @@ PLAIN = {
     "n_iter": 1,
     "send_images": True,
     "save_images": False,
-    "override_settings": {"sd_model_checkpoint": "alpha.safetensors"},
+    "override_settings": {"sd_model_checkpoint": "alpha.safetensors", "samples_format": "png"},
     "override_settings_restore_afterwards": False,
 }
 ALPHA = model("alpha")
@@ -37,8 +37,10 @@ HIRES = {"hr_upscaler": "Latent", "hr_scale": 2, "denoising_strength": 0.7}
 IMG2IMG = {"denoising_strength": 0.75, "resize_mode": "stretch"}
 
 
-def txt2img(*, one_by_one=False, webui=None, **changes):
-    return payloads.txt2img(args(**changes), webui or catalogue(), ALPHA, PRESETS, "task-1", one_by_one=one_by_one)
+def txt2img(*, one_by_one=False, webui=None, kept=None, **changes):
+    return payloads.txt2img(
+        args(**changes), webui or catalogue(), ALPHA, PRESETS, kept or overrides(), "task-1", one_by_one=one_by_one
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,11 +52,7 @@ def txt2img(*, one_by_one=False, webui=None, **changes):
         ({"style": "anime"}, {}, {"styles": ["anime"]}),
         ({"style": "oil"}, {}, {"prompt": "oil of a cat", "negative_prompt": "blurry, photo"}),
         ({}, {"task_ids": True}, {"force_task_id": "task-1"}),
-        (
-            {},
-            {"prompt_comments": True},
-            {"override_settings": {"sd_model_checkpoint": "alpha.safetensors", "enable_prompt_comments": False}},
-        ),
+        ({}, {"prompt_comments": True}, {}),
         ({"sampler_name": "DPM++ 2M Karras"}, {}, {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}),
         (
             {"sampler_name": "DPM++ 2M Karras", "scheduler": "karras"},
@@ -80,6 +78,45 @@ def test_txt2img(changes, traits, difference):
     assert txt2img(webui=catalogue(**traits), **changes) == PLAIN | difference
 
 
+@pytest.mark.parametrize("shown", [True, False, None])
+@pytest.mark.parametrize(
+    ("changes", "overridden"),
+    [
+        ({"prompt": "a cat # no comment"}, True),
+        ({"negative_prompt": "#blurry"}, True),
+        ({"style": "tagged"}, True),
+        ({"prompt": "a cat"}, False),
+        ({"prompt": "a cat", "style": "anime"}, False),
+    ],
+)
+def test_prompt_comments_are_switched_off_for_prompts_with_a_hash_alone(shown, changes, overridden):
+    presets = Presets({"tagged": Preset(prompt="{prompt} #1")})
+    webui = catalogue(prompt_comments=shown)
+    payload = payloads.txt2img(args(**changes), webui, ALPHA, presets, overrides(), "t", one_by_one=False)
+    expected = {"samples_format": "png"} | ({"enable_prompt_comments": False} if overridden else {})
+    assert payloads.options_of(payload) == expected
+
+
+def test_prompt_comments_are_put_back_with_the_next_prompt_without_a_hash():
+    kept = overrides()
+    assert payloads.options_of(txt2img(kept=kept, prompt="#"))["enable_prompt_comments"] is False
+    assert payloads.options_of(txt2img(kept=kept))["enable_prompt_comments"] is True
+
+
+def test_other_options_leave_the_model_as_it_was():
+    payload = txt2img(prompt="#")
+    changed = payloads.with_options(payload, {"samples_format": "png"})
+    assert changed["override_settings"] == {"sd_model_checkpoint": "alpha.safetensors", "samples_format": "png"}
+    assert payloads.options_of(payload)["enable_prompt_comments"] is False
+
+
+def test_a_probe_loads_the_model_and_sends_no_picture():
+    payload = payloads.probe(ALPHA, "task-1")
+    assert payload["override_settings"] == {"sd_model_checkpoint": "alpha.safetensors"}
+    assert (payload["width"], payload["height"], payload["steps"]) == (64, 64, 1)
+    assert (payload["send_images"], payload["save_images"], payload["force_task_id"]) == (False, False, "task-1")
+
+
 def test_one_by_one_asks_for_as_many_pictures():
     assert txt2img(one_by_one=True) == PLAIN | {"batch_size": 1, "n_iter": 2}
 
@@ -87,7 +124,9 @@ def test_one_by_one_asks_for_as_many_pictures():
 @pytest.mark.parametrize(("mode", "number"), [("stretch", 0), ("crop", 1), ("fill", 2)])
 def test_img2img(mode, number):
     job = args(**IMG2IMG | {"resize_mode": mode})
-    payload = payloads.img2img(job, b"\x89PNG", catalogue(task_ids=True), ALPHA, PRESETS, "task-1", one_by_one=False)
+    payload = payloads.img2img(
+        job, b"\x89PNG", catalogue(task_ids=True), ALPHA, PRESETS, overrides(), "task-1", one_by_one=False
+    )
     assert payload == PLAIN | {
         "init_images": [base64.b64encode(b"\x89PNG").decode()],
         "denoising_strength": 0.75,
@@ -98,7 +137,7 @@ def test_img2img(mode, number):
 
 def test_img2img_is_upscaled_afterwards_and_not_by_the_hires_fix():
     job = args(**IMG2IMG, hr_upscaler="Lanczos", hr_scale=2)
-    payload = payloads.img2img(job, b"png", catalogue(forge=True), ALPHA, PRESETS, "t", one_by_one=True)
+    payload = payloads.img2img(job, b"png", catalogue(forge=True), ALPHA, PRESETS, overrides(), "t", one_by_one=True)
     assert not [key for key in payload if key.startswith(("hr_", "enable_hr"))]
     assert (payload["batch_size"], payload["n_iter"]) == (1, 2)
 
@@ -125,8 +164,10 @@ def test_nothing_else_of_the_args_goes_through():
 def test_the_model_of_a_job_is_looked_up_by_its_demand():
     webui = catalogue(models=read_models(SAME_TITLE))
     demand = Demand(type="txt2img", sampler_name="Euler", model="x [11]")
-    payload = payloads.txt2img(args(), webui, payloads.model_of(demand, webui), PRESETS, "t", one_by_one=False)
-    assert payload["override_settings"] == {"sd_model_checkpoint": "x.ckpt [1111111111]"}
+    payload = payloads.txt2img(
+        args(), webui, payloads.model_of(demand, webui), PRESETS, overrides(), "t", one_by_one=False
+    )
+    assert payload["override_settings"] == {"sd_model_checkpoint": "x.ckpt [1111111111]", "samples_format": "png"}
     with pytest.raises(NoLongerAvailable):
         payloads.model_of(replace(demand, model="x.ckpt"), webui)
 
@@ -143,5 +184,5 @@ def test_what_the_webui_would_silently_ignore_is_checked_once_more(changes):
 def test_the_args_are_left_as_they_were():
     job = args(**HIRES, style="oil")
     before = dict(job)
-    payloads.txt2img(job, catalogue(), ALPHA, PRESETS, "t", one_by_one=True)
+    payloads.txt2img(job, catalogue(), ALPHA, PRESETS, overrides(), "t", one_by_one=True)
     assert job == before
