@@ -227,6 +227,15 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("SDG_SYNC_TIMEOUT", "600", _SECONDS, "Seconds that a POST waits for its picture before it answers 202."),
     Setting("SDG_JOB_TIMEOUT", "900", _number(0.1, integer=False), "Seconds that one attempt may run on a WebUI."),
+    Setting(
+        "SDG_ACCEPT_SIZES",
+        "exact",
+        _choice("exact", "any"),
+        "`exact`: pictures of another size than asked for are refused; `any`: for WebUIs whose extensions change it on purpose.",
+    ),
+    Setting(
+        "SDG_ACCEPT_SEEDS", "exact", _choice("exact", "any"), "The same for the seeds that pictures were made with."
+    ),
     Setting("SDG_MAX_QUEUE", "1000", _COUNT, "Unfinished jobs of all users together."),
     Setting("SDG_MAX_QUEUE_PER_USER", "20", _COUNT, "Unfinished jobs of one user."),
     Setting("SDG_MAX_BATCH_SIZE", "8", _COUNT, "Largest `batch_size`."),
@@ -261,6 +270,8 @@ class Config:
     drain_timeout: float
     sync_timeout: float
     job_timeout: float
+    accept_sizes: str
+    accept_seeds: str
     max_queue: int
     max_queue_per_user: int
     max_batch_size: int

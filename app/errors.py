@@ -56,6 +56,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "validation-failed": Problem(422, "The request breaks the contract"),
         "unknown-name": Problem(422, "A name is not known to any WebUI"),
         "bad-image": Problem(422, "The reference image cannot be used"),
+        "webui-cannot": Problem(422, "The WebUI can't make these pictures"),
         "idempotency-key-reused": Problem(422, "The Idempotency-Key belongs to another request"),
         "user-queue-full": Problem(429, "The user has too many unfinished jobs", 10),
         INTERNAL_ERROR: Problem(500, "The gateway failed"),

@@ -1,7 +1,7 @@
-"""The use case: a job goes to a WebUI, its pictures to disk, and its row is committed.
+"""The use case: a job goes to a WebUI, and its answer comes back.
 
-:class:`WebuiStation` is one WebUI as the worker drives it. Read :meth:`WebuiStation.generate` and :meth:`WebuiStation.store` for
-the story; the rest is how the WebUI is asked, stopped and left clean.
+:class:`WebuiStation` is one WebUI as the worker drives it. Read :meth:`WebuiStation.generate` for the story; what becomes of the
+answer is told in :mod:`app.results`. The rest is how the WebUI is asked, stopped, repaired and left clean.
 """
 
 from __future__ import annotations
@@ -9,166 +9,59 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
+from app.config import Config
+from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import Claim, Failure, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, StationDown
 from app.jobs.table import JobTable, Serving
-from app.jobs.view import describe
 from app.offers import Offers
-from app.records.errors import BadImage, RecordsError
-from app.records.images import Sniffed, sniff
-from app.records.names import image_filename
+from app.records.errors import RecordsError
 from app.records.store import RecordStore
-from app.webui import payloads
-from app.webui.answers import (
-    Generation,
-    Picture,
-    generation_images_base64,
-    read_generation,
-    read_upscaled,
-)
+from app.results import Replies, Results, kind_of
+from app.webui import bounds, payloads
+from app.webui.answers import error_body, generation_images_base64, is_start_window, made_with
 from app.webui.catalogue import Catalogue, Demand
-from app.webui.client import ServerState, Webui
+from app.webui.client import Webui
+from app.webui.doubts import ModelDoubt, is_hopeless
 from app.webui.errors import (
+    AnswerTooLarge,
     ConnectionBroken,
-    Interrupted,
     JobTimeout,
     NoLongerAvailable,
-    OutOfMemory,
+    NotUp,
     Unreachable,
     WebuiError,
-    WrongModel,
+    nobody_listens,
 )
-from app.webui.exchange import Reply
+from app.webui.failures import says_model_broken, says_nothing
+from app.webui.interruption import Inquiry, Pace, Prepared
 from app.webui.models import Model
+from app.webui.overrides import OptionOverrides
 
 _LOG = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 #: Looked at twice, at least so far apart, a WebUI is idle (seconds).
 _IDLE_TWICE_SECONDS: Final = 0.3
-#: What connecting to a WebUI that has just answered takes at most, in earnest.
-_GO_AHEAD_SECONDS: Final = 0.02
-_DOCUMENT_FORMAT: Final = 1
+#: A WebUI at which others were seen to work counts as shared for so long.
+_SHARED_SECONDS: Final = 600.0
 _OK: Final = 200
-
-
-class _CalledOff(Exception):
-    """What was held back is not to be sent after all."""
-
-
-class _Held(Generic[_T]):
-    """A request that is ready, with its connection made, and is held back before its first byte.
-
-    :param send: sends it; what it is given to call when the connection is made waits here.
-    """
-
-    def __init__(self, pool: ThreadPoolExecutor, send: Callable[[Callable[[], None]], _T]) -> None:
-        self._cleared = threading.Event()
-        self._on_sending: Callable[[], None] | None = None
-        #: What ``send`` returns or raises, once it was let go.
-        self.sent: Future[_T] = pool.submit(send, self._await_clearance)
-
-    def _await_clearance(self) -> None:
-        self._cleared.wait()
-        if self._on_sending is None:
-            raise _CalledOff
-        self._on_sending()
-
-    def go(self, on_sending: Callable[[], None]) -> None:
-        """Let it go."""
-        self._on_sending = on_sending
-        self._cleared.set()
-
-    def call_off(self) -> None:
-        """Let nothing of it be sent; too late for what was let go."""
-        self._cleared.set()
-
-
-class _Inquiry:
-    """Whether somebody stopped a generation on its way: a 200 does not tell that its pictures are half done.
-
-    The flag stays until the next generation begins (``modules/shared_state.py``: ``begin`` clears it, ``end`` does not), and is
-    there when the answer begins to arrive: so it is asked for then, while the answer is read, on a connection that was made before.
-    """
-
-    def __init__(self, webui: Webui, pool: ThreadPoolExecutor) -> None:
-        self._webui = webui
-        self._pool = pool
-        self._held: _Held[bool] | None = None
-        self._asked: Future[bool] | None = None
-        self._on_its_way = threading.Event()
-
-    def hold(self) -> None:
-        """Get the question ready, but for its first byte."""
-        self._held = _Held(self._pool, self._ask)
-
-    def begin(self, status: int) -> None:
-        """The WebUI is done with the generation, and answers with this status."""
-        if status == _OK and self._held is not None:
-            self._asked = self._held.sent
-            self._held.go(self._on_its_way.set)
-
-    def _ask(self, await_clearance: Callable[[], None]) -> bool:
-        try:
-            state = self._ask_twice(await_clearance)
-        except WebuiError:
-            return False
-        finally:
-            self._on_its_way.set()
-        return state.interrupted or state.skipped
-
-    def _ask_twice(self, await_clearance: Callable[[], None]) -> ServerState:
-        try:
-            return self._webui.server_state(await_clearance)
-        except WebuiError as error:
-            if isinstance(error.__cause__, JobTimeout):
-                raise
-        # Who stands before a WebUI keeps no silent connection for ever: it is closed, or told 408 (RFC 9110, section 15.5.9).
-        await_clearance()
-        return self._webui.server_state()
-
-    def end(self) -> None:
-        """What was not asked by now is not asked."""
-        if self._held is not None:
-            self._held.call_off()
-
-    def let_go_ahead(self) -> None:
-        """Wait a moment until the question goes out: what this thread would do now can as well be done while the WebUI answers,
-        and would only keep the interpreter from asking.
-        """
-        if self._asked is not None:
-            self._on_its_way.wait(_GO_AHEAD_SECONDS)
-
-    def settled(self, seconds: float | None) -> bool:
-        """Wait for the answer, so long or for ever; whether it is there."""
-        return self._asked is None or bool(wait([self._asked], seconds).done)
-
-    def stopped(self) -> bool:
-        """Whether the pictures are half done; waits for the answer."""
-        return self._asked is not None and self._asked.result()
-
-
-@dataclass(frozen=True, slots=True)
-class _Replies:
-    """What a WebUI answered to one job: the generation, and for upscaled img2img the extras."""
-
-    inquiry: _Inquiry
-    generation: Reply
-    upscaled: Reply | None = None
+_BAD_REQUEST: Final = 400
+_SERVER_FAILED: Final = 500
 
 
 class WebuiStation:
     """One WebUI with its catalogue, as the worker drives it (see :class:`app.jobs.station.Station`)."""
 
     def __init__(
-        self, webui: Webui, table: JobTable, slots: Slots, records: RecordStore, offers: Offers, job_timeout: float
+        self, webui: Webui, table: JobTable, slots: Slots, records: RecordStore, offers: Offers, config: Config
     ) -> None:
         self.key = webui.key
         self._webui = webui
@@ -176,7 +69,7 @@ class WebuiStation:
         self._slots = slots
         self._records = records
         self._offers = offers
-        self._job_timeout = job_timeout
+        self._job_timeout = config.job_timeout
         self._lock = threading.Lock()
         self._catalogue = Catalogue()
         self._demands: dict[int, Demand] = {}
@@ -186,10 +79,20 @@ class WebuiStation:
         #: Names of models that stand for several files, of which one was taken for a job of version 0.1.0.
         self._guessed: set[str] = set()
         self._queued_since: tuple[str, float] | None = None
-        #: The claim that is held, and its request.
-        self._flight: tuple[Claim, _Held[Answer]] | None = None
-        # A generation and the question about it, the next one, and one that was called off and still waits for its connection.
-        self._helpers = ThreadPoolExecutor(4, thread_name_prefix=f"helper {self.key}")
+        traits = slots.traits(self.key)
+        self._doubt = ModelDoubt(traits.doubt, lambda text: slots.keep_doubt(self.key, text))
+        self._overrides = OptionOverrides(traits.overridden, self._keep_overridden)
+        self._pace = Pace()
+        self._shared_until = 0.0
+        #: The checkpoint that the WebUI has loaded, as far as is known.
+        self._loaded: str | None = None
+        self._generating = False
+        self._results = Results(self.key, records, slots, offers, config, self._pace, self._overrides)
+        #: The claim whose request is prepared, and that request.
+        self._prepared: tuple[Claim, Prepared[Answer]] | None = None
+        # A generation, the question about it and the look for its start, the next one, and one that was cancelled and still waits
+        # for its connection.
+        self._helpers = ThreadPoolExecutor(5, thread_name_prefix=f"helper {self.key}")
 
     # -- what the WebUI offers ---------------------------------------------------------------------------------------
 
@@ -203,12 +106,15 @@ class WebuiStation:
         try:
             catalogue = self._webui.catalogue()
         except WebuiError as error:
+            self._note_absence(error)
             raise StationDown from error
         self._slots.put_catalogue(self.key, catalogue.to_json(), asked_at)
         self._offers.keep_default_model()
         with self._lock:
             self._catalogue = catalogue
             self._unservable = self._judge(self._demands)
+            if not self._generating:
+                self._learn_loaded(catalogue)
         return self._offers.has_default_model()
 
     def outdated(self) -> bool:
@@ -219,68 +125,107 @@ class WebuiStation:
         """Have the WebUI asked soon what it offers: an answer shows that it has changed."""
         self._outdated.set()
 
+    def _learn_loaded(self, catalogue: Catalogue) -> None:
+        """A person may have loaded another model by hand."""
+        loaded = catalogue.model(catalogue.loaded_model) if catalogue.loaded_model else None
+        self._loaded = loaded.checkpoint if loaded is not None else self._loaded
+
     def serving(self, *, fresh: bool = True) -> Serving:
-        """The demands that this WebUI can be asked for; ``fresh`` judges new ones first."""
+        """The demands that this WebUI can be asked for; ``fresh`` reads what is new in the database first."""
         with self._lock:
             if fresh:
+                self._doubt.learn(self._slots.traits(self.key).doubt)
                 new = {
                     number: Demand.from_json(body)
                     for number, body in self._table.demands_after(max(self._demands, default=0))
                 }
                 self._demands |= new
                 self._unservable |= self._judge(new)
-            return Serving(max(self._demands, default=0), self._unservable)
+            return Serving(max(self._demands, default=0), self._unservable | self._doubted(), self._doubt.stored)
 
-    def _judge(self, demands: dict[int, Demand]) -> frozenset[int]:
+    def _judge(self, demands: Mapping[int, Demand]) -> frozenset[int]:
         return frozenset(number for number, demand in demands.items() if not self._catalogue.serves(demand))
+
+    def _doubted(self) -> frozenset[int]:
+        """The demands for a model that may be broken in the WebUI's memory."""
+        doubted = self._doubt.model
+        if doubted is None:
+            return frozenset()
+        return frozenset(
+            number
+            for number, demand in self._demands.items()
+            if (model := self._catalogue.model_of(demand)) is not None and model.checkpoint == doubted
+        )
 
     # -- the generation ----------------------------------------------------------------------------------------------
 
     def hold(self, claim: Claim) -> None:
         """Get everything ready to send this job but its first byte; :meth:`generate` lets it go."""
         self.call_off()
-        self._flight = claim, _Held(self._helpers, partial(self._send, claim))
+        self._prepared = claim, Prepared(self._helpers, partial(self._send, claim))
 
     def call_off(self) -> None:
         """Drop what is held; nothing of it was sent."""
-        flight, self._flight = self._flight, None
-        if flight is not None:
-            flight[1].call_off()
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared[1].cancel()
 
     def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
         """Send the job and wait for the WebUI's answer; ``on_sending`` is called when it is on its way.
 
-        :raises NotSent: no connection came about.
+        :raises NotSent: no connection came about, or the WebUI is still starting.
         :raises AttemptLost: the POST went out, and there is no answer.
         """
-        if self._flight is not None and self._flight[0] is claim:
-            (_, held), self._flight = self._flight, None
-            held.go(on_sending)
-            return held.sent.result()
-        self.call_off()
-        return self._send(claim, on_sending)
+        self._generating = True
+        try:
+            if self._prepared is not None and self._prepared[0] is claim:
+                (_, prepared), self._prepared = self._prepared, None
+                prepared.release(on_sending)
+                return prepared.sent.result()
+            self.call_off()
+            return self._send(claim, on_sending)
+        finally:
+            self._generating = False
 
     def _send(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
         try:
-            payload = self._payload(claim)
-        except (RecordsError, WebuiError) as error:
+            replies = self._post(claim, on_sending)
+        except (RecordsError, NoLongerAvailable, AnswerTooLarge) as error:
             return Answer(ok=False, content=error)
-        try:
-            replies = self._post(claim, payload, on_sending)
-        except Unreachable as error:
+        except (Unreachable, NotUp) as error:
+            self._note_absence(error)
+            raise NotSent from error
+        except DatabaseUnavailable as error:
+            # What must be kept before the request goes out could not be kept.
             raise NotSent from error
         except (ConnectionBroken, JobTimeout) as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
-        last = replies.upscaled or replies.generation
-        return Answer(ok=last.status == _OK, content=replies, settled=replies.inquiry.settled)
+        return Answer(ok=replies.last.status == _OK, content=replies, settled=replies.inquiry.settled)
 
-    def _payload(self, claim: Claim) -> dict[str, Any]:
-        job, catalogue, presets = claim.job, self._catalogue, self._offers.presets
+    def _post(self, claim: Claim, on_sending: Callable[[], None]) -> Replies:
+        job = claim.job
         model = self._model_of(job)
+        payload = self._payload(claim, model)
+        limits = bounds.of_generation(job.args)
+        if self._loaded in (None, model.checkpoint):
+            replies = self._generate(claim, payload, model, limits, on_sending)
+        else:
+            # Not before the claim is committed; that the job is on its way is told here, and once.
+            on_sending()
+            replies = self._switch(claim, payload, model, limits)
+        return self._upscaled(claim, replies)
+
+    def _payload(self, claim: Claim, model: Model) -> dict[str, Any]:
+        job, catalogue, presets, overrides = claim.job, self._catalogue, self._offers.presets, self._overrides
+        one_by_one = job.one_by_one
         if job.type == "txt2img":
-            return payloads.txt2img(job.args, catalogue, model, presets, claim.task_id, one_by_one=job.one_by_one)
+            return payloads.txt2img(
+                job.args, catalogue, model, presets, overrides, claim.task_id, one_by_one=one_by_one
+            )
         init = self._records.read_init(job.user_id, job.type, job.name)
-        return payloads.img2img(job.args, init, catalogue, model, presets, claim.task_id, one_by_one=job.one_by_one)
+        return payloads.img2img(
+            job.args, init, catalogue, model, presets, overrides, claim.task_id, one_by_one=one_by_one
+        )
 
     def _model_of(self, job: Job) -> Model:
         """The model of a job here. One that version 0.1.0 accepted for a name of several files has the exact model_name.
@@ -299,100 +244,187 @@ class WebuiStation:
             )
         return model
 
-    def _post(self, claim: Claim, payload: dict[str, Any], on_sending: Callable[[], None]) -> _Replies:
-        job, inquiry = claim.job, _Inquiry(self._webui, self._helpers)
+    def _generate(
+        self,
+        claim: Claim,
+        payload: dict[str, Any],
+        model: Model,
+        limits: bounds.AnswerBounds,
+        on_sending: Callable[[], None],
+    ) -> Replies:
+        """Post the generation; once more without an option that the WebUI turns out not to know, before it did any work."""
+        replies = self._generate_once(claim, payload, model, limits, on_sending)
+        if replies.generation.status != _SERVER_FAILED:
+            return replies
+        error = error_body(replies.generation)
+        options = self._overrides.refused(payloads.options_of(payload), error)
+        if options is None:
+            if says_model_broken(error):
+                self._doubt.begin_switch(model.checkpoint)
+            return replies
+        unexplained = says_nothing(error)
+        replies = self._generate_once(claim, payloads.with_options(payload, options), model, limits, _nothing)
+        return replace(replies, unexplained=unexplained)
+
+    def _generate_once(
+        self,
+        claim: Claim,
+        payload: dict[str, Any],
+        model: Model,
+        limits: bounds.AnswerBounds,
+        on_sending: Callable[[], None],
+    ) -> Replies:
+        inquiry = Inquiry(self._webui, self._helpers)
+        shared = time.monotonic() < self._shared_until and self._catalogue.task_ids
 
         def send() -> None:
             on_sending()
-            inquiry.hold()
+            inquiry.prepare(claim.task_id if shared else None, self._pace.fastest(kind_of(claim.job)))
+
+        def answered(status: int) -> None:
+            inquiry.ask(status)
+            if status == _OK:
+                self._loaded = model.checkpoint
 
         try:
-            reply = self._webui.generate(job.type, payload, send, inquiry.begin)
+            reply = self._webui.generate(claim.job.type, payload, limits.size, send, answered)
         finally:
             inquiry.end()
+        if is_start_window(reply):
+            raise NotUp
         inquiry.let_go_ahead()
-        if job.type == "txt2img" or not payloads.upscales(job.args) or reply.status != _OK or inquiry.stopped():
-            return _Replies(inquiry, reply)
+        options = payloads.options_of(payload)
+        self._overrides.answered(options, ok=reply.status == _OK)
+        return Replies(inquiry, limits, model, options, payload["prompt"], reply)
+
+    def _upscaled(self, claim: Claim, replies: Replies) -> Replies:
+        job = claim.job
+        done = job.type == "txt2img" or not payloads.upscales(job.args) or replies.generation.status != _OK
+        if done or replies.inquiry.result().flagged:
+            return replies
         try:
-            pictures = generation_images_base64(reply, expected=job.args["batch_size"])
-            return _Replies(inquiry, reply, self._webui.upscale(payloads.upscale(pictures, job.args)))
+            pictures = generation_images_base64(replies.generation, replies.limits, expected=job.args["batch_size"])
+        except WebuiError:
+            # Unreadable, as the results will find too and say properly.
+            return replies
+        limits = bounds.of_generation(job.args, scale=job.args["hr_scale"])
+        try:
+            upscaled = self._webui.upscale(payloads.upscale(pictures, job.args), limits.size)
         except Unreachable as error:
             # The attempt did begin: its first half was answered.
             raise ConnectionBroken from error
-        except (ConnectionBroken, JobTimeout):
-            raise
-        except WebuiError:
-            # Unreadable, as storing will find too and say properly.
-            return _Replies(inquiry, reply)
+        return replace(replies, upscaled=(upscaled, limits))
 
     def abort(self) -> None:
         """Break the connection of the generation in flight."""
         self._webui.abort()
 
+    # -- another model -----------------------------------------------------------------------------------------------
+
+    def _switch(self, claim: Claim, payload: dict[str, Any], model: Model, limits: bounds.AnswerBounds) -> Replies:
+        """Post a generation with another model than the loaded one: should loading it fail, the loaded one is broken."""
+        loaded = self._prepare_switch(model)
+        noted = loaded not in (None, model.checkpoint) and self._doubt.begin_switch(loaded)
+        try:
+            replies = self._generate(claim, payload, model, limits, _nothing)
+        except (Unreachable, NotUp):
+            if noted:
+                self._doubt.withdraw()
+            raise
+        status = replies.generation.status
+        if noted and _BAD_REQUEST <= status < _SERVER_FAILED:
+            # It was refused before any work.
+            self._doubt.withdraw()
+        elif status >= _SERVER_FAILED:
+            self._doubt.fails(model.checkpoint)
+            _LOG.warning("WebUI %s failed to make a picture with another model than it had loaded", self.key)
+        return replace(replies, switch_noted=noted)
+
+    def _prepare_switch(self, model: Model) -> str | None:
+        """Have the WebUI take vanished files off its list; the checkpoint that is loaded now. What fails of this costs nothing.
+
+        :raises NoLongerAvailable: the model is not listed any more, and asking for it would make pictures with another.
+        """
+        with suppress(WebuiError):
+            self._webui.refresh_checkpoints()
+        try:
+            seen = self._webui.checkpoints()
+        except WebuiError:
+            return self._loaded
+        if all(model.bare_title != other.bare_title for other in seen.models):
+            self.look_again()
+            raise NoLongerAvailable("The WebUI no longer has the job's model.")
+        self._learn_loaded(seen)
+        return self._loaded
+
+    def needs_repair(self) -> bool:
+        """Whether jobs for the model that may be broken must wait until another one was loaded."""
+        return self._doubt.model is not None and not self._doubt.hopeless
+
+    def repair(self, task_id: str) -> None:
+        """Have the WebUI load another model, by the smallest picture there is, which nobody keeps.
+
+        :raises StationDown: it does not answer.
+        :raises AttemptLost: the request went out and no answer came.
+        """
+        candidates = self._doubt.candidates(self._catalogue.models)
+        if not candidates:
+            if self._doubt.give_up():
+                _LOG.warning(
+                    "WebUI %s must be restarted: its loaded model is broken, and no other one can be loaded", self.key
+                )
+            return
+        model = candidates[0]
+        limits = bounds.OF_PROBE
+        try:
+            reply = self._webui.generate("txt2img", payloads.probe(model, task_id), limits.size)
+        except AnswerTooLarge:
+            self._doubt.fails(model.checkpoint)
+            return
+        except Unreachable as error:
+            self._note_absence(error)
+            raise StationDown from error
+        except WebuiError as error:
+            raise AttemptLost(Failure(error.slug, str(error))) from error
+        if made_with(reply, limits, model):
+            self._loaded = model.checkpoint
+            self._doubt.loads(model.checkpoint)
+            _LOG.info("WebUI %s has loaded another model and is whole again", self.key)
+        else:
+            self._doubt.fails(model.checkpoint)
+
+    def _note_absence(self, error: WebuiError) -> None:
+        """Where nobody listens, or the API is not there yet, the WebUI was restarted: what was known of its memory is void."""
+        if isinstance(error, NotUp) or nobody_listens(error):
+            self._loaded = None
+            self._overrides.forget()
+            self._doubt.forget()
+
+    def _keep_overridden(self, text: str | None) -> None:
+        try:
+            self._slots.keep_overridden(self.key, text)
+        except DatabaseUnavailable:
+            _LOG.warning("what options of WebUI %s are to be put back could not be stored", self.key)
+
     # -- the result --------------------------------------------------------------------------------------------------
 
     def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
         """Decode the answer, write the images and the parameter JSON, and tell what the row shall say."""
-        try:
-            if isinstance(answer.content, Exception):
-                raise answer.content
-            generation = self._read(claim, answer.content)
-            before_writing()
-            return self._write(claim, generation)
-        except OutOfMemory as error:
-            return Retry(Failure(error.slug, str(error)), one_by_one=True)
-        except NoLongerAvailable as error:
-            # Another WebUI may still have it; when none has, the upkeep fails the job.
-            return Retry(Failure(error.slug, str(error)))
-        except BadImage:
-            return Retry(Failure("webui-bad-answer", "The WebUI answered with a broken picture."))
-        except WebuiError as error:
-            if isinstance(error, WrongModel):
-                self.look_again()
-            failure = Failure(error.slug, str(error))
-            return Retry(failure) if error.retryable else failure
-        except RecordsError as error:
-            self._discard_quietly(claim)
-            return Failure(error.slug, str(error))
-
-    def _discard_quietly(self, claim: Claim) -> None:
-        """Make room again: of a record that could not be stored whole, nothing is kept."""
-        try:
-            self.discard(claim)
-        except RecordsError:
-            _LOG.warning("files of job %s were left for the sweep", claim.job.name)
-
-    def _read(self, claim: Claim, replies: _Replies) -> Generation:
-        job = claim.job
-        model = self._model_of(job)
-        generation = read_generation(replies.generation, expected=job.args["batch_size"], model=model)
-        if replies.inquiry.stopped():
-            raise Interrupted
-        if replies.upscaled is None:
-            return generation
-        return replace(generation, pictures=read_upscaled(replies.upscaled, generation.pictures))
-
-    def _write(self, claim: Claim, generation: Generation) -> Success:
-        job, attempt = claim.job, claim.attempt
-        sniffed = [sniff(picture.data) for picture in generation.pictures]
-        images = [
-            _image(image_filename(job.name, attempt, index, kind.extension), picture, kind)
-            for index, (picture, kind) in enumerate(zip(generation.pictures, sniffed, strict=True))
-        ]
-        files = [(picture.data, kind.extension) for picture, kind in zip(generation.pictures, sniffed, strict=True)]
-        success = Success(
-            finished_at=time.time_ns() // 1_000_000,
-            args=job.args,
-            images=images,
-            webui={"model": generation.model, "sampler": generation.sampler, "version": generation.version},
-            simulated=generation.simulated,
-        )
-        self._records.save(job.user_id, job.type, job.name, attempt, files, _document(claim, success))
-        return success
+        outcome = self._results.store(claim, answer, self._demands[claim.job.demand], before_writing)
+        if outcome.shared:
+            self._shared_until = time.monotonic() + _SHARED_SECONDS
+        if outcome.made_with is not None:
+            self._doubt.loads(outcome.made_with)
+        if outcome.wrong_model:
+            self.look_again()
+        if outcome.wrong_model and answer.content.switch_noted:
+            # The WebUI ignored what it was asked for, so it loaded nothing, and nothing failed.
+            self._doubt.withdraw()
+        return outcome.verdict
 
     def discard(self, claim: Claim) -> None:
         """Remove the files of an attempt whose job went to somebody else."""
-        self._records.discard(claim.job.user_id, claim.job.type, claim.job.name, claim.attempt)
+        self._results.discard(claim)
 
     # -- asking and stopping -----------------------------------------------------------------------------------------
 
@@ -408,7 +440,7 @@ class WebuiStation:
         if task is not None:
             # Not ours any more: the extras of the same job, the encoding of its pictures, or nothing at all.
             return Look(1.0 if task.completed else 0.0, None, idle=state.job_count == 0)
-        return Look(state.progress, state.eta or None, idle=state.job_count == 0)
+        return Look(state.progress, state.eta or None, idle=state.job_count == 0, by_task=False)
 
     def interrupt(self, claim: Claim) -> None:
         """Stop the generation of this job if it is the one that runs: an interrupt names no task, it hits whatever runs."""
@@ -473,29 +505,8 @@ class WebuiStation:
         return now - self._queued_since[1] >= self._job_timeout
 
 
-def _image(filename: str, picture: Picture, kind: Sniffed) -> dict[str, Any]:
-    return {
-        "filename": filename,
-        "seed": str(picture.seed),
-        "width": kind.width,
-        "height": kind.height,
-        "bytes": len(picture.data),
-        "media_type": kind.media_type,
-        "infotext": picture.infotext,
-    }
-
-
-def _document(claim: Claim, success: Success) -> dict[str, Any]:
-    """The parameter JSON: the job as it will stand in its row, so that the folder alone is a full backup."""
-    finished = claim.job._replace(
-        status="succeeded",
-        finished_at=success.finished_at,
-        args=success.args,
-        images=tuple(success.images),
-        webui=success.webui,
-        simulated=success.simulated,
-    )
-    return {"format": _DOCUMENT_FORMAT} | describe(finished)
+def _nothing() -> None:
+    """What is called in place of what was called already."""
 
 
 def hopeless_demands(demands: dict[int, str], catalogues: dict[str, Catalogue], configured: Sequence[str]) -> list[int]:
@@ -505,4 +516,19 @@ def hopeless_demands(demands: dict[int, str], catalogues: dict[str, Catalogue], 
     parsed = {number: Demand.from_json(body) for number, body in demands.items()}
     return [
         number for number, demand in parsed.items() if not any(catalogues[key].serves(demand) for key in configured)
+    ]
+
+
+def serving_webuis(demand: str, catalogues: Mapping[str, Catalogue], configured: Iterable[str]) -> list[str]:
+    """The configured WebUIs that offer everything that a job with this demand (canonical JSON) needs."""
+    parsed = Demand.from_json(demand)
+    return [key for key in configured if key in catalogues and catalogues[key].serves(parsed)]
+
+
+def restarts_needed(doubts: Mapping[str, str]) -> list[str]:
+    """Sentences that name the WebUIs whose loaded model stays broken until they are restarted."""
+    return [
+        f"WebUI {key} must be restarted: its loaded model is broken, and no other one can be loaded."
+        for key, doubt in doubts.items()
+        if is_hopeless(doubt)
     ]

@@ -13,11 +13,11 @@ from typing import Any
 
 from app.archive import Archive
 from app.config import SIMULATOR, Config, WebuiAddress
-from app.generation import WebuiStation, hopeless_demands
+from app.generation import WebuiStation, hopeless_demands, restarts_needed, serving_webuis
 from app.jobs import events
 from app.jobs.database import Database
 from app.jobs.election import HostLock
-from app.jobs.model import Failure
+from app.jobs.model import Failure, Job
 from app.jobs.slots import Slots
 from app.jobs.station import Station
 from app.jobs.table import JobTable
@@ -26,6 +26,7 @@ from app.jobs.wake import ACCEPTED, LOOK_WANTED, Wake
 from app.jobs.worker import Worker
 from app.offers import Offers
 from app.records.store import RecordStore
+from app.results import refused_everywhere
 from app.steps import crash_at
 from app.submission import Submissions
 from app.webui.client import Webui
@@ -116,6 +117,7 @@ class Services:
             "No worker is running.": not self.slots.worker_alive(),
             "No WebUI answers.": not self.slots.any_up(),
             "No WebUI has told what it offers yet.": not catalogues,
+            **dict.fromkeys(restarts_needed(self.slots.doubts()), True),
             "No default model is known: requests have to name one.": bool(catalogues) and default_model is None,
         }
         return [reason for reason, holds in reasons.items() if holds]
@@ -153,22 +155,32 @@ class Services:
             self.simulator.start()
             address = WebuiAddress(address.key, self.simulator.url)
         webui = Webui(address, job_timeout=self.config.job_timeout)
-        return WebuiStation(webui, self.table, self.slots, self.records, self.offers, self.config.job_timeout)
+        return WebuiStation(webui, self.table, self.slots, self.records, self.offers, self.config)
 
     def _upkeep(self, _stations: Sequence[Station]) -> list[int]:
         """Fail the waiting jobs that no configured WebUI can serve any more; now and then, finish deletions that failed."""
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_SECONDS
             self.archive.tidy()
-        demands = self.table.queued_demands()
-        hopeless = hopeless_demands(dict(demands), self.offers.catalogues(), self.slots.configured())
-        if not hopeless:
-            return []
-        failure = Failure("no-longer-available", "No WebUI offers any more what this job was accepted with.")
-        failed = self.table.fail_queued(hopeless, failure)
+        self.table.forget_refusals()
+        catalogues, configured = self.offers.catalogues(), self.slots.configured()
+        failed: list[Job] = []
+        hopeless = hopeless_demands(dict(self.table.queued_demands()), catalogues, configured)
+        if hopeless:
+            gone = Failure("no-longer-available", "No WebUI offers any more what this job was accepted with.")
+            failed += self._fail_queued(gone, demands=hopeless)
+        for refused in self.table.refused():
+            serving = serving_webuis(refused.demand, catalogues, configured)
+            failure = refused_everywhere(refused.job, refused.slots, serving)
+            if failure is not None:
+                failed += self._fail_queued(failure, seqs=[refused.job.seq])
+        return [job.seq for job in failed]
+
+    def _fail_queued(self, failure: Failure, **chosen: Sequence[int]) -> list[Job]:
+        failed = self.table.fail_queued(failure, **chosen)
         for job in failed:
             events.transition("failed", job, slug=failure.slug)
-        return [job.seq for job in failed]
+        return failed
 
     def begin_drain(self) -> None:
         """Answer every waiter now and take no more jobs; what runs goes on."""

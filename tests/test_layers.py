@@ -15,13 +15,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
     ("app.services", "app.errors"),
-    ("app.generation", "app.submission", "app.archive", "app.offers"),
+    ("app.generation", "app.results", "app.submission", "app.archive", "app.offers"),
     ("app.jobs", "app.webui", "app.records", "app.migrations"),
     ("app.allocator", "app.config", "app.jsontext", "app.steps"),
 )
 #: Rooms of one floor that do know each other, in this direction.
 NEIGHBOURS = {
     ("app.generation", "app.offers"),
+    ("app.generation", "app.results"),
+    ("app.results", "app.offers"),
     ("app.submission", "app.offers"),
     ("app.api", "app.errors"),
     ("app.migrations", "app.jobs"),

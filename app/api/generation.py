@@ -37,6 +37,7 @@ _REFUSED = (
 _ENDED_BADLY = (
     "job-cancelled",
     "webui-refused",
+    "webui-cannot",
     "webui-out-of-memory",
     "webui-error",
     "webui-bad-answer",

@@ -78,6 +78,8 @@ class Job(NamedTuple):
     progress: float | None
     eta: float | None
     progress_at: float | None
+    #: What earlier attempts found out, oldest first.
+    tried: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
@@ -87,6 +89,7 @@ class Job(NamedTuple):
         values[_INIT_IMAGE] = loads(values[_INIT_IMAGE]) if values[_INIT_IMAGE] else None
         values[_IMAGES] = tuple(loads(values[_IMAGES])) if values[_IMAGES] else ()
         values[_WEBUI] = loads(values[_WEBUI]) if values[_WEBUI] else None
+        values[_TRIED] = tuple(loads(values[_TRIED])) if values[_TRIED] else ()
         return cls._make(values)
 
     @property
@@ -96,7 +99,9 @@ class Job(NamedTuple):
 
 
 # Where the columns stand that hold JSON.
-_ARGS, _INIT_IMAGE, _IMAGES, _WEBUI = (Job._fields.index(name) for name in ("args", "init_image", "images", "webui"))
+_ARGS, _INIT_IMAGE, _IMAGES, _WEBUI, _TRIED = (
+    Job._fields.index(name) for name in ("args", "init_image", "images", "webui", "tried")
+)
 
 
 @dataclass(frozen=True, slots=True)

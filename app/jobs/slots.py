@@ -55,6 +55,14 @@ class Sightings:
         return all(seen_at >= moment for seen_at in self.seen_at.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a slot's row keeps about the state that its WebUI was left in: JSON of the use case, None where there is nothing."""
+
+    doubt: str | None
+    overridden: str | None
+
+
 class Slots:
     """The rows about WebUIs. Raises DatabaseUnavailable from every method."""
 
@@ -131,6 +139,19 @@ class Slots:
             row = connection.execute(select(SLOTS).where(SLOTS.c.key == key)).one()
             return Slot(row.key, row.state, row.owner, row.task_id, row.health)
 
+    def begin_repair(self, key: str, owner: str, task_id: str) -> bool:
+        """Take a clean slot to have its WebUI load another model under this task id; False when it is not clean any more.
+
+        :meth:`end_settling` ends it; where that never comes, the slot is unclean and the task is looked for.
+        """
+        with self.database.write("begin repair") as connection:
+            taken = connection.execute(
+                update(SLOTS)
+                .where(SLOTS.c.key == key, SLOTS.c.state == "clean")
+                .values(state="settling", owner=owner, task_id=task_id, lease_expires=db_now() + LEASE_SECONDS)
+            )
+            return taken.rowcount == 1
+
     def end_settling(self, key: str, owner: str, state: Settled) -> None:
         """Let go of a slot that was being settled: clean when its WebUI is idle, suspect when it went on working, unclean when
         nothing could be asked.
@@ -162,9 +183,38 @@ class Slots:
 
     def any_up(self) -> bool:
         """Whether a configured WebUI answered when it was asked last."""
+        return bool(self.up())
+
+    # -- what WebUIs were left with ----------------------------------------------------------------------------------
+
+    def traits(self, key: str) -> Traits:
+        """What is kept about the state of one WebUI; nothing for an unknown slot."""
+        with self.database.read() as connection:
+            row = connection.execute(select(SLOTS.c.doubt, SLOTS.c.overridden).where(SLOTS.c.key == key)).first()
+            return Traits(row.doubt, row.overridden) if row is not None else Traits(None, None)
+
+    def keep_doubt(self, key: str, doubt: str | None) -> None:
+        """Keep, or with None forget, that the WebUI's loaded model may be broken."""
+        with self.database.write("doubt") as connection:
+            connection.execute(update(SLOTS).where(SLOTS.c.key == key).values(doubt=doubt))
+
+    def keep_overridden(self, key: str, overridden: str | None) -> None:
+        """Keep, or with None forget, the options that are to be put back."""
+        with self.database.write("overridden") as connection:
+            connection.execute(update(SLOTS).where(SLOTS.c.key == key).values(overridden=overridden))
+
+    def doubts(self) -> dict[str, str]:
+        """The kept doubts of the configured WebUIs, by slot."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(SLOTS.c.key, SLOTS.c.doubt).where(SLOTS.c.doubt.is_not(None)))
+            configured = _configured(connection)
+            return {row.key: row.doubt for row in rows if row.key in configured}
+
+    def up(self) -> set[str]:
+        """The configured WebUIs that answered when they were asked last."""
         with self.database.read() as connection:
             up = set(connection.execute(select(SLOTS.c.key).where(SLOTS.c.health == "up")).scalars())
-            return not up.isdisjoint(_configured(connection))
+            return up & set(_configured(connection))
 
     # -- catalogues --------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from app.jobs.schema import (
     JOBS,
     NOTES,
     QUEUED,
+    REFUSALS,
     RUNNING,
     SLOTS,
     SUCCEEDED,
@@ -128,9 +129,13 @@ DEMANDS_AFTER: Final = Prepared(
 # -- claim -----------------------------------------------------------------------------------------------------------
 
 _NEWEST_DEMAND: Final = select(func.coalesce(func.max(DEMANDS.c.id), 0)).scalar_subquery().label("newest_demand")
+#: A job is not sent again to a WebUI that can't make it.
+_REFUSED: Final = (
+    select(REFUSALS.c.job).where(REFUSALS.c.job == JOBS.c.seq, REFUSALS.c.slot == bindparam("c_slot")).exists()
+)
 _WAITING: Final[Select[Any]] = (
     select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_DEMAND)
-    .where(JOBS.c.status == QUEUED, JOBS.c.demand <= bindparam("p_known"))
+    .where(JOBS.c.status == QUEUED, JOBS.c.demand <= bindparam("p_known"), ~_REFUSED)
     .order_by(JOBS.c.start_tag, JOBS.c.seq)
     .limit(1)
 )
@@ -143,7 +148,12 @@ TAKE_NEXT_SERVABLE: Final[Select[Any]] = NEXT_SERVABLE.with_for_update(skip_lock
 
 TAKE_SLOT: Final = Prepared(
     update(SLOTS)
-    .where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.state == "clean")
+    .where(
+        SLOTS.c.key == bindparam("c_slot"),
+        SLOTS.c.state == "clean",
+        # Another worker of this WebUI may have come to doubt its model; see Serving.
+        func.coalesce(SLOTS.c.doubt, "") == bindparam("c_doubt"),
+    )
     .values(
         state="held",
         owner=bindparam("p_owner"),

@@ -6,7 +6,7 @@ The worker drives a :class:`Station`; the use case implements it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from app.jobs.table import Serving
 
 
 class NotSent(Exception):
-    """No connection to the WebUI came about: the attempt never began."""
+    """The attempt never began: no connection to the WebUI was made, or it answered as it does while it starts."""
 
 
 class AttemptLost(Exception):
@@ -47,19 +47,30 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How far a WebUI is with our task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours."""
+    """How far a WebUI is with our task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours.
+
+    ``by_task`` is False where the WebUI can't be asked for a task: it then also looks idle while it still loads its model.
+    """
 
     progress: float
     eta: float | None
     idle: bool
+    by_task: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The attempt failed in a way that another one may mend."""
+    """The attempt failed in a way that another one may mend.
+
+    ``counted`` is False for an attempt that does not count towards their limit. ``note`` is kept in the job for the attempts to
+    come. ``elsewhere`` keeps the job away from this WebUI.
+    """
 
     failure: Failure
     one_by_one: bool = False
+    counted: bool = True
+    note: Mapping[str, Any] | None = None
+    elsewhere: bool = False
 
 
 class Station(Protocol):
@@ -98,6 +109,16 @@ class Station(Protocol):
         """Send the job and wait for the answer; ``on_sending`` is called when it is on its way.
 
         :raises NotSent, AttemptLost: there is no answer.
+        """
+
+    def needs_repair(self) -> bool:
+        """Whether some jobs can't be sent there before :meth:`repair` has worked."""
+
+    def repair(self, task_id: str) -> None:
+        """Have the WebUI load another model; blocks while it does. The slot is held meanwhile, with this task id.
+
+        :raises StationDown: it does not answer.
+        :raises AttemptLost: the request went out and no answer came.
         """
 
     def look(self, claim: Claim) -> Look | None:

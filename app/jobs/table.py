@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
 from app.jobs import places
 from app.jobs import statements as sql
@@ -36,6 +36,7 @@ from app.jobs.schema import (
     IDEMPOTENCY,
     JOBS,
     QUEUED,
+    REFUSALS,
     RUNNING,
     SLOTS,
     SUCCEEDED,
@@ -63,10 +64,24 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The demands that a WebUI can be asked for: all up to ``known`` but ``unservable``."""
+    """The demands that a WebUI can be asked for: all up to ``known`` but ``unservable``.
+
+    ``doubt`` is what the slot's row said about the WebUI's model when that was judged; a claim finds nothing where the row says
+    something else by now.
+    """
 
     known: int
     unservable: frozenset[int]
+    doubt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A queued job, the canonical JSON of what it needs of a WebUI, and the slots that it is not sent to again."""
+
+    job: Job
+    demand: str
+    slots: set[str]
 
 
 class NotReady(Exception):
@@ -174,7 +189,7 @@ class JobTable:
         """
         if not expected:
             with self.database.read() as connection:
-                if _next_job(connection, serving) is None:
+                if _next_job(connection, slot, serving) is None:
                     return None
         with self.database.write("claim", flushed=False) as connection:
             claim = self._claim(connection, slot, owner, task_id, serving)
@@ -186,10 +201,12 @@ class JobTable:
             return claim
 
     def _claim(self, connection: Connection, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
-        row = _next_job(connection, serving, lock=True)
+        row = _next_job(connection, slot, serving, lock=True)
         if row is None:
             return None
-        wanted = {"c_slot": slot, "p_owner": owner, "p_job": row.seq, "p_task": task_id}
+        wanted = {
+            "c_slot": slot, "c_doubt": serving.doubt or "", "p_owner": owner, "p_job": row.seq, "p_task": task_id,
+        }  # fmt: skip
         if sql.TAKE_SLOT.change(connection, wanted) != 1:
             return None
         return self._start(connection, row, slot, owner, task_id)
@@ -220,7 +237,7 @@ class JobTable:
         :raises NotReady: it said no, and nothing was changed.
         """
         with self.database.write("answered", flushed=False) as connection:
-            row = None if next_task_id is None else _next_job(connection, serving, lock=True)
+            row = None if next_task_id is None else _next_job(connection, claim.slot, serving, lock=True)
             following = None
             if row is None or next_task_id is None:
                 statement, values = sql.free_slot(claim, seconds)
@@ -292,6 +309,8 @@ class JobTable:
         slot: SlotState,
         failure: Failure | None = None,
         one_by_one: bool = False,
+        note: Mapping[str, Any] | None = None,
+        elsewhere: bool = False,
     ) -> str:
         """End an attempt without a result: the job goes back to its place in the queue.
 
@@ -299,16 +318,22 @@ class JobTable:
         :param failure: why the attempt ended at the WebUI, which counts it; the last one allowed fails the job with it. None
             counts nothing: the POST never went out, or we stop.
         :param one_by_one: next time, one picture after another (after an out-of-memory answer).
+        :param note: what the attempt found out, to be read in ``Job.tried`` by those to come.
+        :param elsewhere: this WebUI is not to get the job again.
         :returns: ``queued``, ``failed``, or ``lost`` when the claim was not ours any more.
         """
         with self.database.write("give back") as connection:
             (sql.FREE_SLOT if slot == "clean" else sql.LEAVE_SLOT).change(connection, sql.held_by(claim))
-            mine = select(JOBS.c.attempts, JOBS.c.one_by_one).where(sql.OWNED)
+            mine = select(JOBS.c.attempts, JOBS.c.one_by_one, JOBS.c.tried).where(sql.OWNED)
             row = connection.execute(mine, sql.owned_by(claim)).first()
             if row is None:
                 return "lost"
             attempts = row.attempts + (failure is not None)
             values = {**sql.FREE, "attempts": attempts, "one_by_one": row.one_by_one or one_by_one}
+            if note is not None:
+                values["tried"] = to_json([*(loads(row.tried) if row.tried else ()), dict(note)])
+            if elsewhere:
+                _refuse(connection, claim)
             if failure is not None and attempts >= MAX_ATTEMPTS:
                 values |= _failed(failure)
                 _count_out(connection, [claim.job.user_id])
@@ -384,11 +409,13 @@ class JobTable:
             ends = dict.fromkeys(back, "queued") | dict.fromkeys(lost, "failed")
             return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
 
-    def fail_queued(self, demands: Collection[int], failure: Failure) -> list[Job]:
-        """Fail every queued job with one of these demands; the jobs as they were queued."""
+    def fail_queued(self, failure: Failure, *, demands: Collection[int] = (), seqs: Collection[int] = ()) -> list[Job]:
+        """Fail every queued job with one of these demands or numbers; the jobs as they were queued."""
         with self.database.write("fail queued") as connection:
-            queued = select(*sql.COLUMNS).where(JOBS.c.status == QUEUED, JOBS.c.demand.in_(demands))
-            rows = [Job.of(row) for row in connection.execute(queued)]
+            chosen = or_(JOBS.c.demand.in_(demands), JOBS.c.seq.in_(seqs))
+            rows = [
+                Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(JOBS.c.status == QUEUED, chosen))
+            ]
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_([row.seq for row in rows]))
@@ -396,6 +423,32 @@ class JobTable:
             )
             _count_out(connection, [row.user_id for row in rows])
             return rows
+
+    def refused(self) -> list[Refused]:
+        """The queued jobs that some WebUI is not to get again."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                select(*sql.COLUMNS, DEMANDS.c.body, REFUSALS.c.slot.label("refused_by"))
+                .select_from(
+                    REFUSALS.join(JOBS, JOBS.c.seq == REFUSALS.c.job).join(DEMANDS, DEMANDS.c.id == JOBS.c.demand)
+                )
+                .where(JOBS.c.status == QUEUED)
+                .order_by(JOBS.c.seq)
+            ).all()
+        found: dict[int, Refused] = {}
+        for row in rows:
+            found.setdefault(row.seq, Refused(Job.of(row), row.body, set())).slots.add(row.refused_by)
+        return list(found.values())
+
+    def forget_refusals(self) -> None:
+        """Drop the refusals of jobs that have ended."""
+        unfinished = select(JOBS.c.seq).where(or_(JOBS.c.status == QUEUED, JOBS.c.status == RUNNING))
+        ended = REFUSALS.c.job.not_in(unfinished)
+        with self.database.read() as connection:
+            if connection.execute(select(REFUSALS.c.job).where(ended).limit(1)).first() is None:
+                return
+        with self.database.write() as connection:
+            connection.execute(delete(REFUSALS).where(ended))
 
     # -- demands -----------------------------------------------------------------------------------------------------
 
@@ -590,18 +643,25 @@ def _failed(failure: Failure) -> dict[str, Any]:
     }
 
 
-def _next_job(connection: Connection, serving: Serving, *, lock: bool = False) -> Any:
+def _next_job(connection: Connection, slot: str, serving: Serving, *, lock: bool = False) -> Any:
     """The waiting job that starts next on a WebUI that can serve so much.
 
     None also when there are newer demands: one of them may be the next job's, which is not to be passed by.
     """
-    parameters: dict[str, Any] = {"p_known": serving.known}
+    parameters: dict[str, Any] = {"p_known": serving.known, "c_slot": slot}
     if not serving.unservable:
         row = (sql.TAKE_NEXT if lock else sql.NEXT).first(connection, parameters)
     else:
         parameters["p_unservable"] = sorted(serving.unservable)
         row = connection.execute(sql.TAKE_NEXT_SERVABLE if lock else sql.NEXT_SERVABLE, parameters).first()
     return row if row is not None and row.newest_demand <= serving.known else None
+
+
+def _refuse(connection: Connection, claim: Claim) -> None:
+    """Keep the job away from the slot that the claim is for."""
+    refusal = {"job": claim.job.seq, "slot": claim.slot}
+    connection.execute(delete(REFUSALS).where(REFUSALS.c.job == claim.job.seq, REFUSALS.c.slot == claim.slot))
+    connection.execute(insert(REFUSALS).values(refusal))
 
 
 def _found(row: Any) -> Job:

@@ -49,8 +49,6 @@ SUSPECT_SECONDS: Final = 10.0
 _UPKEEP_SECONDS: Final = 2.0
 #: Results of one WebUI that may wait to be decoded before its runner waits too.
 _MOST_UNDECODED: Final = 2
-#: How long all writers may wait for what one WebUI is still asked before it gets its next job.
-_HELD_UP_SECONDS: Final = 0.05
 #: How long an interrupted generation gets to answer when we stop.
 _INTERRUPT_SECONDS: Final = 3.0
 #: How long a thread that is told to end may take for what it is at: a query, or a question to a WebUI that hangs.
@@ -156,6 +154,8 @@ class Runner:
                     self._store_waiting()
             self._await_room()
             claim = following
+        if not worked and self._repaired():
+            return True
         return worked and not self._nothing_waits
 
     def _claim(self, woken: bool) -> Claim | None:
@@ -219,6 +219,28 @@ class Runner:
             self._desk.insist(lambda: self._desk.slots.end_settling(slot.key, self._desk.owner, left))
         return left == "clean"
 
+    def _repaired(self) -> bool:
+        """Have the WebUI load another model where jobs have to wait for that and none does it; whether to look again at once."""
+        with self._decoded:
+            undecoded = self._undecoded
+        # What is being decoded may be the picture of another model, or a job that goes back to be tried with one.
+        if undecoded or not self.station.needs_repair():
+            return False
+        task_id, slots, owner = new_task_id(), self._desk.slots, self._desk.owner
+        if not slots.begin_repair(self.station.key, owner, task_id):
+            return False
+        left: Settled = "unclean"
+        try:
+            self.station.repair(task_id)
+            left = "clean"
+        except StationDown:
+            self.up.clear()
+        except AttemptLost:
+            _LOG.warning("%s did not answer while it was to load another model", self.station.key)
+        finally:
+            self._desk.insist(lambda: slots.end_settling(self.station.key, owner, left))
+        return left == "clean"
+
     # -- one attempt -------------------------------------------------------------------------------------------------
 
     def _attempt(self, claim: Claim) -> Claim | None:
@@ -273,7 +295,7 @@ class Runner:
     def _answered(self, claim: Claim, answer: Answer, seconds: float | None, next_task: str | None) -> Claim | None:
         """Free the slot when the WebUI has told the last thing, or keep it for the next job, which need not wait for that."""
 
-        def commit(patience: float | None) -> Claim | None:
+        def commit() -> Claim | None:
             serving = self.station.serving(fresh=False)
 
             def ready(following: Claim | None) -> bool:
@@ -282,15 +304,16 @@ class Runner:
                     return True
                 # Nothing is held up by the decoding.
                 self._store_waiting()
-                return answer.settled(patience)
+                # No waiting here: this is asked within the transaction, and every writer would wait with it.
+                return answer.settled(0)
 
             return self._desk.insist(lambda: self._free_slot(claim, seconds, next_task, serving, ready))
 
         try:
-            return commit(_HELD_UP_SECONDS)
+            return commit()
         except NotReady:
             answer.settled(None)
-            return commit(None)
+            return commit()
 
     def _free_slot(
         self,
@@ -361,6 +384,7 @@ class Runner:
     def _store(self, claim: Claim, answer: Answer, passed_on: threading.Event) -> None:
         """Runs in the pool; it may decode while the slot is being freed, and writes afterwards."""
         finished = False
+        blocked = self.station.needs_repair()
         try:
             verdict = self._judge(claim, answer, passed_on)
             # A failure was judged without waiting for it, and ends the job after its answer all the same.
@@ -372,6 +396,9 @@ class Runner:
             with self._decoded:
                 self._undecoded -= 1
                 self._decoded.notify_all()
+        if blocked:
+            # The picture may have shown that the WebUI is whole again, or the runner waited for it before a repair.
+            self.wake.set()
         if finished:
             self._desk.on_finished(claim.job.seq)
 
@@ -398,7 +425,14 @@ class Runner:
             self._report_end(claim, "failed" if done else None, verdict)
             return done is True
         status = self._desk.insist(
-            lambda: table.give_back(claim, slot="clean", failure=verdict.failure, one_by_one=verdict.one_by_one)
+            lambda: table.give_back(
+                claim,
+                slot="clean",
+                failure=verdict.failure if verdict.counted else None,
+                one_by_one=verdict.one_by_one,
+                note=verdict.note,
+                elsewhere=verdict.elsewhere,
+            )
         )
         self._report_end(claim, status, verdict.failure)
         self.wake.set()
@@ -448,9 +482,10 @@ class Keeper:
         self._refreshed_at = -LOOK_AGAIN_SECONDS
         self._woken = threading.Event()
         self._looked_at = 0.0
-        #: Since when the WebUI has been seen idle while it owes us the answer to this claim.
-        self._idle_since: float | None = None
+        #: The claim whose answer the WebUI owes us; since when the WebUI was seen idle meanwhile; whether it was seen busy before.
         self._owed: Claim | None = None
+        self._idle_since: float | None = None
+        self._seen_busy = False
 
     def _run(self) -> None:
         while not self._desk.stopped.is_set():
@@ -518,7 +553,7 @@ class Keeper:
         claim = self._runner.current
         if claim is not self._owed:
             # Another job: that the WebUI was idle at the end of the last one says nothing about this one.
-            self._owed, self._idle_since = claim, None
+            self._owed, self._idle_since, self._seen_busy = claim, None, False
         if claim is None:
             self._looked_at = time.monotonic()
             return
@@ -537,6 +572,9 @@ class Keeper:
     def _notice_stuck(self, claim: Claim, look: Look) -> None:
         now = time.monotonic()
         if not look.idle:
+            self._idle_since, self._seen_busy = None, True
+        elif not look.by_task and not self._seen_busy:
+            # It may still load its model: without task ids that looks like being idle (app/webui/client.py: server_state).
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = now

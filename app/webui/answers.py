@@ -13,12 +13,33 @@ from typing import Any
 
 import pybase64
 
-from app import jsontext
-from app.webui.errors import BadAnswer, OutOfMemory, Refused, WebuiError, WebuiFailed, WrongModel
+from app.webui import bounds
+from app.webui.bounds import AnswerBounds
+from app.webui.errors import (
+    BadAnswer,
+    Cannot,
+    OutOfMemory,
+    Refused,
+    WebuiError,
+    WebuiFailed,
+    WrongModel,
+    WrongValues,
+)
 from app.webui.exchange import Reply
+from app.webui.failures import advice, says_out_of_memory
 from app.webui.models import Model
 
-__all__ = ["Generation", "Picture", "Reply", "generation_images_base64", "read_generation", "read_upscaled"]
+__all__ = [
+    "Generation",
+    "Picture",
+    "Reply",
+    "error_body",
+    "generation_images_base64",
+    "is_start_window",
+    "made_with",
+    "read_generation",
+    "read_upscaled",
+]
 
 _log = logging.getLogger("app.webui")
 
@@ -31,8 +52,12 @@ _MISSING = 404
 _SERVER_FAILED = 500
 #: 4xx that are about the moment, not about the request: timeout, too early, too many (a proxy in between sends them).
 _COME_AGAIN = (408, 425, 429)
-_OUT_OF_MEMORY = ("outofmemoryerror", "out of memory")
 _LONGEST_CLASS_NAME = 80
+#: Beyond what torch takes as a seed, so none of a picture.
+_SEEDS = 2**64
+#: The router's own 404, which has no ``error`` key where the API's own errors have one (contract of A1111; Forge's lack it too, but
+#: say something else).
+_NO_ROUTE = {"detail": "Not Found"}
 
 
 @dataclass(frozen=True)
@@ -54,66 +79,102 @@ class Generation:
     sampler: str | None
     version: str | None
     simulated: bool
+    #: When the generation began, by the WebUI's clock, as ``state.job_timestamp`` shows it; None where the WebUI does not say it.
+    job_timestamp: str | None
+    #: The prompt as the WebUI used it for the first picture, styles and all; None where it does not say it.
+    prompt: str | None
 
 
-def read_generation(reply: Reply, *, expected: int, model: Model) -> Generation:
+def read_generation(
+    reply: Reply, limits: AnswerBounds, *, expected: int, model: Model, first_seed: int | None
+) -> Generation:
     """Read the answer to txt2img or img2img.
 
+    :param limits: what the answer may hold; a longer infotext is cut.
     :param expected: number of pictures asked for; what extensions put behind them is left out, as is a grid before them.
     :param model: the one that the job names.
-    :raises Refused, OutOfMemory, WebuiFailed: for an answer other than 200.
+    :param first_seed: the seed that was sent, picture k having the seed above it by k; None takes any.
+    :raises Refused, Cannot, OutOfMemory, WebuiFailed: for an answer other than 200.
     :raises WrongModel: when another model made the pictures.
+    :raises WrongValues: when they were made with other seeds.
     :raises BadAnswer: for fewer pictures than expected (a person may have interrupted them), and for what cannot be read.
     """
-    body = _success(reply)
-    info = _info(body)
+    body = _success(reply, limits)
+    info = _info(body, limits)
     if not model.fits(info.get("sd_model_name"), info.get("sd_model_hash")):
         raise WrongModel
     first = _first(info)
     images = _images(body, first, expected)
-    seeds = _seeds(info, expected)
+    seeds = _seeds(info, expected, first_seed)
     infotexts = _infotexts(info, first, expected)
-    version = _text(info.get("version"))
+    version = bounds.name(info.get("version"))
     return Generation(
         pictures=tuple(
-            Picture(_decoded(image), seed, infotext)
+            Picture(_decoded(image), seed, limits.cut(infotext))
             for image, seed, infotext in zip(images, seeds, infotexts, strict=True)
         ),
         model=info["sd_model_name"],
-        sampler=_text(info.get("sampler_name")),
+        sampler=bounds.name(info.get("sampler_name")),
         version=version,
         simulated=version is not None and version.startswith(SIMULATED),
+        job_timestamp=bounds.name(info.get("job_timestamp")),
+        prompt=_first_prompt(info),
     )
 
 
-def generation_images_base64(reply: Reply, expected: int) -> list[str]:
+def generation_images_base64(reply: Reply, limits: AnswerBounds, expected: int) -> list[str]:
     """Return the pictures of an answer as they came, to be posted again for upscaling; raises as read_generation does."""
-    body = _success(reply)
-    return _images(body, _first(_info(body)), expected)
+    body = _success(reply, limits)
+    return _images(body, _first(_info(body, limits)), expected)
 
 
-def read_upscaled(reply: Reply, pictures: Sequence[Picture]) -> tuple[Picture, ...]:
+def read_upscaled(reply: Reply, limits: AnswerBounds, pictures: Sequence[Picture]) -> tuple[Picture, ...]:
     """Return the pictures with their data replaced by the answer of the extras, which knows neither seeds nor infotexts.
 
-    :raises Refused, OutOfMemory, WebuiFailed, BadAnswer: as read_generation does.
+    :raises Refused, Cannot, OutOfMemory, WebuiFailed, BadAnswer: as read_generation does.
     """
-    images = _images(_success(reply), 0, len(pictures))
+    if is_start_window(reply):
+        # Its first half was made, so the WebUI was up, and has been restarted since.
+        raise WebuiFailed
+    images = _images(_success(reply, limits), 0, len(pictures))
     return tuple(replace(picture, data=_decoded(image)) for picture, image in zip(pictures, images, strict=True))
 
 
-def _success(reply: Reply) -> dict[str, Any]:
+def made_with(reply: Reply, limits: AnswerBounds, model: Model) -> bool:
+    """Whether a generation succeeded, and with this model; its pictures are not looked at."""
+    try:
+        info = _info(_success(reply, limits), limits)
+    except WebuiError:
+        return False
+    return model.fits(info.get("sd_model_name"), info.get("sd_model_hash"))
+
+
+def is_start_window(reply: Reply) -> bool:
+    """Whether the WebUI answered as it does between opening its port and adding its API's routes, or without ``--api``."""
+    if reply.status != _MISSING:
+        return False
+    try:
+        return bool(bounds.parse(reply.body) == _NO_ROUTE)
+    except BadAnswer:
+        return True
+
+
+def _success(reply: Reply, limits: AnswerBounds) -> dict[str, Any]:
     if reply.status != _OK:
         raise _failure(reply)
-    return _object(reply.body)
+    return _object(reply.body, limits)
 
 
 def _failure(reply: Reply) -> WebuiError:
     """Tell a refusal, a lack of memory and any other failure apart; only the class name of the WebUI's error is logged."""
-    body = _error_body(reply.body)
+    body = error_body(reply)
     shown = _class_name(body.get("error"))
     _log.warning("the WebUI answered a generation with status %d, error %s", reply.status, shown)
-    if reply.status >= _SERVER_FAILED and _no_memory(body):
+    if reply.status >= _SERVER_FAILED and says_out_of_memory(body):
         return OutOfMemory()
+    changed = advice(body) if reply.status >= _SERVER_FAILED else None
+    if changed is not None:
+        return Cannot(changed)
     if reply.status >= _SERVER_FAILED or reply.status in _COME_AGAIN:
         return WebuiFailed()
     if reply.status in _CREDENTIALS:
@@ -130,38 +191,28 @@ def _class_name(name: object) -> str:
     return "unknown"
 
 
-def _error_body(body: bytes) -> dict[str, Any]:
-    """Return the error's JSON object; a bare text counts as its message."""
+def error_body(reply: Reply) -> dict[str, Any]:
+    """Return the JSON object of an error; a bare text counts as its message."""
     try:
-        read = jsontext.loads(body)
-    except (ValueError, RecursionError):
-        read = body.decode("utf-8", "replace")
+        read = bounds.parse(reply.body)
+    except BadAnswer:
+        read = reply.body.decode("utf-8", "replace")
     return read if isinstance(read, dict) else {"message": read}
 
 
-def _no_memory(body: dict[str, Any]) -> bool:
-    # A1111 puts the text of an exception under "errors", Forge under "message", an HTTPException under "detail".
-    texts = (body.get(key) for key in ("error", "errors", "message", "detail"))
-    said = " ".join(text.lower() for text in texts if isinstance(text, str))
-    return any(mark in said for mark in _OUT_OF_MEMORY)
-
-
-def _object(text: str | bytes) -> dict[str, Any]:
-    try:
-        read = jsontext.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadAnswer from error
+def _object(text: str | bytes, limits: AnswerBounds) -> dict[str, Any]:
+    read = limits.parse(text)
     if not isinstance(read, dict):
         raise BadAnswer
     return read
 
 
-def _info(body: dict[str, Any]) -> dict[str, Any]:
+def _info(body: dict[str, Any], limits: AnswerBounds) -> dict[str, Any]:
     """Return the answer's ``info``, which is JSON inside a string."""
     info = body.get("info")
     if not isinstance(info, str):
         raise BadAnswer
-    return _object(info)
+    return _object(info, limits)
 
 
 def _first(info: dict[str, Any]) -> int:
@@ -184,10 +235,19 @@ def _images(body: dict[str, Any], first: int, expected: int) -> list[str]:
     return wanted
 
 
-def _seeds(info: dict[str, Any], expected: int) -> list[int]:
+def _first_prompt(info: dict[str, Any]) -> str | None:
+    prompts = info.get("all_prompts")
+    return _text(prompts[0]) if isinstance(prompts, list) and prompts else _text(info.get("prompt"))
+
+
+def _seeds(info: dict[str, Any], expected: int, first_seed: int | None) -> list[int]:
     seeds = info.get("all_seeds")
-    if not isinstance(seeds, list) or len(seeds) < expected or not all(map(_is_integer, seeds)):
+    if not isinstance(seeds, list) or len(seeds) < expected or not all(map(_is_seed, seeds[:expected])):
         raise BadAnswer
+    if first_seed is not None:
+        for asked, received in enumerate(seeds[:expected], first_seed):
+            if received != asked:
+                raise WrongValues("seed", asked, received)
     return seeds[:expected]
 
 
@@ -211,6 +271,10 @@ def _decoded(image: str) -> bytes:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _is_seed(value: object) -> bool:
+    return _is_integer(value) and isinstance(value, int) and abs(value) < _SEEDS
 
 
 def _is_integer(value: object) -> bool:

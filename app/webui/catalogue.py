@@ -93,8 +93,9 @@ class Catalogue:
     models: tuple[Model, ...] = ()
     #: ``Model.checkpoint`` of the model that its options name; None when they name none of the list.
     loaded_model: str | None = None
-    #: It has the option ``enable_prompt_comments`` (it cuts ``#`` to the end of the line out of prompts).
-    prompt_comments: bool = False
+    #: The value that its options show for ``enable_prompt_comments`` (it cuts ``#`` to the end of the line out of prompts); None
+    #: where they show none, which does not mean that it has no such option.
+    prompt_comments: bool | None = None
     #: It serves ``/internal/progress``, so that a task can be followed by its id.
     task_ids: bool = False
     #: It is a Forge, whose hires fix needs two more fields.

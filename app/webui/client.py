@@ -5,6 +5,7 @@ Route names and answers: ``modules/api/api.py`` and ``modules/progress.py`` of t
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,14 +14,20 @@ from urllib.parse import unquote, urlsplit
 
 from app import jsontext
 from app.config import WebuiAddress
+from app.webui import bounds
 from app.webui.catalogue import Catalogue, read_names, read_schedulers, read_styles
-from app.webui.errors import ConnectionBroken, JobTimeout, NotAnswering
+from app.webui.errors import BadAnswer, ConnectionBroken, JobTimeout, NotAnswering
 from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
 from app.webui.models import read_models
+from app.webui.overrides import PROMPT_COMMENTS
 
-#: Largest answers that are read, bytes: of a generation (base64 pictures), and of a light question.
-GENERATION_LIMIT = 1 << 30
-LOOK_LIMIT = 64 << 20
+#: Largest answer to a light question that is read, bytes, and the values that its JSON may hold.
+_QUESTION_LIMIT = 16 << 20
+_QUESTION_VALUES = 500_000
+#: Entries of a list route that are read; a WebUI with thousands of models lists fewer.
+_LONGEST_LIST = 10_000
+#: Seconds that the WebUI may take to read its models folder again.
+_REFRESH_SECONDS = 10.0
 
 _API = "/sdapi/v1"
 _HEADERS = {
@@ -66,6 +73,16 @@ class ServerState:
     sampling_steps: int
     interrupted: bool
     skipped: bool
+    #: When the job that runs, or ran last, began: by the WebUI's clock, to the second, as ``info.job_timestamp``.
+    job_timestamp: str = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs. What a failed extras call leaves behind until the next job begins is none
+        (``modules/postprocessing.py``).
+        """
+        leftover = self.job == "Upscale" and self.progress >= 1.0
+        return self.job_count != 0 and not leftover
 
 
 class Webui:
@@ -103,23 +120,26 @@ class Webui:
         self,
         path: str,
         payload: Mapping[str, Any],
+        limit: int,
         on_open: Callable[[], None] | None = None,
         on_status: Callable[[int], None] | None = None,
     ) -> Reply:
         """Post a generation once and wait for its whole answer, whatever its status; ``path`` is txt2img or img2img.
 
+        :param limit: most bytes that the body of a 200 may have; of any other answer the rest is left out.
         :param on_open: called when the connection is made and the request is about to go out.
         :param on_status: called with the status when the answer begins to arrive: by then the WebUI is done with the job.
         :raises Unreachable: no connection was made, so the WebUI knows nothing of it.
-        :raises ConnectionBroken: it was sent, and the answer broke off, was too large or :meth:`abort` was called; the
-            WebUI may still work on it.
+        :raises AnswerTooLarge: the WebUI is done with it, but its answer was not read to the end.
+        :raises ConnectionBroken: it was sent, and the answer broke off or :meth:`abort` was called; the WebUI may still work
+            on it.
         :raises JobTimeout: it was sent and took too long; the WebUI may still work on it.
         """
-        return self._post_once(f"{_API}/{path}", payload, Exchange(on_open, on_status))
+        return self._post_once(f"{_API}/{path}", payload, limit, Exchange(on_open, on_status))
 
-    def upscale(self, payload: Mapping[str, Any]) -> Reply:
-        """Post pictures to be upscaled; raises as :meth:`generate` does."""
-        return self._post_once(f"{_API}/extra-batch-images", payload, Exchange())
+    def upscale(self, payload: Mapping[str, Any], limit: int) -> Reply:
+        """Post pictures to be upscaled; parameters and errors as :meth:`generate` has them."""
+        return self._post_once(f"{_API}/extra-batch-images", payload, limit, Exchange())
 
     def abort(self) -> None:
         """Break the connection of the generation in flight, if there is one; the WebUI itself is not stopped by that."""
@@ -127,11 +147,11 @@ class Webui:
             if self._running is not None:
                 self._running.cut()
 
-    def _post_once(self, route: str, payload: Mapping[str, Any], exchange: Exchange) -> Reply:
+    def _post_once(self, route: str, payload: Mapping[str, Any], limit: int, exchange: Exchange) -> Reply:
         with self._lock:
             self._running = exchange
         try:
-            return self._send("POST", route, payload, exchange, self._job_timeout, GENERATION_LIMIT)
+            return self._send("POST", route, payload, exchange, self._job_timeout, limit)
         finally:
             with self._lock:
                 # One that was called off may end after the next has begun.
@@ -177,6 +197,7 @@ class Webui:
             sampling_steps=_count(state, "sampling_steps"),
             interrupted=state.get("interrupted") is True,
             skipped=state.get("skipped") is True,
+            job_timestamp=str(state.get("job_timestamp") or ""),
         )
 
     def interrupt(self) -> None:
@@ -185,6 +206,20 @@ class Webui:
         Its generation then answers 200 with what is done so far. Sent while nothing runs, it has no effect.
         """
         self._ask("POST", f"{_API}/interrupt")
+
+    def refresh_checkpoints(self) -> None:
+        """Have the WebUI read its models folder again, which takes vanished files off its list; raises as :meth:`task` does.
+
+        It waits for its turn behind a generation that runs.
+        """
+        self._ask("POST", f"{_API}/refresh-checkpoints", seconds=_REFRESH_SECONDS)
+
+    def checkpoints(self) -> Catalogue:
+        """Return a catalogue of the models alone, with the one that is loaded now; raises as :meth:`task` does."""
+        options = _object(self._ask("GET", f"{_API}/options"))
+        found = Catalogue(models=read_models(self._list("sd-models")))
+        loaded = found.model(str(options.get("sd_model_checkpoint") or ""))
+        return found if loaded is None else found.with_loaded(loaded)
 
     def catalogue(self) -> Catalogue:
         """Return the names that the WebUI offers now; raises as :meth:`task` does.
@@ -200,7 +235,7 @@ class Webui:
             latent_modes=read_names(self._list("latent-upscale-modes")),
             styles=read_styles(self._list("prompt-styles")),
             models=read_models(self._list("sd-models")),
-            prompt_comments="enable_prompt_comments" in options,
+            prompt_comments=_flag(options.get(PROMPT_COMMENTS)),
             task_ids=self.task(_NO_TASK) is not None,
             forge=self._ask("GET", f"{_API}/sd-modules", may_lack=True) is not None,
         )
@@ -213,7 +248,7 @@ class Webui:
             return []
         if not isinstance(body, list):
             raise NotAnswering
-        return [entry for entry in body if isinstance(entry, dict)]
+        return [entry for entry in body[:_LONGEST_LIST] if isinstance(entry, dict)]
 
     def _ask(
         self,
@@ -223,11 +258,13 @@ class Webui:
         *,
         may_lack: bool = False,
         on_open: Callable[[], None] | None = None,
+        seconds: float | None = None,
     ) -> object | None:
         """Return the JSON that a light question is answered with, or None where the route may be missing and is."""
+        seconds = self._look_timeout if seconds is None else seconds
         try:
-            reply = self._send(method, route, payload, Exchange(on_open), self._look_timeout, LOOK_LIMIT)
-        except (ConnectionBroken, JobTimeout) as error:
+            reply = self._send(method, route, payload, Exchange(on_open), seconds, _QUESTION_LIMIT)
+        except (BadAnswer, ConnectionBroken, JobTimeout) as error:
             raise NotAnswering from error
         if reply.status == _NOT_FOUND and may_lack:
             return None
@@ -235,8 +272,8 @@ class Webui:
             raise NotAnswering(_why(reply.status))
         try:
             # A route that answers null is there all the same.
-            answer: object = jsontext.loads(reply.body)
-        except (ValueError, RecursionError) as error:
+            answer: object = bounds.parse(reply.body, _QUESTION_VALUES)
+        except BadAnswer as error:
             raise NotAnswering from error
         return {} if answer is None else answer
 
@@ -292,9 +329,20 @@ def _object(body: object) -> dict[str, Any]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A number as Python's float; None for anything else, numbers too large for one and NaN included."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:
     value = state.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None

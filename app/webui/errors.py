@@ -6,8 +6,15 @@ sent, a host name or a credential.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
+
+_LONGEST_VALUE = 40
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
 
 
 class WebuiError(Exception):
@@ -65,12 +72,44 @@ class BadAnswer(WebuiError):
     detail = "The WebUI's answer could not be read."
 
 
+class WrongValues(BadAnswer):
+    """The pictures have another seed or size than was asked for.
+
+    :param received: what came in its place; the same once more shows that it is no accident.
+    """
+
+    def __init__(self, what: str, asked: object, received: object) -> None:
+        self.received = f"{what} {_short(received)}"
+        super().__init__(f"The WebUI answered with {self.received} where {_short(asked)} was asked for.")
+
+
+class AnswerTooLarge(BadAnswer):
+    """The answer was larger than anything that was asked for could be; it was not read to its end."""
+
+    detail = "The WebUI's answer was larger than the pictures that were asked for can be."
+
+
+class NotUp(WebuiError):
+    """The WebUI answered the first request of an attempt as it does while it starts: its API is not there yet.
+
+    Nothing was done, as if no connection had been made (``webui.py`` adds the API's routes after the port is open).
+    """
+
+    slug = "webui-unreachable"
+    retryable = True
+    detail = "The WebUI is starting, or runs without its API."
+
+
 class Interrupted(WebuiError):
     """Somebody else stopped the generation: its pictures are half done, though the WebUI answered 200."""
 
     slug = "webui-interrupted"
     retryable = True
-    detail = "Somebody interrupted the WebUI while it made the pictures. No person should use it beside the gateway."
+    detail = "Somebody interrupted the WebUI while it made the pictures. Don't use that WebUI by hand."
+
+
+class Ambiguous(Interrupted):
+    """Somebody may have stopped the generation: it was too fast, and another task has begun since, which hides the interrupt."""
 
 
 class WrongModel(WebuiError):
@@ -105,6 +144,16 @@ class OutOfMemory(WebuiError):
     detail = "The WebUI ran out of GPU memory, also one picture at a time. Ask for smaller pictures or less upscaling."
 
 
+class Cannot(WebuiError):
+    """The WebUI can't make these pictures: the same request would fail there in the same way again.
+
+    Another WebUI may be able to. ``detail`` says what to change in the request.
+    """
+
+    slug = "webui-cannot"
+    detail = "The WebUI can't make these pictures."
+
+
 class NoLongerAvailable(WebuiError):
     """A name that was valid when the job was accepted is gone by the time it is sent."""
 
@@ -117,6 +166,14 @@ class NoDefaultModel(WebuiError):
 
     slug = "no-default-model"
     detail = "The request names no model, and no default model is known. Name one in `model`."
+
+
+class OptionIgnored(WebuiError):
+    """The WebUI cut the prompt at its ``#`` though it should not."""
+
+    slug = "webui-bad-answer"
+    retryable = True
+    detail = "The WebUI left a part of the prompt out: what follows a # on its line."
 
 
 class UnknownNames(WebuiError):
@@ -137,3 +194,17 @@ class UnknownNames(WebuiError):
         super().__init__(detail)
         self.errors: dict[str, list[str]] = {field: list(messages) for field, messages in errors.items()}
         self.accepted: dict[str, list[str]] = {field: list(names) for field, names in accepted.items()}
+
+
+def nobody_listens(error: WebuiError) -> bool:
+    """Whether the connection was refused: the WebUI's process has ended, or has not yet begun to listen."""
+    return any(isinstance(cause, ConnectionRefusedError) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: list[BaseException] = [error]
+    while seen:
+        cause = seen.pop()
+        yield cause
+        nested = (cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args)
+        seen += [each for each in nested if isinstance(each, BaseException) and each is not cause]

@@ -7,6 +7,7 @@ sessions may pick up a connection that the other side has just closed, and its r
 from __future__ import annotations
 
 import contextlib
+import http.client
 import math
 import socket
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import requests
@@ -22,10 +24,14 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from app.webui.errors import ConnectionBroken, JobTimeout, Unreachable, WebuiError
+from app.webui.errors import AnswerTooLarge, ConnectionBroken, JobTimeout, Unreachable, WebuiError
 
 _CHUNK = 1 << 20
 _NO_CONTENT = 204
+#: A Content-Length with more digits than an exabyte has says nothing; such an answer ends with its connection.
+_MOST_LENGTH_DIGITS = 18
+#: Interim answers (RFC 9110, section 15.2) that are skipped before the final one.
+_MOST_INTERIM_ANSWERS = 100
 
 
 @dataclass(frozen=True)
@@ -178,13 +184,34 @@ def _connected(connection: HTTPConnection) -> None:
         sending.exchange.opened(connection.sock)
 
 
+class _FinalResponse(http.client.HTTPResponse):
+    """Skips every interim answer, such as 103 Early Hints; ``http.client`` itself knows only 100 Continue."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        read: Callable[[], tuple[str, int, str]] = super()._read_status  # type: ignore[misc]
+        for _ in range(_MOST_INTERIM_ANSWERS):
+            version, status, reason = read()
+            if not _is_interim(status):
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.BadStatusLine("too many interim answers")
+
+
+def _is_interim(status: int) -> bool:
+    return http.client.CONTINUE <= status < http.client.OK and status != http.client.SWITCHING_PROTOCOLS
+
+
 class _Plain(HTTPConnection):
+    response_class = _FinalResponse
+
     def connect(self) -> None:
         super().connect()
         _connected(self)
 
 
 class _Tls(HTTPSConnection):
+    response_class = _FinalResponse
+
     def connect(self) -> None:
         super().connect()
         _connected(self)
@@ -238,9 +265,11 @@ def send(
 
     :param connect_timeout: seconds to connect, for each address of the host; a slow name server may add its own time.
     :param seconds: until the connection is made, and anew from the first byte of the request to the last one of the answer.
-    :param limit: most bytes of the answer's body.
+    :param limit: most bytes of the answer's body; the rest of a larger one is not read.
     :raises Unreachable: no connection was made, so nothing was sent.
-    :raises ConnectionBroken: it ended before the answer was complete, or the answer's body is larger than ``limit``.
+    :raises ConnectionBroken: it ended before the answer was complete.
+    :raises AnswerTooLarge: the body of a 200 is, or says that it is, larger than ``limit``. That of an error is cut off there: what
+        it says stands at its beginning.
     :raises JobTimeout: its time was up before the answer was complete.
     """
     current = _CURRENT.set(_Sending(exchange, clock, seconds))
@@ -250,7 +279,9 @@ def send(
             exchange.answered(response.status_code)
             reply = Reply(response.status_code, _read(response, limit))
             whole = bool(reply.body) or _says_empty(response)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+    except AnswerTooLarge:
+        raise
+    except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
         raise exchange.failure() from error
     finally:
         _CURRENT.reset(current)
@@ -263,7 +294,11 @@ def send(
 
 
 def _read(response: requests.Response, limit: int) -> bytes:
-    if _is_declared(response, limit):
+    declared = _declared_length(response)
+    good = response.status_code == HTTPStatus.OK
+    if declared is not None and declared > limit and good:
+        raise AnswerTooLarge
+    if declared is not None and declared <= limit and "Content-Encoding" not in response.headers:
         # At one go: twice as fast as in chunks, and the next job waits for it.
         whole: bytes = response.raw.read()
         return whole
@@ -271,15 +306,19 @@ def _read(response: requests.Response, limit: int) -> bytes:
     for chunk in response.iter_content(_CHUNK):
         body += chunk
         if len(body) > limit:
-            raise ConnectionBroken("The WebUI's answer was larger than the gateway accepts.")
+            if good:
+                raise AnswerTooLarge
+            break
+    del body[limit:]
     return bytes(body)
 
 
-def _is_declared(response: requests.Response, limit: int) -> bool:
-    """Whether the head says how long the body is, no longer than that, and that it comes as it is."""
+def _declared_length(response: requests.Response) -> int | None:
+    """The length of the body as sent, bytes; None where the head does not say it, or not in earnest."""
     length = response.headers.get("Content-Length", "")
-    encoded = not {"Content-Encoding", "Transfer-Encoding"}.isdisjoint(response.headers)
-    return length.isdecimal() and int(length) <= limit and not encoded
+    if "Transfer-Encoding" in response.headers or not length.isdecimal() or len(length) > _MOST_LENGTH_DIGITS:
+        return None
+    return int(length)
 
 
 def _says_empty(response: requests.Response) -> bool:

@@ -13,8 +13,11 @@ import pybase64
 from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Sampling
 from app.webui.errors import NoLongerAvailable
 from app.webui.models import Model
+from app.webui.overrides import OptionOverrides
 from app.webui.presets import Presets
 
+#: The option that names the checkpoint.
+MODEL = "sd_model_checkpoint"
 #: The WebUI numbers its ways of fitting the reference image into width × height.
 RESIZE_MODES = {"stretch": 0, "crop": 1, "fill": 2}
 
@@ -25,18 +28,26 @@ def upscales(args: Mapping[str, Any]) -> bool:
 
 
 def txt2img(
-    args: Mapping[str, Any], catalogue: Catalogue, model: Model, presets: Presets, task_id: str, *, one_by_one: bool
+    args: Mapping[str, Any],
+    catalogue: Catalogue,
+    model: Model,
+    presets: Presets,
+    overrides: OptionOverrides,
+    task_id: str,
+    *,
+    one_by_one: bool,
 ) -> dict[str, Any]:
     """Build the body of ``POST /sdapi/v1/txt2img``.
 
     :param args: the job's args, names resolved, ``seed`` a string of digits.
     :param catalogue: of the WebUI that it goes to.
     :param model: what :func:`model_of` found there.
+    :param overrides: of the same WebUI.
     :param task_id: the attempt's id, sent where the WebUI can be asked about it.
     :param one_by_one: make the pictures one after another instead of as one batch; takes less GPU memory.
     :raises NoLongerAvailable: when the WebUI lacks the job's sampler, scheduler or style.
     """
-    payload = _common(args, catalogue, model, presets, task_id, one_by_one=one_by_one)
+    payload = _common(args, catalogue, model, presets, overrides, task_id, one_by_one=one_by_one)
     return payload | _hires(args, catalogue) if upscales(args) else payload
 
 
@@ -46,12 +57,13 @@ def img2img(
     catalogue: Catalogue,
     model: Model,
     presets: Presets,
+    overrides: OptionOverrides,
     task_id: str,
     *,
     one_by_one: bool,
 ) -> dict[str, Any]:
     """Build the body of ``POST /sdapi/v1/img2img``; ``init_png`` is the reference image's file, the rest as for txt2img."""
-    return _common(args, catalogue, model, presets, task_id, one_by_one=one_by_one) | {
+    return _common(args, catalogue, model, presets, overrides, task_id, one_by_one=one_by_one) | {
         "init_images": [pybase64.b64encode_as_string(init_png)],
         "denoising_strength": args["denoising_strength"],
         "resize_mode": RESIZE_MODES[args["resize_mode"]],
@@ -80,10 +92,18 @@ def model_of(demand: Demand, catalogue: Catalogue) -> Model:
 
 
 def _common(
-    args: Mapping[str, Any], catalogue: Catalogue, model: Model, presets: Presets, task_id: str, *, one_by_one: bool
+    args: Mapping[str, Any],
+    catalogue: Catalogue,
+    model: Model,
+    presets: Presets,
+    overrides: OptionOverrides,
+    task_id: str,
+    *,
+    one_by_one: bool,
 ) -> dict[str, Any]:
     sampling = _sampling(args, catalogue)
     prompt, negative_prompt = presets.apply(args["style"], args["prompt"], args["negative_prompt"])
+    options = overrides.of((prompt, negative_prompt), catalogue.prompt_comments)
     payload: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -98,7 +118,7 @@ def _common(
         "send_images": True,
         # Saving would leave copies in the WebUI's own folders and put a grid in front of the pictures.
         "save_images": False,
-        "override_settings": _overrides(model, catalogue),
+        "override_settings": {MODEL: model.checkpoint, **options},
         # Restoring would only reload the model that the last job left; every job names its own.
         "override_settings_restore_afterwards": False,
     }
@@ -119,10 +139,31 @@ def _sampling(args: Mapping[str, Any], catalogue: Catalogue) -> Sampling:
     return sampling
 
 
-def _overrides(model: Model, catalogue: Catalogue) -> dict[str, Any]:
-    overrides: dict[str, Any] = {"sd_model_checkpoint": model.checkpoint}
-    # A key that the WebUI does not know fails the whole generation.
-    return overrides | ({"enable_prompt_comments": False} if catalogue.prompt_comments else {})
+def options_of(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a payload overrides, but for the model."""
+    return {option: value for option, value in payload["override_settings"].items() if option != MODEL}
+
+
+def with_options(payload: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the payload with other options overridden, and the same model."""
+    return {**payload, "override_settings": {MODEL: payload["override_settings"][MODEL], **options}}
+
+
+def probe(model: Model, task_id: str) -> dict[str, Any]:
+    """Build the body of the smallest generation with a model, whose picture nobody keeps."""
+    return {
+        "prompt": "",
+        "seed": 1,
+        "steps": 1,
+        "width": 64,
+        "height": 64,
+        "sampler_name": "Euler",
+        "send_images": False,
+        "save_images": False,
+        "override_settings": {MODEL: model.checkpoint},
+        "override_settings_restore_afterwards": False,
+        "force_task_id": task_id,
+    }
 
 
 def _webui_styles(style: str, catalogue: Catalogue) -> list[str]:

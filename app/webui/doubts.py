@@ -1,0 +1,118 @@
+"""Whether the model that a WebUI has loaded is still whole.
+
+A switch to a checkpoint whose file is missing or corrupt fails, and leaves the model that *is* loaded broken in memory: A1111 goes
+on to make other pixels with it and calls them good (``reload_model_weights`` in ``modules/sd_models.py`` takes the model apart
+before it reads the new file), Forge fails every generation with it. Nothing but loading another model, or a restart, repairs
+that. So the doubt is noted before each switch and kept until a picture of another model has come back.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from app.webui.models import Model
+
+_MODEL: Final = "model"
+_HOPELESS: Final = "hopeless"
+
+
+class ModelDoubt:
+    """The doubt about one WebUI's loaded model, which is named by its ``checkpoint``. Safe under threads.
+
+    :param stored: what was kept before this process began.
+    :param keep: called with the text to keep, or None when there is no doubt any more.
+    """
+
+    def __init__(self, stored: str | None, keep: Callable[[str | None], None]) -> None:
+        self._lock = threading.Lock()
+        self._keep = keep
+        self._stored = stored
+        self._failed: set[str] = set()
+
+    @property
+    def stored(self) -> str | None:
+        """The text that is kept."""
+        return self._stored
+
+    @property
+    def model(self) -> str | None:
+        """The checkpoint that must not be used; None when there is no doubt."""
+        return None if self._stored is None else _read(self._stored).get(_MODEL)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether every other model was tried in vain, so that only a restart of the WebUI helps."""
+        return self._stored is not None and _read(self._stored).get(_HOPELESS) is True
+
+    def learn(self, stored: str | None) -> None:
+        """Take over what another process kept."""
+        with self._lock:
+            self._stored = stored
+
+    def begin_switch(self, loaded: str) -> bool:
+        """Another model than the loaded one is about to be asked for; True if there was no doubt before.
+
+        An older doubt stays: a broken model is not repaired by a switch that fails.
+        """
+        with self._lock:
+            if self._stored is not None:
+                return False
+            self._change({_MODEL: loaded})
+            return True
+
+    def loads(self, checkpoint: str) -> None:
+        """A picture of this model has come back."""
+        with self._lock:
+            self._failed.discard(checkpoint)
+            if self._stored is not None and _read(self._stored).get(_MODEL) != checkpoint:
+                self._change(None)
+
+    def fails(self, checkpoint: str) -> None:
+        """A generation with this model failed while there was a doubt."""
+        with self._lock:
+            self._failed.add(checkpoint)
+
+    def withdraw(self) -> None:
+        """The switch for which the doubt was noted was not tried after all."""
+        with self._lock:
+            if self._stored is not None:
+                self._change(None)
+
+    def forget(self) -> None:
+        """The WebUI was restarted."""
+        with self._lock:
+            self._failed.clear()
+            if self._stored is not None:
+                self._change(None)
+
+    def candidates(self, models: Sequence[Model]) -> list[Model]:
+        """The models that a repair can load: not the doubted one, nor those that failed meanwhile."""
+        with self._lock:
+            doubted = None if self._stored is None else _read(self._stored).get(_MODEL)
+            return [model for model in models if model.checkpoint != doubted and model.checkpoint not in self._failed]
+
+    def give_up(self) -> bool:
+        """Nothing is left to be tried; True if that is new."""
+        with self._lock:
+            doubt = {} if self._stored is None else _read(self._stored)
+            if not doubt or doubt.get(_HOPELESS):
+                return False
+            self._change({**doubt, _HOPELESS: True})
+            return True
+
+    def _change(self, doubt: dict[str, Any] | None) -> None:
+        self._stored = None if doubt is None else json.dumps(doubt, sort_keys=True)
+        self._keep(self._stored)
+
+
+def is_hopeless(stored: str) -> bool:
+    """Whether a kept doubt says that only a restart of the WebUI helps."""
+    return _read(stored).get(_HOPELESS) is True
+
+
+def _read(stored: str) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(stored)
+    return read
