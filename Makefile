@@ -19,7 +19,7 @@ $(STAMP): requirements.txt setup.cfg setup.py
 	@touch $@
 
 run: $(STAMP)
-	@if [ -z "$$SDG_WEBUI_URLS" ] && ! grep -qis '^ *\(sdg_\)\{0,1\}webui_urls' instance/settings.toml; then \
+	@if [ -z "$$SDG_WEBUI_URLS" ] && ! grep -qis '^ *\(sdg_\)\{0,1\}webui_urls' "$${SDG_INSTANCE:-instance}/settings.toml"; then \
 		echo "SDG_WEBUI_URLS is not set: the pictures come from a built-in simulator, not from Stable Diffusion."; \
 		echo "To use a real WebUI: SDG_WEBUI_URLS=http://127.0.0.1:7860 make run"; \
 		export SDG_WEBUI_URLS=simulator; \

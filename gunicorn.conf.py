@@ -4,6 +4,7 @@ Each process is one of threads (gthread). After the fork each one starts its ser
 """
 
 import ctypes
+import os
 import signal
 import sys
 
@@ -12,15 +13,20 @@ from gunicorn.glogging import CONFIG_DEFAULTS
 # Whatever is imported of app imports all of it: here in the master, once for all processes and before the first one is forked.
 # Nothing is opened or started by that.
 from app import config as settings
+from app import startup
 from app.allocator import give_memory_back
 
-_config = settings.load()
+try:
+    _config = settings.load()
+except settings.ConfigError as error:
+    sys.exit(f"sd-gateway: {' '.join(str(error).split())}")
 
 wsgi_app = "wsgi:app"
 bind = _config.bind
 workers = _config.web_concurrency
-# gthread whose threads stay with a connection for a moment, and no work for an access log that is not written.
+# gthread, with our way to end and to tell why it can't start.
 worker_class = "app.api.serving.Worker"
+# No work for an access log that is not written.
 logger_class = "app.api.serving.Logger"
 threads = _config.threads
 # Waiting clients hold their connection; the kernel's queue takes what arrives in a burst.
@@ -54,15 +60,34 @@ logconfig_dict = {
             "propagate": False,
             "qualname": "gunicorn.error",
         },
+        # The database itself says when it was migrated.
+        "alembic": {"level": "WARNING", "handlers": ["error_console"], "propagate": False, "qualname": "alembic"},
         "app": {"level": "INFO", "handlers": ["app"], "propagate": False, "qualname": "app"},
     },
 }
 
 
 def on_starting(server):
-    """Refuse --preload: a database connection and the worker's threads do not survive the fork."""
+    """Refuse to start, in one line, with what no process could work with."""
     if server.cfg.preload_app:
+        # A database connection and the worker's threads do not survive the fork.
         sys.exit("sd-gateway can't run with --preload: each process must open its own database connections.")
+    # Sockets that systemd or an earlier master hands over are bound already.
+    handed_over = server.master_pid != 0 or "LISTEN_PID" in os.environ or server.cfg.reuse_port
+    try:
+        for address in () if handed_over else server.cfg.address:
+            startup.await_address(address)
+        # With --user the processes run as somebody else, to whom what is made here would not belong.
+        if server.cfg.uid == os.geteuid():
+            startup.open_services(_config, storing=True).database.close()
+    except startup.CannotStart as error:
+        sys.exit(f"sd-gateway: {error}")
+
+
+def when_ready(server):
+    """Let the first Ctrl-C do what SIGTERM does; a second one ends all at once."""
+    interrupts = iter([signal.SIGTERM])
+    signal.signal(signal.SIGINT, lambda *_: server.SIG_QUEUE.put_nowait(next(interrupts, signal.SIGINT)))
 
 
 def post_worker_init(worker):

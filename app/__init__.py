@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from app import api, config
+from app.api.application import Application
 from app.services import build
 
 EXTENSION = "sd-gateway"
@@ -17,7 +18,7 @@ def create_app(settings: config.Config | None = None) -> Flask:
     :raises app.config.ConfigError: for an unknown or malformed setting.
     """
     settings = settings or config.load()
-    app = Flask("app", instance_path=str(settings.instance), static_folder=None)
+    app = Application("app", instance_path=str(settings.instance), static_folder=None)
     services = build(settings)
     app.extensions[EXTENSION] = services
     api.init_app(app, services)

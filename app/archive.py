@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,18 +37,14 @@ Page = tuple[list[dict[str, Any]], int | None]
 class File:
     """An image to be sent: where it lies, its media type, and an entity tag (files never change, so the name is one)."""
 
-    path: Path
+    place: str
     media_type: str
     etag: str
 
-
-@dataclass(frozen=True, slots=True)
-class OpenFile:
-    """An image to be sent at once: its file, open and without a buffer, its media type and its entity tag."""
-
-    stream: FileIO
-    media_type: str
-    etag: str
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.place)
 
 
 @dataclass(slots=True)
@@ -103,12 +98,7 @@ class Archive:
         :raises MissingFile: its row does, but it is gone from the disk.
         """
         media_type = self._media_type(user_id, type_, filename)
-        return File(self._records.path(user_id, type_, filename), media_type, filename)
-
-    def opened(self, user_id: str, type_: str, filename: str) -> OpenFile:
-        """The same file, opened to be read; whoever asked for it closes it. Raises as :meth:`file` does."""
-        media_type = self._media_type(user_id, type_, filename)
-        return OpenFile(self._records.open(user_id, type_, filename), media_type, filename)
+        return File(self._records.place(user_id, type_, filename), media_type, filename)
 
     def _media_type(self, user_id: str, type_: str, filename: str) -> str:
         """The media type of an image that a row names."""

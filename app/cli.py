@@ -11,20 +11,22 @@ from typing import Any
 
 import click
 
+from app import startup
 from app.allocator import give_memory_back
 from app.archive import Archive, Report
 from app.config import ConfigError, load
 from app.jobs.errors import JobsError
 from app.records.errors import RecordsError
-from app.services import Services, build
-from app.webui.presets import PresetError
+from app.services import Services
 from app.webui.simulator import FLAVOURS, SimulatorServer, SimulatorSettings, parse_fault
 
 
-def _services() -> Services:
+def _services(*, storing: bool = False) -> Services:
     try:
-        return build(load())
-    except (ConfigError, PresetError, JobsError, RecordsError) as error:
+        return startup.open_services(load(), storing=storing)
+    except ConfigError as error:
+        raise click.ClickException(" ".join(str(error).split())) from error
+    except startup.CannotStart as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -32,12 +34,13 @@ def _services() -> Services:
 def main() -> None:
     """A service in front of AUTOMATIC1111 Stable Diffusion WebUI servers."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Which migrations ran is no news to somebody who sweeps.
+    # The database itself says when it was migrated, and from which schema.
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def _stop_signal() -> Callable[[], None]:
-    """Catch SIGTERM and Ctrl-C from now on; what is returned waits for the first of them.
+    """Catch SIGTERM and Ctrl-C from now on; what is returned waits for the first of them. A second Ctrl-C then ends the process
+    at once.
 
     The interpreter itself puts the signal's number into a pipe. An event that a handler sets can be missed: a handler only runs
     between two bytecodes, so not when the signal comes just before the main thread begins to wait.
@@ -52,6 +55,7 @@ def _stop_signal() -> Callable[[], None]:
     def wait() -> None:
         while os.read(reader, 1)[0] not in stops:
             pass
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return wait
 
@@ -59,7 +63,7 @@ def _stop_signal() -> Callable[[], None]:
 @main.command()
 def worker() -> None:
     """Run a worker of its own, for SDG_WORKER=external."""
-    services = _services()
+    services = _services(storing=True)
     if services.config.worker != "external":
         raise click.ClickException("SDG_WORKER is not 'external': the web processes run the worker themselves.")
     wait_for_stop = _stop_signal()
@@ -131,6 +135,9 @@ def simulate(host: str, port: int, **values: Any) -> None:
         settings = SimulatorSettings(**values)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    failure = startup.failure_to_bind(host, port)
+    if failure is not None:
+        raise click.ClickException(f"can't listen at {host}:{port}: {failure.strerror}. Choose another --port.")
     wait_for_stop = _stop_signal()
     with SimulatorServer(settings, host=host, port=port) as server:
         click.echo(f"simulated WebUI ({settings.flavour}) at {server.url}", err=True)

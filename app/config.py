@@ -7,12 +7,14 @@ sentence for people. :func:`load` turns environment variables and ``instance/set
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,8 +26,10 @@ SIMULATOR = "simulator"
 #: Set by crash tests only: where a process is to die; see app/steps.py.
 CRASH_AT = "SDG_TEST_CRASH_AT"
 
+#: Read before settings.toml, which lies there.
+INSTANCE = "SDG_INSTANCE"
+
 CHECKOUT = Path(__file__).resolve().parent.parent
-INSTANCE = CHECKOUT / "instance"
 
 
 class ConfigError(Exception):
@@ -38,6 +42,14 @@ class WebuiAddress:
 
     key: str
     url: str
+
+    @property
+    def name(self) -> str:
+        """The WebUI as the operator wrote it, for the log: its name, else its URL without credentials."""
+        if "://" not in self.key:
+            return self.key
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,10 @@ def _text(value: str) -> str:
 
 def _number(minimum: float, *, integer: bool) -> Callable[[str], Any]:
     def parse(value: str) -> Any:
-        number = int(value) if integer else float(value)
+        try:
+            number = int(value) if integer else float(value)
+        except ValueError:
+            raise ValueError("must be a whole number" if integer else "must be a number") from None
         if not minimum <= number < float("inf"):
             raise ValueError(f"must be at least {minimum:g}")
         return number
@@ -82,7 +97,7 @@ _SECONDS = _number(0, integer=False)
 def _choice(*names: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in names:
-            raise ValueError("must be one of " + ", ".join(names))
+            raise ValueError("must be one of " + ", ".join(name or "empty" for name in names))
         return value
 
     return parse
@@ -93,6 +108,15 @@ def _bind(value: str) -> str:
     if value.startswith("unix:") or (colon and host and port.isdigit() and int(port) <= _HIGHEST_PORT):
         return value
     raise ValueError("must be host:port or unix:path")
+
+
+def _only_this_machine_reaches(bind: str) -> bool:
+    """Whether an address, as ``SDG_BIND`` has it, is a Unix socket or a loopback port."""
+    host = bind.rpartition(":")[0].strip("[]")
+    try:
+        return bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _host_id(value: str) -> str:
@@ -173,10 +197,17 @@ def parse_webui_urls(value: str, host_id: str) -> tuple[WebuiAddress, ...]:
 
 
 def _without_credentials(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url)
+    # Up to the last @: a password may hold one, and a slash.
+    return re.sub(r"//.*@", "//", url)
 
 
 SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        INSTANCE,
+        "instance",
+        _path,
+        "The folder of settings.toml and styles.toml, and of the defaults below that begin with `instance/`; environment only.",
+    ),
     Setting("SDG_BIND", "127.0.0.1:8000", _bind, "Where gunicorn listens: `host:port` or `unix:path`."),
     Setting(PROCESSES, "2", _COUNT, "Web processes (gunicorn's own variable)."),
     Setting("SDG_THREADS", "64", _COUNT, "Threads of each web process."),
@@ -236,6 +267,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "SDG_ACCEPT_SEEDS", "exact", _choice("exact", "any"), "The same for the seeds that pictures were made with."
     ),
+    Setting(
+        "SDG_ACCEL",
+        "",
+        _choice("", "nginx"),
+        "`nginx`: the nginx in front sends the pictures (docs/operations.md); needs a loopback or Unix `SDG_BIND`.",
+    ),
     Setting("SDG_MAX_QUEUE", "1000", _COUNT, "Unfinished jobs of all users together."),
     Setting("SDG_MAX_QUEUE_PER_USER", "20", _COUNT, "Unfinished jobs of one user."),
     Setting("SDG_MAX_BATCH_SIZE", "8", _COUNT, "Largest `batch_size`."),
@@ -256,6 +293,8 @@ SETTINGS: tuple[Setting, ...] = (
 class Config:
     """Every setting, parsed; the field names are those of :data:`SETTINGS` in lower case without the prefix."""
 
+    #: Where styles.toml and settings.toml are read.
+    instance: Path
     bind: str
     web_concurrency: int
     threads: int
@@ -272,6 +311,7 @@ class Config:
     job_timeout: float
     accept_sizes: str
     accept_seeds: str
+    accel: str
     max_queue: int
     max_queue_per_user: int
     max_batch_size: int
@@ -282,8 +322,6 @@ class Config:
     max_body_mb: int
     #: Parsed from ``webui_urls``, each WebUI once.
     webuis: tuple[WebuiAddress, ...]
-    #: Where styles.toml and settings.toml are read.
-    instance: Path
     #: Empty but in crash tests.
     crash_at: str = ""
 
@@ -297,6 +335,21 @@ def _toml_text(value: Any) -> str:
     return str(value)
 
 
+def _instance(environ: Mapping[str, str]) -> Path:
+    return _path(environ.get(INSTANCE, "") or "instance")
+
+
+def _defaults(instance: Path) -> dict[str, str]:
+    """The default texts; the paths among them follow the instance folder."""
+    prefixes = {"instance/": f"{instance}/", "sqlite:///instance/": f"sqlite:///{instance}/"}
+    defaults = {setting.name: setting.default for setting in SETTINGS} | {INSTANCE: str(instance)}
+    for name, text in defaults.items():
+        for prefix, absolute in prefixes.items():
+            if text.startswith(prefix):
+                defaults[name] = absolute + text.removeprefix(prefix)
+    return defaults
+
+
 def _read_file(path: Path) -> dict[str, str]:
     """The settings of ``settings.toml``; keys are the names of the table, with or without ``SDG_``, in any case."""
     try:
@@ -304,16 +357,20 @@ def _read_file(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path.name}: {error}") from error
+        raise ConfigError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
     known = {name: setting.name for setting in SETTINGS for name in (setting.name, setting.name.removeprefix(PREFIX))}
     values: dict[str, str] = {}
     for key, value in table.items():
         if key.upper() not in known:
-            raise ConfigError(f"{path.name}: unknown setting {key}")
+            raise ConfigError(f"{path}: {_unknown([key], known)}")
+        if known[key.upper()] == INSTANCE:
+            raise ConfigError(
+                f"{path}: {INSTANCE} can only be set in the environment, for this file lies in that folder"
+            )
         try:
             values[known[key.upper()]] = _toml_text(value)
         except ValueError as error:
-            raise ConfigError(f"{path.name}: {key} {error}") from error
+            raise ConfigError(f"{path}: {key} {error}") from error
     return values
 
 
@@ -321,21 +378,28 @@ def _reject_unknown(environ: Mapping[str, str]) -> None:
     known = {setting.name for setting in SETTINGS}
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in {*known, CRASH_AT})
     if unknown:
-        raise ConfigError("unknown setting " + ", ".join(unknown))
+        raise ConfigError(_unknown(unknown, known))
 
 
-def load(environ: Mapping[str, str] | None = None, instance: Path = INSTANCE) -> Config:
+def _unknown(names: Sequence[str], known: Iterable[str]) -> str:
+    """What to say of settings that stand in no row of the table."""
+    near = {other for name in names for other in difflib.get_close_matches(name.upper(), known, n=1)}
+    advice = f"did you mean {', '.join(sorted(near))}?" if near else "the README lists all settings"
+    return f"unknown setting {', '.join(names)}; {advice}"
+
+
+def load(environ: Mapping[str, str] | None = None, instance: Path | None = None) -> Config:
     """Read the environment over ``settings.toml`` over the defaults.
 
     :param environ: instead of the process's environment, for tests.
-    :param instance: the folder of settings.toml and styles.toml.
+    :param instance: instead of the folder that ``SDG_INSTANCE`` names, for tests.
     :raises ConfigError: for an unknown or malformed setting, naming it.
     """
     environ = os.environ if environ is None else environ
     _reject_unknown(environ)
-    texts = {setting.name: setting.default for setting in SETTINGS}
-    texts |= _read_file(instance / "settings.toml")
-    texts |= {name: environ[name] for name in texts if environ.get(name, "") != ""}
+    instance = instance or _instance(environ)
+    texts = _defaults(instance) | _read_file(instance / "settings.toml")
+    texts |= {name: environ[name] for name in texts if environ.get(name, "") != "" and name != INSTANCE}
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         try:
@@ -348,4 +412,8 @@ def load(environ: Mapping[str, str] | None = None, instance: Path = INSTANCE) ->
         raise ConfigError(f"SDG_WEBUI_URLS: {error}") from error
     if values["max_waiters"] >= values["threads"]:
         raise ConfigError("SDG_MAX_WAITERS: must be fewer than SDG_THREADS")
-    return Config(**values, webuis=webuis, instance=instance, crash_at=environ.get(CRASH_AT, ""))
+    if values["accel"] and not _only_this_machine_reaches(values["bind"]):
+        raise ConfigError(
+            "SDG_ACCEL: needs SDG_BIND to be a loopback address or a Unix socket, so that only nginx reaches it"
+        )
+    return Config(**values, webuis=webuis, crash_at=environ.get(CRASH_AT, ""))

@@ -50,6 +50,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "method-not-allowed": Problem(405, "The path does not take this method"),
         "job-unfinished": Problem(409, "The job is not finished yet"),
         "job-cancelled": Problem(409, "The job was cancelled"),
+        "precondition-failed": Problem(412, "A condition of the request does not hold"),
         "body-too-large": Problem(413, "The body is too large"),
         "unsupported-media-type": Problem(415, "The body must be application/json"),
         "range-not-satisfiable": Problem(416, "The file has no such range"),

@@ -35,11 +35,13 @@ from app.webui.errors import (
     AnswerTooLarge,
     ConnectionBroken,
     JobTimeout,
+    ModelVanished,
     NoLongerAvailable,
     NotUp,
     Unreachable,
     WebuiError,
     nobody_listens,
+    reason,
 )
 from app.webui.failures import says_model_broken, says_nothing
 from app.webui.interruption import Inquiry, Pace, Prepared
@@ -64,6 +66,7 @@ class WebuiStation:
         self, webui: Webui, table: JobTable, slots: Slots, records: RecordStore, offers: Offers, config: Config
     ) -> None:
         self.key = webui.key
+        self.name = webui.name
         self._webui = webui
         self._table = table
         self._slots = slots
@@ -107,15 +110,18 @@ class WebuiStation:
             catalogue = self._webui.catalogue()
         except WebuiError as error:
             self._note_absence(error)
-            raise StationDown from error
+            raise StationDown(reason(error)) from error
+        self._keep_catalogue(catalogue, asked_at)
+        if not self._generating:
+            self._learn_loaded(catalogue)
+        return self._offers.has_default_model()
+
+    def _keep_catalogue(self, catalogue: Catalogue, asked_at: float) -> None:
         self._slots.put_catalogue(self.key, catalogue.to_json(), asked_at)
         self._offers.keep_default_model()
         with self._lock:
             self._catalogue = catalogue
             self._unservable = self._judge(self._demands)
-            if not self._generating:
-                self._learn_loaded(catalogue)
-        return self._offers.has_default_model()
 
     def outdated(self) -> bool:
         """Whether an answer has shown since the last refresh began that what the WebUI offers has changed."""
@@ -194,10 +200,10 @@ class WebuiStation:
             return Answer(ok=False, content=error)
         except (Unreachable, NotUp) as error:
             self._note_absence(error)
-            raise NotSent from error
+            raise NotSent(reason(error)) from error
         except DatabaseUnavailable as error:
             # What must be kept before the request goes out could not be kept.
-            raise NotSent from error
+            raise NotSent("the database can't be written") from error
         except (ConnectionBroken, JobTimeout) as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         return Answer(ok=replies.last.status == _OK, content=replies, settled=replies.inquiry.settled)
@@ -215,6 +221,23 @@ class WebuiStation:
             replies = self._switch(claim, payload, model, limits)
         return self._upscaled(claim, replies)
 
+    def _model_of(self, job: Job) -> Model:
+        """The model of a job here. One that version 0.1.0 accepted for a name of several files has the exact model_name.
+
+        :raises NoLongerAvailable: the WebUI has it no more.
+        """
+        demand, catalogue = self._demands[job.demand], self._catalogue
+        model = payloads.model_of(demand, catalogue)
+        if catalogue.model(demand.model) is None and demand.model not in self._guessed:
+            self._guessed.add(demand.model)
+            _LOG.warning(
+                "WebUI %s has several models called %s; jobs that version 0.1.0 accepted use %s",
+                self.name,
+                demand.model,
+                model.title,
+            )
+        return model
+
     def _payload(self, claim: Claim, model: Model) -> dict[str, Any]:
         job, catalogue, presets, overrides = claim.job, self._catalogue, self._offers.presets, self._overrides
         one_by_one = job.one_by_one
@@ -226,23 +249,6 @@ class WebuiStation:
         return payloads.img2img(
             job.args, init, catalogue, model, presets, overrides, claim.task_id, one_by_one=one_by_one
         )
-
-    def _model_of(self, job: Job) -> Model:
-        """The model of a job here. One that version 0.1.0 accepted for a name of several files has the exact model_name.
-
-        :raises NoLongerAvailable: the WebUI has it no more.
-        """
-        demand, catalogue = self._demands[job.demand], self._catalogue
-        model = payloads.model_of(demand, catalogue)
-        if catalogue.model(demand.model) is None and demand.model not in self._guessed:
-            self._guessed.add(demand.model)
-            _LOG.warning(
-                "%s has several models called %s; jobs that version 0.1.0 accepted use %s",
-                self.key,
-                demand.model,
-                model.title,
-            )
-        return model
 
     def _generate(
         self,
@@ -337,23 +343,25 @@ class WebuiStation:
             self._doubt.withdraw()
         elif status >= _SERVER_FAILED:
             self._doubt.fails(model.checkpoint)
-            _LOG.warning("WebUI %s failed to make a picture with another model than it had loaded", self.key)
+            _LOG.warning("WebUI %s failed to make a picture with another model than it had loaded", self.name)
         return replace(replies, switch_noted=noted)
 
     def _prepare_switch(self, model: Model) -> str | None:
         """Have the WebUI take vanished files off its list; the checkpoint that is loaded now. What fails of this costs nothing.
 
-        :raises NoLongerAvailable: the model is not listed any more, and asking for it would make pictures with another.
+        :raises ModelVanished: the model is not listed any more, and asking for it would make pictures with another.
         """
         with suppress(WebuiError):
             self._webui.refresh_checkpoints()
+        asked_at = self._slots.now()
         try:
             seen = self._webui.checkpoints()
         except WebuiError:
             return self._loaded
         if all(model.bare_title != other.bare_title for other in seen.models):
-            self.look_again()
-            raise NoLongerAvailable("The WebUI no longer has the job's model.")
+            found = replace(self._catalogue, models=seen.models, loaded_model=seen.loaded_model)
+            self._keep_catalogue(found, asked_at)
+            raise ModelVanished
         self._learn_loaded(seen)
         return self._loaded
 
@@ -371,7 +379,7 @@ class WebuiStation:
         if not candidates:
             if self._doubt.give_up():
                 _LOG.warning(
-                    "WebUI %s must be restarted: its loaded model is broken, and no other one can be loaded", self.key
+                    "WebUI %s must be restarted: its loaded model is broken, and no other one can be loaded", self.name
                 )
             return
         model = candidates[0]
@@ -383,13 +391,13 @@ class WebuiStation:
             return
         except Unreachable as error:
             self._note_absence(error)
-            raise StationDown from error
+            raise StationDown(reason(error)) from error
         except WebuiError as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         if made_with(reply, limits, model):
             self._loaded = model.checkpoint
             self._doubt.loads(model.checkpoint)
-            _LOG.info("WebUI %s has loaded another model and is whole again", self.key)
+            _LOG.info("WebUI %s has loaded another model and is whole again", self.name)
         else:
             self._doubt.fails(model.checkpoint)
 
@@ -404,7 +412,7 @@ class WebuiStation:
         try:
             self._slots.keep_overridden(self.key, text)
         except DatabaseUnavailable:
-            _LOG.warning("what options of WebUI %s are to be put back could not be stored", self.key)
+            _LOG.warning("what options of WebUI %s are to be put back could not be stored", self.name)
 
     # -- the result --------------------------------------------------------------------------------------------------
 
@@ -417,9 +425,9 @@ class WebuiStation:
             self._doubt.loads(outcome.made_with)
         if outcome.wrong_model:
             self.look_again()
-        if outcome.wrong_model and answer.content.switch_noted:
-            # The WebUI ignored what it was asked for, so it loaded nothing, and nothing failed.
-            self._doubt.withdraw()
+            if answer.content.switch_noted:
+                # The WebUI ignored what it was asked for, so it loaded nothing, and nothing failed.
+                self._doubt.withdraw()
         return outcome.verdict
 
     def discard(self, claim: Claim) -> None:
@@ -448,7 +456,7 @@ class WebuiStation:
             if self._ours_is_active(claim.task_id):
                 self._webui.interrupt()
         except WebuiError:
-            _LOG.warning("%s could not be interrupted", self.key)
+            _LOG.warning("WebUI %s could not be interrupted", self.name)
 
     def _ours_is_active(self, task_id: str | None) -> bool:
         if self._webui.server_state().job_count == 0:
@@ -475,7 +483,7 @@ class WebuiStation:
                     self._webui.interrupt()
                     interrupted = True
             except Unreachable as error:
-                raise StationDown from error
+                raise StationDown(reason(error)) from error
             except WebuiError:
                 idle = False
             if not idle and time.monotonic() >= deadline:

@@ -31,6 +31,7 @@ from app.webui.errors import (
     BadAnswer,
     Cannot,
     Interrupted,
+    ModelVanished,
     NoLongerAvailable,
     OptionIgnored,
     OutOfMemory,
@@ -204,6 +205,9 @@ class Results:
             return self._cannot(error, claim, demand)
         if isinstance(error, WrongValues):
             return _wrong_values(error, claim.job)
+        if isinstance(error, ModelVanished):
+            # Nothing was sent, and this WebUI does not get the job again: its catalogue has been corrected.
+            return Retry(_failure(error), counted=False)
         if isinstance(error, Ambiguous):
             return Retry(_failure(error), counted=False, note={"why": _AMBIGUOUS})
         # Another WebUI may still have a name that this one has lost; when none has, the upkeep fails the job.

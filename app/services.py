@@ -106,7 +106,7 @@ class Services:
         return self.offers.options()
 
     def readiness(self) -> list[str]:
-        """Why pictures may have to wait, in words; empty when all is well.
+        """Why no picture can be made now, in words; empty when all is well.
 
         :raises DatabaseUnavailable, StoreUnavailable: nothing can be accepted.
         """
@@ -116,9 +116,12 @@ class Services:
         reasons = {
             "No worker is running.": not self.slots.worker_alive(),
             "No WebUI answers.": not self.slots.any_up(),
-            "No WebUI has told what it offers yet.": not catalogues,
             **dict.fromkeys(restarts_needed(self.slots.doubts()), True),
-            "No default model is known: requests have to name one.": bool(catalogues) and default_model is None,
+            "No WebUI has told what it offers yet: requests are refused with 503 (no-catalogue).": not catalogues,
+            "No default model is known: requests that name none are refused with 503 (no-default-model).": bool(
+                catalogues
+            )
+            and default_model is None,
         }
         return [reason for reason, holds in reasons.items() if holds]
 
@@ -231,11 +234,13 @@ def build(config: Config) -> Services:
     :raises PresetError: styles.toml can't be read.
     """
     steps = crash_at(config.crash_at)
+    # The database last: what can't be used with it changes nothing in it.
+    presets, records = load_presets(config.instance / "styles.toml"), RecordStore(config.data_dir, steps)
+    records.prepare()
     database = Database(config.database_url, steps)
     database.migrate()
-    table, slots, records = JobTable(database), Slots(database), RecordStore(config.data_dir, steps)
-    records.prepare()
-    offers = Offers(slots, load_presets(config.instance / "styles.toml"), config.default_model)
+    table, slots = JobTable(database), Slots(database)
+    offers = Offers(slots, presets, config.default_model)
     waiters = Waiters(table, config.max_waiters)
     hints = _Hints(waiters)
     return Services(

@@ -99,11 +99,19 @@ class TestRecords:
 
     def test_trouble_is_told_in_one_line(self, run: Callable[..., Result], place: Path) -> None:
         result = run("records", "sweep", SDG_STEPS="1")
-        assert (result.exit_code, result.stderr) == (1, "Error: unknown setting SDG_STEPS\n")
+        assert (result.exit_code, result.stderr) == (
+            1,
+            "Error: unknown setting SDG_STEPS; did you mean SDG_MAX_STEPS?\n",
+        )
         (place / "file").touch()
-        assert "data folder cannot be made" in run("records", "sweep", SDG_DATA_DIR=str(place / "file/data")).stderr
-        result = run("records", "sweep", SDG_DATABASE_URL=f"sqlite:///{place}/file/gateway.db")
-        assert (result.exit_code, result.stderr) == (1, "Error: The job database can't be used at the moment.\n")
+        advice = "Let the gateway's user write there, or choose another place.\n"
+        folder = f"{place}/file/data"
+        result = run("records", "sweep", SDG_DATA_DIR=folder)
+        assert result.stderr == f"Error: SDG_DATA_DIR: {folder} can't be made: Not a directory. {advice}"
+        url = f"sqlite:///{place}/file/gateway.db"
+        result = run("records", "sweep", SDG_DATABASE_URL=url)
+        said = f"Error: SDG_DATABASE_URL: {url} can't be used: File exists. {advice}"
+        assert (result.exit_code, result.stderr) == (1, said)
 
     def test_trouble_on_the_way_is_told_too(self, run: Callable[..., Result], place: Path) -> None:
         database = Database(f"sqlite:///{place}/gateway.db")

@@ -16,10 +16,30 @@ def webuis(urls: str, tmp_path: Path, host: str = "box") -> tuple[WebuiAddress, 
 def test_defaults_are_those_of_the_design(tmp_path: Path) -> None:
     config = load({}, tmp_path)
     assert (config.bind, config.web_concurrency, config.threads, config.max_waiters) == ("127.0.0.1:8000", 2, 64, 32)
-    assert config.data_dir == CHECKOUT / "instance" / "data"
-    assert config.database_url == f"sqlite:///{CHECKOUT}/instance/gateway.db"
+    assert (config.instance, config.data_dir) == (tmp_path, tmp_path / "data")
+    assert config.database_url == f"sqlite:///{tmp_path}/gateway.db"
     assert (config.sync_timeout, config.job_timeout, config.drain_timeout) == (600, 900, 25)
     assert config.max_output_pixels == 16_777_216
+
+
+@pytest.mark.parametrize("place", ["", "sub/folder", "/srv/gateway"])
+def test_the_paths_of_the_defaults_follow_the_instance_folder(place: str) -> None:
+    config = load({"SDG_INSTANCE": place} if place else {})
+    folder = CHECKOUT / (place or "instance")
+    assert (config.instance, config.data_dir) == (folder, folder / "data")
+    assert config.database_url == f"sqlite:///{folder}/gateway.db"
+
+
+def test_a_path_that_somebody_set_stays_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('data_dir = "/pictures"\n')
+    config = load({"SDG_INSTANCE": str(tmp_path), "SDG_DATABASE_URL": "sqlite:////var/db/gateway.db"})
+    assert (config.data_dir, config.database_url) == (Path("/pictures"), "sqlite:////var/db/gateway.db")
+
+
+def test_the_settings_file_can_not_name_another_folder(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('instance = "/srv"\n')
+    with pytest.raises(ConfigError, match="SDG_INSTANCE can only be set in the environment"):
+        load({"SDG_INSTANCE": str(tmp_path)})
 
 
 def test_the_environment_beats_the_file_and_the_file_the_default(tmp_path: Path) -> None:
@@ -53,6 +73,11 @@ def test_the_environment_beats_the_file_and_the_file_the_default(tmp_path: Path)
         ({"SDG_WEBUI_URLS": "a=http://x:1,a=http://y:1"}, "SDG_WEBUI_URLS"),
         ({"SDG_MAX_WAITERS": "64"}, "SDG_MAX_WAITERS"),
         ({"WEB_CONCURRENCY": "none"}, "WEB_CONCURRENCY"),
+        ({"SDG_ACCEL": "apache"}, "SDG_ACCEL"),
+        ({"SDG_ACCEL": "nginx", "SDG_BIND": "0.0.0.0:8000"}, "SDG_ACCEL"),
+        ({"SDG_ACCEL": "nginx", "SDG_BIND": "[::]:8000"}, "SDG_ACCEL"),
+        ({"SDG_ACCEL": "nginx", "SDG_BIND": "10.0.0.5:8000"}, "SDG_ACCEL"),
+        ({"SDG_ACCEL": "nginx", "SDG_BIND": "gateway.example:8000"}, "SDG_ACCEL"),
     ],
     ids=lambda value: str(value)[:60],
 )

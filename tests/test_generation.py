@@ -187,9 +187,12 @@ class TestFaults:
         failed_with(pair, pair.gateway.post(), slug, 1)
         assert pair.gateway.post()["status"] == "succeeded"
 
-    def test_a_model_that_left_is_noticed_by_the_answer(self, pair: Pair) -> None:
+    def test_a_model_that_left_is_noticed_before_it_is_asked_for(self, pair: Pair) -> None:
+        pair.gateway.post(model="simulated-one")
+        before = stats(pair.server)["generations"]
         arm(pair.server, "lost-model")
-        failed_with(pair, pair.gateway.post(model="simulated-two"), "webui-wrong-model", 1)
+        failed_with(pair, pair.gateway.post(model="simulated-two"), "no-longer-available", 0)
+        assert stats(pair.server)["generations"] == before
 
     def test_an_answer_that_comes_byte_by_byte_is_an_answer(self, pair: Pair) -> None:
         arm(pair.server, "trickle", seconds=0.3)
@@ -561,7 +564,14 @@ class TestStation:
         services = gateway.services
         webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
         services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
-        station = WebuiStation(webui, services.table, services.slots, services.records, services.offers, 0.2)
+        station = WebuiStation(
+            webui,
+            services.table,
+            services.slots,
+            services.records,
+            services.offers,
+            replace(services.config, job_timeout=0.2),
+        )
         station.refresh()
         return station
 
@@ -635,7 +645,8 @@ class TestStation:
 
     def test_looking_at_what_runs(self, gateway: Gateway, station: WebuiStation, server: SimulatorServer) -> None:
         claim = self.claim(gateway, station)
-        assert station.look(claim) == Look(0.0, None, idle=True)
+        by_task = server.simulator.flavour.internal
+        assert station.look(claim) == Look(0.0, None, idle=True, by_task=by_task)
         arm(server, "hang")
         sending = threading.Thread(target=station.generate, args=[claim, lambda: None])
         sending.start()
@@ -696,7 +707,14 @@ class TestOrphanRule:
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
             services = gateway.services
             webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
-            yield WebuiStation(webui, services.table, services.slots, services.records, services.offers, 0.3)
+            yield WebuiStation(
+                webui,
+                services.table,
+                services.slots,
+                services.records,
+                services.offers,
+                replace(services.config, job_timeout=0.3),
+            )
 
     def settles(self, station: WebuiStation, task: str, patience: float = 0.0) -> bool:
         return station.settle(task, patience=patience, stopping=threading.Event())

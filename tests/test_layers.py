@@ -14,7 +14,7 @@ APP = Path(__file__).resolve().parent.parent / "app"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
-    ("app.services", "app.errors"),
+    ("app.startup", "app.services", "app.errors"),
     ("app.generation", "app.results", "app.submission", "app.archive", "app.offers"),
     ("app.jobs", "app.webui", "app.records", "app.migrations"),
     ("app.allocator", "app.config", "app.jsontext", "app.steps"),
@@ -26,6 +26,7 @@ NEIGHBOURS = {
     ("app.results", "app.offers"),
     ("app.submission", "app.offers"),
     ("app.api", "app.errors"),
+    ("app.startup", "app.services"),
     ("app.migrations", "app.jobs"),
 }
 #: The only users of a tool.

@@ -60,7 +60,11 @@ class TestBuild:
 
 
 class TestReadiness:
-    NOTHING = ("No worker is running.", "No WebUI answers.", "No WebUI has told what it offers yet.")
+    NOTHING = (
+        "No worker is running.",
+        "No WebUI answers.",
+        "No WebUI has told what it offers yet: requests are refused with 503 (no-catalogue).",
+    )
 
     def test_every_reason_is_told_until_it_is_gone(self, gateway: Gateway, server: SimulatorServer) -> None:
         services = gateway.services

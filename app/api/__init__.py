@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import threading
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
-from flask import Flask, Response, request
-from flask.json.provider import DefaultJSONProvider
+from flask import Response, request
 
 from app import errors
-from app.api import archive, docs, generation, health, paths
+from app.api import archive, docs, generation, health
+from app.api.application import Application
 from app.api.blueprint import Api
 from app.api.bodies import MEBIBYTE
-from app.api.pictures import Pictures
+from app.api.delivery import Delivery
 from app.api.ports import Services
 from app.api.present import Presenter
 from app.api.requests import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.schemas import InitImage, Webui
-from app.jsontext import dumps
 
 EXTENSION = "sd-gateway"
 #: The version of the HTTP contract, not of the program.
@@ -27,41 +26,24 @@ CONTRACT_VERSION = "1"
 _LARGE_AT_ONCE = 2
 
 
-class _Json(DefaultJSONProvider):
-    """UTF-8 as it is, members in the order of the contract."""
-
-    def dumps(self, obj: Any, **_kwargs: Any) -> str:
-        """JSON as text."""
-        return dumps(obj, self.default).decode()
-
-    def response(self, *args: Any, **kwargs: Any) -> Response:
-        """JSON as an answer, which is bytes at once."""
-        body = dumps(self._prepare_response_obj(args, kwargs), self.default)
-        return Response(body + b"\n", mimetype=self.mimetype)
-
-
-def init_app(app: Flask, services: Services) -> None:
+def init_app(app: Application, services: Services) -> None:
     """Register everything under this package on ``app``: endpoints, OpenAPI document, docs page, error handlers.
 
     The services are closed over by the views, and stand in ``app.extensions["sd-gateway"]`` for whoever has only the app.
     """
     app.extensions[EXTENSION] = services
-    app.request_class = GatewayRequest
-    app.json = _Json(app)
     # An empty path segment is a 404 and never a redirect to another user's path.
     app.url_map.merge_slashes = False
     app.config[MAX_BODY] = services.config.max_body_mb * MEBIBYTE
     app.config[BODY_TURNS] = threading.BoundedSemaphore(_LARGE_AT_ONCE)
-    paths.register(app)
     errors.register(app)
     app.after_request(_finish)
     app.teardown_request(_let_go)
     app.register_blueprint(docs.blueprint())
     _register_endpoints(app, services)
-    app.wsgi_app = Pictures(app.wsgi_app, services.archive)  # type: ignore[method-assign]  # Flask's own way to add middleware
 
 
-def _register_endpoints(app: Flask, services: Services) -> None:
+def _register_endpoints(app: Application, services: Services) -> None:
     app.config.update(
         API_TITLE="sd-gateway",
         API_VERSION=CONTRACT_VERSION,
@@ -77,7 +59,8 @@ def _register_endpoints(app: Flask, services: Services) -> None:
         api.spec.components.schema(schema.__name__, schema=schema)
     presenter = Presenter(public_url, services.config.sync_timeout)
     api.register_blueprint(generation.blueprint(services, presenter))
-    api.register_blueprint(archive.blueprint(services, presenter))
+    delivery = Delivery(services.config.data_dir if services.config.accel else None)
+    api.register_blueprint(archive.blueprint(services, presenter, delivery))
     api.register_blueprint(health.blueprint(services))
 
 

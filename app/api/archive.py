@@ -8,6 +8,7 @@ from typing import Any
 from flask import Response
 
 from app.api.blueprint import Blueprint
+from app.api.delivery import Delivery
 from app.api.paths import FILENAME, LONGEST_USER_ID, NAME, TYPES
 from app.api.picture_requests import JobsQuery, PageQuery
 from app.api.ports import JobType, Services
@@ -37,11 +38,11 @@ _CONDITIONS: tuple[Mapping[str, Any], ...] = (
 _ETAG = {"ETag": {"description": "Changes with the bytes.", "schema": {"type": "string"}}}
 
 
-def blueprint(services: Services, presenter: Presenter) -> Blueprint:
-    """The endpoints over these services."""
+def blueprint(services: Services, presenter: Presenter, delivery: Delivery) -> Blueprint:
+    """The endpoints over these services; ``delivery`` sends the files."""
     blp = Blueprint("archive", __name__, description="What was made")
     _add_lists(blp, services, presenter)
-    _add_files(blp, services, presenter)
+    _add_files(blp, services, delivery)
     return blp
 
 
@@ -83,7 +84,7 @@ def _add_lists(blp: Blueprint, services: Services, presenter: Presenter) -> None
         return presenter.job(archive.job(user, kind, name))
 
 
-def _add_files(blp: Blueprint, services: Services, presenter: Presenter) -> None:
+def _add_files(blp: Blueprint, services: Services, delivery: Delivery) -> None:
     archive = services.archive
     path = [_ID, _TYPE, _FILENAME]
 
@@ -92,10 +93,10 @@ def _add_files(blp: Blueprint, services: Services, presenter: Presenter) -> None
     @blp.also(200, "The file.", content={"image/jpeg": {"schema": _BINARY}, "image/webp": {"schema": _BINARY}})
     @blp.also(206, "The bytes that Range asked for.", content={"image/*": {"schema": _BINARY}})
     @blp.also(304, "What the client has is current.")
-    @blp.problems(*_OF_A_FILE, "file-missing", "range-not-satisfiable", "storage-unavailable")
+    @blp.problems(*_OF_A_FILE, "file-missing", "precondition-failed", "range-not-satisfiable", "storage-unavailable")
     @blp.about("An image · 请求图片", parameters=_CONDITIONS)
     def get_images(user: str, kind: JobType, filename: str) -> Response:
-        return presenter.file(archive.file(user, kind, filename))
+        return delivery.send(archive.file(user, kind, filename))
 
     @blp.route("/get_args/<id>/<type>/<filename>", parameters=path)
     @blp.answers(200, CompleteArgs, "The parameters; of one image: its own seed, and batch_size 1.")

@@ -28,7 +28,11 @@ def blueprint(services: Services) -> Blueprint:
         return {"status": "ok"}
 
     @blp.route("/readyz")
-    @blp.answers(200, Readiness, "Requests are accepted; degraded: no picture can be made now.")
+    @blp.answers(
+        200,
+        Readiness,
+        "ok: pictures can be made. degraded: not now; the reasons say whether requests are accepted meanwhile.",
+    )
     @blp.problems("database-unavailable", "storage-unavailable")
     @blp.about("Readiness · 就绪检查")
     def readyz() -> dict[str, Any]:

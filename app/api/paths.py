@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 from urllib.parse import unquote_to_bytes
 
-from flask import Flask, request
+from flask import Request
 
 from app.api.ports import JobType
 from app.api.refusals import InvalidRequest, NotFound, UnknownType, ValidationFailed, shown
@@ -35,41 +35,44 @@ def user_id_fault(text: str) -> str | None:
     return "Must not be . or .." if text in (".", "..") else None
 
 
-def register(app: Flask) -> None:
-    """Judge the path and the query of every request, and hand ``id`` and ``type`` to the views as ``user`` and ``kind``."""
-    app.url_value_preprocessor(_judge)
+def check(request: Request) -> None:
+    """Check the path and the query of a request, and hand ``id`` and ``type`` to its view as ``user`` and ``kind``.
 
+    Called even when no route fits: a malformed path gets its 400, not a 404.
 
-def _judge(_endpoint: str | None, values: dict[str, Any] | None) -> None:
-    # Called even when no route fits: an ill-formed path gets its 400 and not a 404 for what it was replaced by.
-    _check_encoding()
-    values = values or {}
+    :raises InvalidRequest: path or query is not UTF-8.
+    :raises NotFound: the path holds %2F, or a name that the gateway never gives.
+    :raises ValidationFailed: the id is no user id.
+    :raises UnknownType: the type is not one of :data:`TYPES`.
+    """
+    _check_encoding(request.environ)
+    values = request.view_args or {}
     if "id" in values:
         values["user"] = _user(values.pop("id"))
     if "type" in values:
         values["kind"] = _kind(values.pop("type"))
     for member in ("filename", "name"):
-        if member in values and not is_given(member, values[member]):
+        if member in values and not _is_given(member, values[member]):
             raise NotFound(f"The {member} {shown(values[member])!r} is none that the gateway gives.")
 
 
-def is_given(member: str, text: str) -> bool:
+def _is_given(member: str, text: str) -> bool:
     """Whether the gateway could have given this name."""
     parsed = parse_filename(text)
     return parsed is not None and (member == "filename" or parsed.kind == "record")
 
 
-def _check_encoding() -> None:
-    path: str = request.environ.get("PATH_INFO", "")
+def _check_encoding(environ: Mapping[str, Any]) -> None:
+    path: str = environ.get("PATH_INFO", "")
     if not _is_utf8(path.encode("latin-1", "replace")):  # WSGI: the bytes of the path, one character each
         raise InvalidRequest("The path is not UTF-8, percent-encoded.")
-    if not _is_utf8(unquote_to_bytes(request.environ.get("QUERY_STRING", ""))):
+    if not _is_utf8(unquote_to_bytes(environ.get("QUERY_STRING", ""))):
         raise InvalidRequest("The query is not UTF-8, percent-encoded.")
-    if has_encoded_slash(request.environ):
+    if _has_encoded_slash(environ):
         raise NotFound("id, type, filename and name are single path segments: none may contain %2F.")
 
 
-def has_encoded_slash(environ: Mapping[str, Any]) -> bool:
+def _has_encoded_slash(environ: Mapping[str, Any]) -> bool:
     """Whether a member of the path was sent with a slash in it, as %2F.
 
     Both servers in use keep the path as it came; where none does, the decoded slash makes another path.

@@ -8,8 +8,6 @@ A *view* (``dict``) is the job object of the HTTP contract without its ``url`` m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from io import FileIO
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from app.config import Config
@@ -18,7 +16,14 @@ JobType = Literal["txt2img", "img2img"]
 JobView = Mapping[str, Any]
 
 
-class _Described(Protocol):
+class File(Protocol):
+    """A stored file."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, as an absolute path."""
+        ...
+
     @property
     def media_type(self) -> str:
         """What it is."""
@@ -27,24 +32,6 @@ class _Described(Protocol):
     @property
     def etag(self) -> str:
         """An entity tag that changes with its bytes, without quotes."""
-        ...
-
-
-class File(_Described, Protocol):
-    """A stored file."""
-
-    @property
-    def path(self) -> Path:
-        """Where it is."""
-        ...
-
-
-class OpenFile(_Described, Protocol):
-    """A stored file that is open."""
-
-    @property
-    def stream(self) -> FileIO:
-        """Its bytes, from the first one, without a buffer."""
         ...
 
 
@@ -92,10 +79,6 @@ class Archive(Protocol):
 
     def file(self, user: str, kind: JobType, filename: str, /) -> File:
         """An image of a record, or its reference image."""
-        ...
-
-    def opened(self, user: str, kind: JobType, filename: str, /) -> OpenFile:
-        """The same, open; it is the caller's to close."""
         ...
 
     def args(self, user: str, kind: JobType, filename: str, /) -> dict[str, Any]:

@@ -8,17 +8,12 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from flask import Response, jsonify, request, send_file
+from flask import Response, jsonify, request
 
 from app import errors
 from app.api import cursor
-from app.api.ports import File, JobView
+from app.api.ports import JobView
 from app.api.prefer import Preference
-from app.api.refusals import FileGone
-
-#: A stored file never changes under its name, so that a cache may keep it; it is somebody's own picture, so that only the
-#: client's cache may. Seconds: the year that RFC 2616, section 14.21, took for ever.
-FILE_MAX_AGE = 31_536_000
 
 
 @dataclass(frozen=True)
@@ -67,25 +62,6 @@ class Presenter:
         following = None if before is None else self._next(path, before)
         root = self._root()
         return {member: [self._job(view, root) for view in views], "next": following}
-
-    def file(self, file: File) -> Response:
-        """A stored file, with Range, If-None-Match and If-Modified-Since answered as RFC 9110 has them.
-
-        :raises FileGone: it was deleted a moment ago.
-        """
-        if request.range is not None and request.range.units != "bytes":
-            # A unit that is not understood must be ignored (RFC 9110, section 14.2); werkzeug would refuse it.
-            del request.environ["HTTP_RANGE"]
-        try:
-            response = send_file(
-                file.path, mimetype=file.media_type, etag=file.etag, conditional=True, max_age=FILE_MAX_AGE
-            )
-        except FileNotFoundError as error:
-            raise FileGone("The file was deleted.") from error
-        response.cache_control.public = False
-        response.cache_control.private = True
-        response.cache_control.immutable = True
-        return response
 
     def _ended_badly(self, view: JobView) -> Response:
         error = view["error"] or {"slug": "job-cancelled", "detail": "The job was cancelled before it had a picture."}

@@ -72,6 +72,12 @@ class FileGone(RefusalError):
     slug = "file-missing"
 
 
+class PreconditionFailed(RefusalError):
+    """A condition of the request's header does not hold."""
+
+    slug = "precondition-failed"
+
+
 class ValidationFailed(RefusalError):
     """Fields of the body, the path or the query break the contract; ``errors`` holds the messages of each."""
 

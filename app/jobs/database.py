@@ -8,9 +8,10 @@ first. So no two write transactions can deadlock or see half of each other.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,17 @@ from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import NullPool
 
 from app.jobs.errors import DatabaseUnavailable, SchemaTooNew
-from app.jobs.prepared import Prepared
 from app.jobs.schema import CLOCK
 from app.steps import UNWATCHED, Steps
+
+_LOG = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 #: Seconds that a statement waits for another process's write before it gives up.
 BUSY_TIMEOUT = 30
-#: Idle connections that a process keeps, in its pool and for looks.
+#: Idle connections that a process keeps in its pool.
 _KEPT_CONNECTIONS = 8
 #: Any constant; PostgreSQL's advisory locks are numbers that programs agree on.
 _MIGRATION_LOCK = 0x5D6A7E
@@ -57,9 +58,6 @@ class Database:
         self._migrated: tuple[int, int] | None = None
         self._writing = self.engine.execution_options(writing="FULL")
         self._writing_ahead = self.engine.execution_options(writing="NORMAL")
-        self._looking = self._create_looking()
-        #: Idle connections of the driver for :meth:`look`; a list's pop and append are atomic.
-        self._lookers: list[Any] = []
         # Threads of one process queue here in order; SQLite's own busy handler sleeps and polls, which is slower.
         self._writer = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
 
@@ -77,12 +75,6 @@ class Database:
         event.listen(engine, "begin", _begin_sqlite)
         return engine
 
-    def _create_looking(self) -> Engine:
-        """Makes connections for :meth:`look`, which keeps them itself."""
-        if not self.is_sqlite:
-            return create_engine(self.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        return self._create_sqlite(poolclass=NullPool)
-
     def _create_sqlite(self, **options: Any) -> Engine:
         engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **options)
         # A connection that is made anew would make a new file, where the old one is gone.
@@ -95,42 +87,6 @@ class Database:
         """A connection whose queries see one state of the database."""
         with self._translated(), self.engine.connect() as connection:
             yield connection
-
-    def look(self, query: Prepared, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """The first row of a query that is alone, so outside of any transaction: for what every picture that is served asks.
-
-        Its connections are its own: taking one from the pool and giving it back costs more than the query.
-        """
-        translation = query.translated(self.engine.dialect)
-        asked = translation.text, translation.values(values)
-        try:
-            kept = self._lookers.pop()
-        except IndexError:
-            kept = None
-        if kept is not None:
-            # Where it broke meanwhile, a new one may do.
-            with contextlib.suppress(*self._refusal):
-                return self._look(kept, *asked)
-        with self._translated():
-            return self._look(self._connect_for_looks(), *asked)
-
-    def _look(self, driver: Any, statement: str, values: Any) -> tuple[Any, ...] | None:
-        try:
-            row: tuple[Any, ...] | None = driver.execute(statement, values).fetchone()
-        except BaseException:
-            driver.close()
-            raise
-        if len(self._lookers) < _KEPT_CONNECTIONS:
-            self._lookers.append(driver)
-        else:
-            driver.close()
-        return row
-
-    def _connect_for_looks(self) -> Any:
-        made = self._looking.raw_connection()
-        driver: Any = made.dbapi_connection
-        made.detach()
-        return driver
 
     @contextlib.contextmanager
     def write(self, step: str | None = None, *, flushed: bool = True) -> Iterator[Connection]:
@@ -189,9 +145,12 @@ class Database:
         with self._translated(), self._writer, self._writing.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            _refuse_newer(connection, ScriptDirectory.from_config(config))
+            before = _refuse_newer(connection, ScriptDirectory.from_config(config))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            after = _revision(connection)
+        if after != before:
+            _LOG.info("the database was migrated from schema %s to %s", before or "none", after)
         self._migrated = self._file()
 
     def _file(self) -> tuple[int, int] | None:
@@ -223,15 +182,19 @@ class Database:
     def close(self) -> None:
         """Close the connections that nobody uses."""
         self.engine.dispose()
-        while self._lookers:
-            self._lookers.pop().close()
 
 
-def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
+def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> str | None:
+    """The schema of the database, None where it is empty."""
     known = {script.revision for script in scripts.walk_revisions()}
-    current = MigrationContext.configure(connection).get_current_revision()
+    current = _revision(connection)
     if current is not None and current not in known:
         raise SchemaTooNew(f"The database has schema {current}, which this version of sd-gateway does not know.")
+    return current
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -41,6 +41,14 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What a slot's row keeps about the state that its WebUI was left in: JSON of the use case, None where there is nothing."""
+
+    doubt: str | None
+    overridden: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Sightings:
     """When the configured WebUIs that are up were asked last what they offer, by slot key; 0.0 where that is not known.
 
@@ -53,14 +61,6 @@ class Sightings:
     def all_since(self, moment: float) -> bool:
         """Whether each of them was asked at that time or later."""
         return all(seen_at >= moment for seen_at in self.seen_at.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What a slot's row keeps about the state that its WebUI was left in: JSON of the use case, None where there is nothing."""
-
-    doubt: str | None
-    overridden: str | None
 
 
 class Slots:

@@ -15,7 +15,10 @@ from app.jobs.table import Serving
 
 
 class NotSent(Exception):
-    """The attempt never began: no connection to the WebUI was made, or it answered as it does while it starts."""
+    """The attempt never began: no connection to the WebUI was made, or it answered as it does while it starts.
+
+    ``str()`` says why, for the log.
+    """
 
 
 class AttemptLost(Exception):
@@ -27,7 +30,7 @@ class AttemptLost(Exception):
 
 
 class StationDown(Exception):
-    """The WebUI does not answer."""
+    """The WebUI does not answer. ``str()`` says why, for the log."""
 
 
 def _at_once(_seconds: float | None) -> bool:
@@ -77,6 +80,8 @@ class Station(Protocol):
     """One WebUI, as the worker drives it."""
 
     key: str
+    #: The WebUI as the operator named it in the settings, for the log.
+    name: str
 
     def refresh(self) -> bool:
         """Ask what the WebUI offers and keep it; False when that should soon be asked again, because no default model is known.

@@ -480,7 +480,8 @@ class JobTable:
 
         :raises JobNotFound: there is no such job, or it was deleted.
         """
-        row = self.database.look(sql.IMAGES, _name_of(user_id, type_, name))
+        with self.database.read() as connection:
+            row = sql.IMAGES.first(connection, _name_of(user_id, type_, name))
         if row is None:
             raise JobNotFound
         images, init_image = row

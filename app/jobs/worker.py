@@ -100,6 +100,8 @@ class Runner:
         self.station = station
         #: Whether the WebUI answers; its keeper sets and clears this.
         self.up = threading.Event()
+        #: Why this thread cleared that.
+        self.why_down = ""
         self.wake = threading.Event()
         #: The claim whose answer is awaited.
         self.current: Claim | None = None
@@ -129,7 +131,7 @@ class Runner:
                 _LOG.warning("the database is unavailable")
                 self._desk.stopping.wait(_RETRY_SECONDS)
             except Exception:
-                _LOG.exception("the runner of %s failed", self.station.key)
+                _LOG.exception("the runner of WebUI %s failed", self.station.name)
                 self._desk.stopping.wait(_RETRY_SECONDS)
             else:
                 if not worked and not self._desk.stopping.is_set():
@@ -210,8 +212,9 @@ class Runner:
             idle = self.station.settle(slot.task_id, patience=patience, stopping=self._desk.stopping)
             if idle or self._desk.stopping.is_set():
                 left = "clean" if idle else "unclean"
-        except StationDown:
+        except StationDown as down:
             # It may be starting: the keeper asks it gently, and only then it is settled.
+            self.why_down = str(down)
             self.up.clear()
             left = "unclean"
         finally:
@@ -236,7 +239,7 @@ class Runner:
         except StationDown:
             self.up.clear()
         except AttemptLost:
-            _LOG.warning("%s did not answer while it was to load another model", self.station.key)
+            _LOG.warning("WebUI %s did not answer while it was to load another model", self.station.name)
         finally:
             self._desk.insist(lambda: slots.end_settling(self.station.key, owner, left))
         return left == "clean"
@@ -250,7 +253,8 @@ class Runner:
         started = time.monotonic()
         try:
             answer = self.station.generate(claim, self._on_sending)
-        except NotSent:
+        except NotSent as error:
+            self.why_down = str(error)
             # In this order, so that a WebUI that is seen down holds no job.
             self._give_back(claim, "clean", None)
             self.up.clear()
@@ -477,6 +481,7 @@ class Keeper:
         self._station = runner.station
         self._desk = desk
         self._was_up: bool | None = None
+        self._why = ""
         self._refresh_at = 0.0
         #: When it was asked last what it offers.
         self._refreshed_at = -LOOK_AGAIN_SECONDS
@@ -495,7 +500,7 @@ class Keeper:
             except JobsError:
                 _LOG.warning("the database is unavailable")
             except Exception:
-                _LOG.exception("the keeper of %s failed", self._station.key)
+                _LOG.exception("the keeper of WebUI %s failed", self._station.name)
             self._woken.wait(LOOK_SECONDS)
             self._woken.clear()
 
@@ -512,14 +517,14 @@ class Keeper:
         self._refreshed_at = time.monotonic()
         try:
             complete = self._station.refresh()
-        except StationDown:
-            self._set_up(False)
+        except StationDown as down:
+            self._set_up(False, str(down))
         except JobsError:
             raise
         except Exception:
             # An answer that we can't even misunderstand: treat it like none, or it would be asked for every second.
-            _LOG.exception("what %s offers can't be read", self._station.key)
-            self._set_up(False)
+            _LOG.exception("what WebUI %s offers can't be read", self._station.name)
+            self._set_up(False, "what it offers can't be read")
         else:
             self._refresh_at = time.monotonic() + (REFRESH_SECONDS if complete else FRESH_SECONDS)
             self._set_up(True)
@@ -532,16 +537,21 @@ class Keeper:
     def _may_ask(self) -> bool:
         if self._was_up:
             # The runner met a closed door just now; the pause counts from here.
-            self._set_up(False)
+            self._set_up(False, self._runner.why_down)
         return self._desk.slots.may_probe(self._station.key)
 
-    def _set_up(self, up: bool) -> None:
+    def _set_up(self, up: bool, why: str = "") -> None:
         if up != self._was_up:
             self._desk.slots.set_health(self._station.key, "up" if up else "down")
-            _LOG.log(logging.INFO if up else logging.WARNING, "%s is %s", self._station.key, "up" if up else "down")
             if not up:
                 self._desk.slots.may_probe(self._station.key)
-        self._was_up = up
+        if (up, why) != (self._was_up, self._why):
+            # Also when it is down for another reason than before: it is starting, or its operator is setting it up.
+            if up:
+                _LOG.info("WebUI %s is up", self._station.name)
+            else:
+                _LOG.warning("WebUI %s is down: %s", self._station.name, why)
+        self._was_up, self._why = up, why
         if up:
             self._runner.up.set()
             self._runner.wake.set()
@@ -579,7 +589,7 @@ class Keeper:
         elif self._idle_since is None:
             self._idle_since = now
         elif now - self._idle_since >= STUCK_SECONDS and self._runner.current is claim:
-            _LOG.warning("%s is idle but owes an answer; giving up on it", self._station.key)
+            _LOG.warning("WebUI %s is idle but owes an answer; giving up on it", self._station.name)
             self._idle_since = None
             self._station.abort()
 

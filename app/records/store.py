@@ -5,7 +5,6 @@ Nothing here decides what should exist (the job table does): files appear whole 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
@@ -13,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -152,37 +150,27 @@ class RecordStore:
     # Reading.
 
     def path(self, user_id: str, type_: str, filename: str) -> Path:
-        """Where an existing file lies. Any text may be given: only names the gateway writes can be found, never a symbolic link.
+        """:meth:`place` as a Path."""
+        return Path(self.place(user_id, type_, filename))
+
+    def place(self, user_id: str, type_: str, filename: str) -> str:
+        """The path of an existing file, as text: making a Path takes longer than finding the file.
+
+        Any text may be given: only names that the gateway writes can be found. A symbolic link below the data folder is never
+        followed: it may lead out of it.
 
         :raises MissingFile: when there is no such file.
         """
-        path = Path(self._place(user_id, type_, filename))
+        place, mode = str(self._root), 0
         with _translated("read"):
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise MissingFile
-        return path
-
-    def open(self, user_id: str, type_: str, filename: str) -> FileIO:
-        """An existing file, opened to be read, without a buffer: it goes to sendfile or is read once. As :meth:`path`.
-
-        :raises MissingFile: when there is no such file.
-        """
-        place = self._place(user_id, type_, filename)
-        with _translated("read"):
-            return FileIO(place, opener=_open_regular)
-
-    def _place(self, user_id: str, type_: str, filename: str) -> str:
-        """Where a file of this name would lie. As text: every picture that is served passes here, and a Path costs more than all
-        the rest.
-        """
-        parsed = names.parse_filename(filename)
-        if parsed is None or parsed.kind == "record" or type_ not in names.TYPES:
+            for part in _parts(user_id, type_, filename):
+                place = f"{place}/{part}"
+                mode = os.lstat(place).st_mode
+                if stat.S_ISLNK(mode):
+                    raise MissingFile
+        if not stat.S_ISREG(mode):
             raise MissingFile
-        try:
-            folder = names.user_folder(user_id)
-        except ValueError as error:
-            raise MissingFile from error
-        return f"{self._root}/{folder}/{type_}/{names.day_of(parsed.name)}/{filename}"
+        return place
 
     def read_init(self, user_id: str, type_: str, name: str) -> bytes:
         """The reference image of a job, a PNG.
@@ -328,18 +316,16 @@ class RecordStore:
 _IS_OURS = (names.is_user_folder, names.TYPES.__contains__, names.is_day)
 
 
-def _open_regular(place: str, flags: int) -> int:
-    """Open what :class:`io.FileIO` wants opened, if it is a regular file: no symbolic link, nor a pipe that waits for a writer."""
-    try:
-        descriptor = os.open(place, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise MissingFile from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+def _parts(user_id: str, type_: str, filename: str) -> tuple[str, str, str, str]:
+    """The folders below the data folder in which a file of this name would lie, and its name."""
+    parsed = names.parse_filename(filename)
+    if parsed is None or parsed.kind == "record" or type_ not in names.TYPES:
         raise MissingFile
-    return descriptor
+    try:
+        folder = names.user_folder(user_id)
+    except ValueError as error:
+        raise MissingFile from error
+    return folder, type_, names.day_of(parsed.name), filename
 
 
 @contextmanager

@@ -102,6 +102,7 @@ class Webui:
         :param look_timeout: seconds that any other call may take as a whole.
         """
         self.key = address.key
+        self.name = address.name
         self._base, self._credentials = _split_credentials(address.url)
         self._job_timeout = job_timeout
         self._connect_timeout = connect_timeout
@@ -316,9 +317,9 @@ def _task_question(task_id: str) -> dict[str, Any]:
 
 def _why(status: int) -> str:
     if status in (_UNAUTHORIZED, _FORBIDDEN):
-        return "The WebUI refuses the gateway's credentials."
+        return f"The WebUI refuses the gateway's credentials (status {status})."
     if status == _NOT_FOUND:
-        return "The WebUI has no API: it must be started with --api."
+        return "The WebUI has no API (status 404): it must be started with --api."
     return f"The WebUI answers with status {status}."
 
 

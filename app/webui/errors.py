@@ -6,8 +6,9 @@ sent, a host name or a credential.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 _LONGEST_VALUE = 40
 
@@ -161,6 +162,12 @@ class NoLongerAvailable(WebuiError):
     detail = "A name that the job uses is no longer available."
 
 
+class ModelVanished(NoLongerAvailable):
+    """The WebUI does not list the job's model any more; nothing was sent."""
+
+    detail = "The WebUI no longer has the job's model."
+
+
 class NoDefaultModel(WebuiError):
     """The request names no model, and the gateway has none to put in its place."""
 
@@ -201,10 +208,32 @@ def nobody_listens(error: WebuiError) -> bool:
     return any(isinstance(cause, ConnectionRefusedError) for cause in _causes(error))
 
 
+#: What the log says of the cause of a light question that failed.
+_REASONS: Final[Mapping[type[BaseException], str]] = {
+    JobTimeout: "no answer in time",
+    ConnectionBroken: "the connection broke before the answer was complete",
+    ConnectionRefusedError: "connection refused",
+    socket.gaierror: "its host name can't be resolved",
+    TimeoutError: "no connection in time",
+    ValueError: "its answer is not JSON",
+    RecursionError: "its answer is not JSON",
+}
+
+
+def reason(error: WebuiError) -> str:
+    """Why a light question got no usable answer, in a few words for the operator's log; credentials are not among them."""
+    for cause in _causes(error):
+        for kind, text in _REASONS.items():
+            if isinstance(cause, kind):
+                return text
+        if isinstance(cause, OSError) and cause.strerror:
+            return str(cause.strerror)
+    return "its answer is not a WebUI's" if str(error) == NotAnswering.detail else str(error).rstrip(".")
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = [error]
-    while seen:
-        cause = seen.pop()
+    """The exceptions that led to this one, the nearest first."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
         yield cause
-        nested = (cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args)
-        seen += [each for each in nested if isinstance(each, BaseException) and each is not cause]
+        cause = cause.__cause__ or cause.__context__

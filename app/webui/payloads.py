@@ -131,14 +131,6 @@ def _common(
     return payload
 
 
-def _sampling(args: Mapping[str, Any], catalogue: Catalogue) -> Sampling:
-    # The WebUI takes another sampler or scheduler in place of an unknown one without a word.
-    sampling = catalogue.sampling(args["sampler_name"], args.get("scheduler"))
-    if sampling is None:
-        raise NoLongerAvailable("The job's sampler or scheduler is no longer available.")
-    return sampling
-
-
 def options_of(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a payload overrides, but for the model."""
     return {option: value for option, value in payload["override_settings"].items() if option != MODEL}
@@ -164,6 +156,14 @@ def probe(model: Model, task_id: str) -> dict[str, Any]:
         "override_settings_restore_afterwards": False,
         "force_task_id": task_id,
     }
+
+
+def _sampling(args: Mapping[str, Any], catalogue: Catalogue) -> Sampling:
+    # The WebUI takes another sampler or scheduler in place of an unknown one without a word.
+    sampling = catalogue.sampling(args["sampler_name"], args.get("scheduler"))
+    if sampling is None:
+        raise NoLongerAvailable("The job's sampler or scheduler is no longer available.")
+    return sampling
 
 
 def _webui_styles(style: str, catalogue: Catalogue) -> list[str]:

@@ -76,11 +76,11 @@ def load_presets(path: Path) -> Presets:
     except FileNotFoundError:
         return Presets()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PresetError(f"{path.name}: {error}") from error
+        raise PresetError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         return Presets({name: _preset(name, entry) for name, entry in table.items()})
     except ValueError as error:
-        raise PresetError(f"{path.name}: {error}") from error
+        raise PresetError(f"{path}: {error}") from error
 
 
 def _preset(name: str, entry: Any) -> Preset:

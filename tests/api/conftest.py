@@ -12,12 +12,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app.api import init_app
+from app.api.application import Application
 from tests.api import fakes
 
 
 def make_app(**environ: str) -> tuple[Flask, fakes.FakeServices]:
     services = fakes.FakeServices(fakes.settings(**environ))
-    app = Flask("app", static_folder=None)
+    app = Application("app", static_folder=None)
     init_app(app, services)
     app.test_client_class = TruthfulClient
     return app, services

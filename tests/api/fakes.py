@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,15 +91,11 @@ def domain_error(of_slug: str, detail: str = "A safe sentence.", **members: Any)
 
 @dataclass
 class FakeServices:
-    """Each method notes its call in ``calls`` and gives, or raises, what ``answers`` has under its name.
-
-    An opened file is that of the answer ``file``, and is kept in ``streams``.
-    """
+    """Each method notes its call in ``calls`` and gives, or raises, what ``answers`` has under its name."""
 
     config: configuration.Config
     answers: dict[str, Any] = field(default_factory=dict)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
-    streams: list[io.FileIO] = field(default_factory=list)
 
     @property
     def submissions(self) -> Any:
@@ -109,13 +104,7 @@ class FakeServices:
     @property
     def archive(self) -> Any:
         names = ("history", "jobs", "job", "file", "args", "delete")
-        methods = {name: lambda *args, name=name: self._answer(name, *args) for name in names}
-        return SimpleNamespace(**methods, opened=self._opened)
-
-    def _opened(self, *args: Any) -> Any:
-        file = self._answer("file", *args)
-        self.streams.append(io.FileIO(file.path))
-        return SimpleNamespace(stream=self.streams[-1], media_type=file.media_type, etag=file.etag)
+        return SimpleNamespace(**{name: lambda *args, name=name: self._answer(name, *args) for name in names})
 
     def options(self) -> Any:
         return self._answer("options")

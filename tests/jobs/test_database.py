@@ -222,8 +222,6 @@ class TestTransactions:
             for use in (sqlite.read, sqlite.write):
                 with pytest.raises(DatabaseUnavailable), use():
                     pytest.fail("it was used")
-            with pytest.raises(DatabaseUnavailable):
-                sqlite.look(query, {})
         assert not path.exists()
 
     def test_only_a_file_has_a_folder(self, database: Database) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 from sqlalchemy import bindparam, insert, literal, select, text, update
@@ -41,52 +38,6 @@ def test_what_there_is_none_of_is_none(database: Database) -> None:
     with database.read() as connection:
         assert query.first(connection, {"p_user": "nobody"}) is None
         assert query.all(connection, {"p_user": "nobody"}) == []
-    assert database.look(query, {"p_user": "nobody"}) is None
-
-
-def test_a_look_sees_what_is_committed_now(database: Database) -> None:
-    for by in (1.0, 1.0):
-        before = database.look(VIRTUAL, {})
-        with database.write() as connection:
-            TICK.change(connection, {"p_by": by})
-            assert database.look(VIRTUAL, {}) == before
-        assert database.look(VIRTUAL, {}) != before
-
-
-def test_looks_keep_no_more_connections_than_the_pool(database: Database) -> None:
-    many = threading.Barrier(20)
-
-    def look(_: int) -> Any:
-        # Two at once: each has its own connection.
-        many.wait(30)
-        return [database.look(VIRTUAL, {}) for _ in range(20)]
-
-    with ThreadPoolExecutor(20) as pool:
-        assert list(pool.map(look, range(20))) == [[(0.0,)] * 20] * 20
-    assert 1 <= len(database._lookers) <= 8
-    database.close()
-    assert database._lookers == []
-
-
-def test_a_look_is_in_no_transaction(database: Database) -> None:
-    """Nor does its connection hold one open while nobody looks: it would keep old rows from being swept."""
-    assert database.look(VIRTUAL, {}) == (0.0,)
-    [driver] = database._lookers
-    if database.is_sqlite:
-        assert not driver.in_transaction
-    else:
-        assert driver.info.transaction_status.name == "IDLE"
-
-
-def test_a_look_whose_connection_broke_meanwhile_takes_another(migrated_postgresql: str) -> None:
-    database = Database(migrated_postgresql)
-    assert database.look(VIRTUAL, {}) == (0.0,)
-    with database.write() as connection:
-        mine = "pid <> pg_backend_pid() AND datname = current_database()"
-        ended = connection.execute(text(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {mine}"))
-        assert ended.all()
-    assert database.look(VIRTUAL, {}) == (0.0,)
-    database.close()
 
 
 def test_it_takes_part_in_the_transaction(database: Database) -> None:

@@ -463,7 +463,7 @@ class TestTakeOver:
         gone = gate.accept(demand='{"model":"gone"}')
         kept = gate.accept(demand='{"model":"kept"}')
         [number] = [number for number, body in table.queued_demands().items() if "gone" in body]
-        assert table.fail_queued([number], Failure("no-longer-available", "Gone.")) == [gone]
+        assert table.fail_queued(Failure("no-longer-available", "Gone."), demands=[number]) == [gone]
         assert table.by_seq(gone.seq).error_slug == "no-longer-available"
         assert table.by_seq(kept.seq).status == "queued"
 

@@ -36,6 +36,7 @@ class ScriptedStation:
 
     def __init__(self, key: str = "gpu0") -> None:
         self.key = key
+        self.name = key
         self.started: queue.Queue[Claim] = queue.Queue()
         self.replies: queue.Queue[Answer | Exception] = queue.Queue()
         self.verdicts: queue.Queue[Success | Failure | Retry | Exception] = queue.Queue()
@@ -56,6 +57,7 @@ class ScriptedStation:
         self.may_store.set()
         self.heeds_interrupt = True
         self.held: Claim | None = None
+        self.broken = False
 
     def refresh(self) -> bool:
         self.refreshes += 1
@@ -89,6 +91,13 @@ class ScriptedStation:
         if isinstance(reply, Exception):
             raise reply
         return reply
+
+    def needs_repair(self) -> bool:
+        return self.broken
+
+    def repair(self, task_id: str) -> None:
+        self.calls.append("repair")
+        self.broken = False
 
     def look(self, claim: Claim) -> Look | None:
         self.looks += 1
@@ -416,7 +425,7 @@ class TestSettling:
         station.begins()
         station.answers(AttemptLost(BROKEN))
         until(lambda: house.slot() == "suspect")
-        until(lambda: "the runner of gpu0 failed" in caplog.text)
+        until(lambda: "the runner of WebUI gpu0 failed" in caplog.text)
         failing.clear()
         station.begins()
         station.answers()
@@ -648,7 +657,7 @@ class TestKeeper:
     @pytest.mark.parametrize(
         ("error", "words"),
         [
-            (LookupError("a bug"), "what gpu0 offers can't be read"),
+            (LookupError("a bug"), "what WebUI gpu0 offers can't be read"),
             (DatabaseUnavailable(), "the database is unavailable"),
         ],
     )

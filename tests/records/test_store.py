@@ -141,9 +141,8 @@ def test_nan_is_no_json(records, root):
 def test_what_is_not_there_is_missing(records, root, user_id, type_, filename):
     records.save(*PLACE, 1, [(PNG, "png")])
     (root / "secret.png").write_bytes(PNG)
-    for find in (records.path, records.open):
-        with pytest.raises(MissingFile, match=r"\AThere is no such file\.\Z"):
-            find(user_id, type_, filename)
+    with pytest.raises(MissingFile, match=r"\AThere is no such file\.\Z"):
+        records.path(user_id, type_, filename)
     assert records.remove_file(user_id, type_, filename) is False
     assert everything(root) == {f"{NAME}-1-0.png", "secret.png"}
 
@@ -163,12 +162,27 @@ def test_links_and_folders_are_no_files(records, root):
     # Opened in the usual way, it would wait for somebody to write.
     os.mkfifo(day_folder(root) / f"{NAME}-1-3.png")
     for index in (1, 2, 3):
-        for find in (records.path, records.open):
-            with pytest.raises(MissingFile):
-                find(USER, "img2img", f"{NAME}-1-{index}.png")
-    with records.open(USER, "img2img", f"{NAME}-1-0.png") as opened:
-        assert opened.readall() == PNG
+        with pytest.raises(MissingFile):
+            records.path(USER, "img2img", f"{NAME}-1-{index}.png")
+    assert records.path(USER, "img2img", f"{NAME}-1-0.png").read_bytes() == PNG
     assert [file.filename for file in records.scan()] == [f"{NAME}-1-0.png"]
+
+
+@pytest.mark.parametrize("level", [0, 1, 2], ids=["the day", "the type", "the user"])
+def test_no_link_is_followed_on_the_way_to_a_file(records, root, level):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    folder = [day_folder(root), *day_folder(root).parents][level]
+    folder.rename(root.parent / "elsewhere")
+    folder.symlink_to(root.parent / "elsewhere")
+    with pytest.raises(MissingFile):
+        records.path(USER, "img2img", f"{NAME}-1-0.png")
+
+
+def test_the_data_folder_itself_may_be_a_link(records, root):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    root.rename(root.parent / "elsewhere")
+    root.symlink_to(root.parent / "elsewhere")
+    assert records.path(USER, "img2img", f"{NAME}-1-0.png").read_bytes() == PNG
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 200_000], ids=range(6))

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -19,10 +21,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import requests
@@ -104,6 +106,20 @@ def at_once(calls: Iterable[Callable[[], _T]]) -> list[_T]:
         return list(pool.map(run, calls))
 
 
+class Answer(NamedTuple):
+    """An answer as it came, read whole."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @property
+    def problem(self) -> str | None:
+        """The type of the problem that it is."""
+        is_one = dict(self.headers).get("Content-Type") == "application/problem+json"
+        return json.loads(self.body)["type"] if is_one else None
+
+
 class Http:
     """Plain HTTP to one server: a new connection for each request, no proxy, no redirect followed, bodies read whole."""
 
@@ -121,7 +137,7 @@ class Http:
         host, _, port = self.base.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(request)
-            answer = http.client.HTTPResponse(connection)
+            answer = http.client.HTTPResponse(connection, method=request.partition(b" ")[0].decode("latin-1"))
             try:
                 answer.begin()
                 return answer.status, answer.headers.get_content_type(), answer.read()
@@ -133,6 +149,36 @@ class Http:
 
     def delete(self, path: str, **options: Any) -> requests.Response:
         return self.request("DELETE", path, **options)
+
+
+class Line:
+    """One kept connection to a server, which sends what it is told and nothing more."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        self._connection.connect()
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """Send a request without a body, and read its answer."""
+        self._connection.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in (headers or {}).items():
+            self._connection.putheader(name, value)
+        self._connection.endheaders()
+        answer = self._connection.getresponse()
+        return Answer(answer.status, answer.getheaders(), answer.read())
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def ask(url: str, method: str, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """One request on a connection of its own."""
+    line = Line(url)
+    try:
+        return line.ask(method, path, headers)
+    finally:
+        line.close()
 
 
 class Process:
@@ -253,6 +299,7 @@ class Gateway(Process):
     """``gunicorn wsgi:app`` in the checkout, with its data, its database and its port for itself.
 
     :param urls: the text of SDG_WEBUI_URLS, or simulators, or None to leave the setting out.
+    :param application: what gunicorn serves, as ``module:name``.
     :param settings: further settings by their names; None leaves one out.
     """
 
@@ -264,10 +311,11 @@ class Gateway(Process):
         *,
         processes: int = 2,
         options: Sequence[str] = (),
+        application: str = "wsgi:app",
         **settings: Any,
     ) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.http = Http(self.url)
         # A folder each: the processes of one gateway find each other by sockets beside the database.
         self.data = folder / name / "data"
@@ -278,7 +326,7 @@ class Gateway(Process):
         environ = clean_environ(
             folder,
             **{
-                "SDG_BIND": f"127.0.0.1:{port}",
+                "SDG_BIND": f"127.0.0.1:{self.port}",
                 "SDG_WEBUI_URLS": urls,
                 "SDG_HOST_ID": "testhost",
                 "SDG_DATA_DIR": self.data,
@@ -287,7 +335,7 @@ class Gateway(Process):
                 **settings,
             },
         )
-        super().__init__(name, [sys.executable, "-m", "gunicorn", *options, "wsgi:app"], environ, folder)
+        super().__init__(name, [sys.executable, "-m", "gunicorn", *options, application], environ, folder)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -402,6 +450,59 @@ class Gateway(Process):
         )
 
 
+#: Debian puts it where only root's PATH looks.
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+_NGINX_MAIN = """
+daemon off;
+{user}worker_processes 1;
+pid nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+    include site.conf;
+}}
+"""
+
+
+class Nginx(Process):
+    """nginx with exactly the server block of ``deploy/nginx/``, but for its port, the gateway's address and the data folder."""
+
+    def __init__(self, name: str, folder: Path, gateway: Gateway, data: Path) -> None:
+        assert NGINX is not None
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = Http(self.url)
+        prefix = folder / name
+        prefix.mkdir()
+        # Started by root it would change to a user that may not read the temporary folder.
+        user = "user root;\n" if os.geteuid() == 0 else ""
+        (prefix / "nginx.conf").write_text(_NGINX_MAIN.format(user=user))
+        (prefix / "site.conf").write_text(self._site(gateway.environ["SDG_BIND"], data))
+        command = [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf"), "-e", "stderr"]
+        super().__init__(name, command, clean_environ(folder), folder)
+
+    def _site(self, bind: str, data: Path) -> str:
+        text = (CHECKOUT / "deploy/nginx/sd-gateway.conf").read_text("utf-8")
+        changes = {
+            "server 127.0.0.1:8000;": f"server {bind};",
+            "listen 80;": f"listen 127.0.0.1:{self.port};",
+            "alias /srv/sd-gateway/instance/data/;": f"alias {data}/;",
+        }
+        for old, new in changes.items():
+            assert text.count(old) == 1, f"{old} must stand once in the configuration"
+            text = text.replace(old, new)
+        return text
+
+    def await_ready(self) -> None:
+        """Wait until it listens."""
+        until(self._ready, f"{self.name} listens", START_SECONDS)
+
+    def _ready(self) -> bool:
+        assert self.alive, f"{self.name} ended by itself:\n{self.text()}"
+        return listens(self.port)
+
+
 class Stage:
     """The processes of one test, in one folder; :meth:`clear` ends whatever still runs."""
 
@@ -432,6 +533,12 @@ class Stage:
         if ready:
             gateway.await_ready()
         return gateway
+
+    def nginx(self, gateway: Gateway, data: Path) -> Nginx:
+        """A new nginx in front of a gateway, which may send the files of a folder."""
+        nginx = self.add(Nginx(self._name("nginx"), self.folder, gateway, data))
+        nginx.await_ready()
+        return nginx
 
     def worker(self, gateway: Gateway) -> Worker:
         """An external worker for a gateway."""

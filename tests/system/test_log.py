@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.system.harness import Gateway, Simulator, Stage, until
+from tests.system.harness import Gateway, Simulator, Stage, free_port, until
 
 LINE = re.compile(
     r"^\[[^]]+\] \[\d+\] \[(?P<level>INFO|WARNING)\] app\.jobs\.events: (?P<fields>event=.*)$", re.MULTILINE
@@ -32,6 +39,16 @@ def gateway(stage: Stage, simulator: Simulator) -> Gateway:
 
 
 STORED = ["accepted", "claimed", "sent", "answered", "stored"]
+
+
+def test_a_start_tells_of_a_migration_once_and_of_nothing_else_of_the_database(gateway: Gateway) -> None:
+    assert gateway.stop() == 0
+    gateway.restart()
+    lines = [
+        line for line in gateway.text().splitlines() if "alembic" in line or "schema" in line or "database" in line
+    ]
+    [migrated] = lines
+    assert re.search(r"\[INFO\] app\.jobs\.database: the database was migrated from schema none to \d{4}$", migrated)
 
 
 def test_every_transition_of_a_job_is_one_line_with_its_fields(gateway: Gateway) -> None:
@@ -88,9 +105,102 @@ def test_what_a_killed_process_held_is_given_back_by_the_next_one(gateway: Gatew
     job = gateway.post(prefer="respond-async").json()
     until(lambda: events(gateway, job["name"]) == ["accepted", "claimed", "sent"], "the job is sent")
     gateway.kill()
+    # It interrupts what the WebUI still makes for the lost attempt, before it claims.
     gateway.restart()
-    simulator.interrupt()
     gateway.finished(job["url"], seconds=30)
     found = transitions(gateway, job["name"])
     assert [line["event"] for line in found[:5]] == ["accepted", "claimed", "sent", "given back", "claimed"]
     assert (found[3]["webui"], found[3]["attempt"], found[3]["slug"]) == ("big", "1", "worker-lost")
+
+
+@contextlib.contextmanager
+def a_server_that_answers(status: HTTPStatus, body: bytes = b"{}") -> Iterator[int]:
+    """A server that answers everything so; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_webui_that_is_down_is_named_as_configured_and_with_the_reason(stage: Stage, simulator: Simulator) -> None:
+    with (
+        a_server_that_answers(HTTPStatus.UNAUTHORIZED) as locked,
+        a_server_that_answers(HTTPStatus.NOT_FOUND) as bare,
+        a_server_that_answers(HTTPStatus.OK, b"<html>") as other,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        nobody, mute = free_port(), silent.getsockname()[1]
+        urls = [
+            simulator.url,
+            f"http://127.0.0.1:{nobody}/sub/",
+            f"http://me:p%40ss@localhost:{locked}",
+            f"bare=http://127.0.0.1:{bare}",
+            f"other=http://127.0.0.1:{other}",
+            f"mute=http://127.0.0.1:{mute}",
+        ]
+        gateway = stage.gateway(",".join(urls))
+        for line in [
+            f"[INFO] app.jobs.worker: WebUI {simulator.url} is up\n",
+            f"[WARNING] app.jobs.worker: WebUI http://127.0.0.1:{nobody}/sub is down: connection refused\n",
+            f"WebUI http://localhost:{locked} is down: The WebUI refuses the gateway's credentials (status 401)\n",
+            "WebUI bare is down: The WebUI has no API (status 404): it must be started with --api\n",
+            "WebUI other is down: its answer is not JSON\n",
+            "WebUI mute is down: no answer in time\n",
+        ]:
+            until(lambda line=line: line in gateway.text(), line)
+    assert "p%40ss" not in gateway.text()
+    assert "p@ss" not in gateway.text()
+
+
+def test_a_webui_that_goes_away_under_a_job_is_down_for_a_reason(stage: Stage) -> None:
+    simulator = stage.simulator()
+    gateway = stage.gateway(f"big={simulator.url}")
+    simulator.kill()
+    job = gateway.post(prefer="respond-async").json()
+    until(lambda: "WebUI big is down: connection refused" in gateway.text(), "the reason in the log")
+    until(lambda: events(gateway, job["name"]) == ["accepted", "claimed", "given back"], "the job is back in the queue")
+
+
+_HEAD = b"POST /txt2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [
+        _HEAD + b"Content-Length: 100000\r\n\r\n" + b" " * 500,
+        _HEAD + b"Content-Length: 3000000\r\n\r\n" + b" " * 2_000_000,
+        _HEAD + b"Transfer-Encoding: chunked\r\n\r\n1000\r\n" + b" " * 500,
+    ],
+    ids=["small", "large", "chunked"],
+)
+def test_a_client_that_resets_its_upload_is_one_line_of_information(house: Gateway, upload: bytes) -> None:
+    before = len(house.text())
+    with socket.create_connection(("127.0.0.1", int(house.url.rpartition(":")[2]))) as client:
+        client.sendall(upload)
+        # Closed so, it sends a reset.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: "broke off" in house.text()[before:], "a line about the upload")
+    assert house.http.get("/livez").status_code == 200
+    [line] = house.text()[before:].splitlines()
+    assert "[INFO] app.api.requests: the body of a request broke off" in line
+
+
+@pytest.mark.parametrize(("path", "status"), [(b"/txt2img", 400), (b"/nowhere", 404)])
+def test_malformed_chunks_are_refused_without_a_traceback(house: Gateway, path: bytes, status: int) -> None:
+    before = len(house.text())
+    head = _HEAD.replace(b"/txt2img", path) + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert house.http.raw(head + b"nonsense\r\n")[:2] == (status, "application/problem+json")
+    assert all("[INFO] app.api.requests: the body" in line for line in house.text()[before:].splitlines())

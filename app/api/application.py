@@ -1,0 +1,41 @@
+"""The Flask application of the gateway: its request, its JSON, and the checks of a path before any view."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask, Response, request
+from flask.json.provider import DefaultJSONProvider
+from flask.typing import ResponseReturnValue
+
+from app.api import paths
+from app.api.requests import GatewayRequest
+from app.jsontext import dumps
+
+
+class _Json(DefaultJSONProvider):
+    """UTF-8 as it is, members in the order of the contract."""
+
+    def dumps(self, obj: Any, **_kwargs: Any) -> str:
+        """JSON as text."""
+        return dumps(obj, self.default).decode()
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        """JSON as an answer, which is bytes at once."""
+        body = dumps(self._prepare_response_obj(args, kwargs), self.default)
+        return Response(body + b"\n", mimetype=self.mimetype)
+
+
+class Application(Flask):
+    """A Flask application whose ``before_request`` hooks see every request first, whatever its path or method."""
+
+    request_class = GatewayRequest
+    json_provider_class = _Json
+
+    def dispatch_request(self) -> ResponseReturnValue:
+        """Check the path, then answer as Flask does: raise the routing error, or call the view.
+
+        Not a ``url_value_preprocessor``: Flask calls those before the hooks, so that a bad path would be answered without them.
+        """
+        paths.check(request)
+        return super().dispatch_request()

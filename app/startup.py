@@ -1,0 +1,104 @@
+"""What must hold before the gateway starts, and one line that says what to fix where it does not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+from app.config import Config, ConfigError
+from app.jobs.errors import DatabaseUnavailable, JobsError, SchemaTooNew
+from app.records.errors import RecordsError
+from app.services import Services, build
+from app.webui.presets import PresetError
+
+#: What :func:`app.config.load` and :func:`app.services.build` raise.
+ERRORS: Final = (ConfigError, PresetError, JobsError, RecordsError)
+#: How long another program may take to give the address free: a gateway that is just stopping does.
+_BIND_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.1
+_WRITABLE: Final = "Let the gateway's user write there, or choose another place."
+
+
+class CannotStart(Exception):
+    """The text is one line that names the setting or the folder, and says what to do."""
+
+
+def open_services(config: Config, *, storing: bool) -> Services:
+    """Build the services: the data folder is made and the database brought up to date.
+
+    :param storing: whether pictures are to be stored, so that the data folder must be writable.
+    :raises CannotStart: something can't be used.
+    """
+    if storing and config.data_dir.is_dir() and not os.access(config.data_dir, os.R_OK | os.W_OK | os.X_OK):
+        raise CannotStart(f"SDG_DATA_DIR: {config.data_dir} can't be written. {_WRITABLE}")
+    try:
+        return build(config)
+    except ERRORS as error:
+        raise CannotStart(explain(error, config)) from error
+
+
+def explain(error: Exception, config: Config) -> str:
+    """One line about one of :data:`ERRORS`."""
+    match error:
+        case DatabaseUnavailable():
+            advice = _WRITABLE if config.database_url.startswith("sqlite") else "PostgreSQL must run and be reachable."
+            text = f"SDG_DATABASE_URL: {_shown(config.database_url)} can't be used{_because(error)}. {advice}"
+        case SchemaTooNew():
+            text = f"SDG_DATABASE_URL: {error} Start the version that wrote it, or use another database."
+        case RecordsError():
+            text = f"SDG_DATA_DIR: {config.data_dir} can't be made{_because(error)}. {_WRITABLE}"
+        case _:
+            text = str(error)
+    return " ".join(text.split())
+
+
+def _shown(database_url: str) -> str:
+    """The URL without user and password."""
+    scheme, _, rest = database_url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _because(error: Exception) -> str:
+    """What the operating system or the database said, where it said anything."""
+    cause = error.__cause__
+    # SQLAlchemy wraps the driver's own exception, and adds lines about itself.
+    lines = str(getattr(cause, "orig", None) or getattr(cause, "strerror", None) or cause or "").splitlines()
+    return f": {lines[0].rstrip('.')}" if lines else ""
+
+
+def await_address(address: tuple[str, int] | str, seconds: float = _BIND_SECONDS) -> None:
+    """Wait until gunicorn can listen at an address: host and port, or the path of a Unix socket.
+
+    :raises CannotStart: it can't, or another program still listens there after so many seconds.
+    """
+    if isinstance(address, str):
+        folder = Path(address).parent
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise CannotStart(f"SDG_BIND: the folder {folder} of the socket is missing or can't be written.")
+        return
+    deadline = time.monotonic() + seconds
+    host, port = address[:2]
+    while (failure := failure_to_bind(host, port)) is not None:
+        if failure.errno != errno.EADDRINUSE:
+            raise CannotStart(f"SDG_BIND: can't listen at {host}:{port}: {failure.strerror or failure}.") from failure
+        if time.monotonic() >= deadline:
+            raise CannotStart(
+                f"SDG_BIND: {host}:{port} is in use by another program. Stop that, or choose another address."
+            ) from failure
+        time.sleep(_POLL_SECONDS)
+
+
+def failure_to_bind(host: str, port: int) -> OSError | None:
+    """Why nobody could listen there now; None when it works."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None

@@ -1,0 +1,243 @@
+"""Behind nginx, with the configuration of ``deploy/nginx/``: every answer is what the gateway alone would have given.
+
+Two gateways share one database and one data folder: one is asked directly, the other one, with ``SDG_ACCEL=nginx``, through nginx.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.system.harness import NGINX, Answer, Gateway, Nginx, Stage, ask, picture
+from tests.system.test_pictures import REQUESTS, USER, refused, request_of
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+#: Of the connection or of the server that wrote the answer.
+_NOT_COMPARED = {"Connection", "Keep-Alive", "Transfer-Encoding", "Server", "Date"}
+_READERS = 128
+#: Bytes a second.
+_SLOWLY = 100_000
+
+
+class Ways(NamedTuple):
+    """The gateway that sends files itself, the one that has nginx send them, and nginx."""
+
+    plain: Gateway
+    accelerated: Gateway
+    nginx: Nginx
+
+
+@pytest.fixture(scope="module")
+def ways(hall: Stage, house: Gateway) -> Ways:
+    """The shared gateway, and beside it one behind nginx."""
+    shared = {name: house.environ[name] for name in ("SDG_DATA_DIR", "SDG_DATABASE_URL")}
+    accelerated = hall.gateway(
+        house.environ["SDG_WEBUI_URLS"],
+        **shared,
+        SDG_WORKER="external",
+        SDG_ACCEL="nginx",
+        SDG_THREADS=8,
+        SDG_MAX_WAITERS=4,
+    )
+    return Ways(house, accelerated, hall.nginx(accelerated, house.data))
+
+
+@pytest.fixture(scope="module")
+def jobs(house: Gateway) -> dict[str, dict[str, Any]]:
+    """A small picture and a large one."""
+    return {
+        "small": house.succeeded(house.send("txt2img", picture(id=USER, width=64, height=64))),
+        "large": house.succeeded(house.send("txt2img", picture(id=USER, width=1024, height=1024))),
+    }
+
+
+def same(one: Answer, other: Answer) -> None:
+    """Equal, but that Expires may be some seconds later."""
+    first, second = (
+        {name: text for name, text in answer.headers if name not in _NOT_COMPARED} for answer in (one, other)
+    )
+    assert all(len(fields) == len({name for name, _ in fields}) for fields in (one.headers, other.headers))
+    if "Allow" in first:
+        assert set(first.pop("Allow").split(", ")) == set(second.pop("Allow").split(", "))
+    if "Expires" in first:
+        apart = parsedate_to_datetime(second.pop("Expires")) - parsedate_to_datetime(first.pop("Expires"))
+        assert 0 <= apart.total_seconds() <= 10
+    assert (one.status, first, one.body) == (other.status, second, other.body)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("case", REQUESTS)
+def test_both_ways_answer_alike(ways: Ways, jobs: dict[str, dict[str, Any]], case: str, size: str) -> None:
+    url = jobs[size]["images"][0]["url"]
+    plain = dict(ask(ways.plain.url, "HEAD", url).headers)
+    method, path, given = request_of(case, url, plain)
+    direct = ask(ways.plain.url, method, path, given)
+    assert direct.status == REQUESTS[case][-1]
+    same(direct, ask(ways.nginx.url, method, path, given))
+
+
+def test_both_ways_refuse_alike(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    for path, slug in refused(jobs).items():
+        direct = ask(ways.plain.url, "GET", path)
+        assert direct.problem == slug, path
+        same(direct, ask(ways.nginx.url, "GET", path))
+
+
+def test_the_gateway_names_the_file_and_sends_no_byte_of_it(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    image = jobs["large"]["images"][0]
+    status, fields, body = ask(ways.accelerated.url, "GET", image["url"])
+    place = ways.plain.find(image["filename"]).relative_to(ways.plain.data)
+    assert (status, body, dict(fields)["X-Accel-Redirect"]) == (200, b"", f"/sd-gateway-files/{place}")
+    assert "X-Accel-Redirect" not in dict(ask(ways.nginx.url, "GET", image["url"]).headers)
+
+
+def test_a_file_is_reached_by_its_url_alone(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    place = ways.plain.find(jobs["small"]["images"][0]["filename"]).relative_to(ways.plain.data)
+    for path in (f"/sd-gateway-files/{place}", f"/x/../sd-gateway-files/{place}", f"/sd-gateway-files/../data/{place}"):
+        assert ask(ways.nginx.url, "GET", path).status == 404
+
+
+def test_a_deleted_picture_is_gone_at_once(ways: Ways) -> None:
+    url = ways.plain.succeeded(ways.plain.post(id=USER))["images"][0]["url"]
+    assert ask(ways.nginx.url, "GET", url).status == 200
+    assert ask(ways.nginx.url, "DELETE", url.replace("/get_images/", "/delete/")).status == 200
+    gone = ask(ways.nginx.url, "GET", url)
+    assert (gone.status, gone.problem) == (404, "job-not-found")
+    same(ask(ways.plain.url, "GET", url), gone)
+
+
+def test_a_picture_whose_file_is_gone_is_missing(ways: Ways) -> None:
+    image = ways.plain.succeeded(ways.plain.post(id=USER))["images"][0]
+    ways.plain.find(image["filename"]).unlink()
+    gone = ask(ways.nginx.url, "GET", image["url"])
+    assert (gone.status, gone.problem) == (404, "file-missing")
+    same(ask(ways.plain.url, "GET", image["url"]), gone)
+
+
+@pytest.mark.parametrize("level", range(4), ids=["the file", "the day", "the type", "the user"])
+def test_no_link_in_the_data_folder_is_followed(ways: Ways, level: int) -> None:
+    image = ways.plain.succeeded(ways.plain.post(id=f"linked{level}"))["images"][0]
+    file = ways.plain.find(image["filename"])
+    moved = [file, *file.parents][level]
+    elsewhere = ways.plain.data.parent / f"elsewhere{level}"
+    moved.rename(elsewhere)
+    moved.symlink_to(elsewhere)
+    followed = ask(ways.nginx.url, "GET", image["url"])
+    assert (followed.status, followed.problem) == (404, "file-missing")
+    same(ask(ways.plain.url, "GET", image["url"]), followed)
+    moved.unlink()
+    elsewhere.rename(moved)
+
+
+def test_nginx_itself_follows_no_link(stage: Stage, ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    """Its folder is a copy in which the file is a link, and the gateway knows nothing of it."""
+    image = jobs["small"]["images"][0]
+    file = ways.plain.find(image["filename"])
+    link = stage.folder / "copy" / file.relative_to(ways.plain.data)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(file)
+    nginx = stage.nginx(ways.accelerated, stage.folder / "copy")
+    gone = ask(nginx.url, "GET", image["url"])
+    assert (gone.status, gone.problem) == (404, "file-missing")
+    link.unlink()
+    same(gone, ask(nginx.url, "GET", image["url"]))
+    link.write_bytes(b"another")
+    assert ask(nginx.url, "GET", image["url"]).body == b"another"
+
+
+def test_the_data_folder_may_be_a_link(stage: Stage, ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    link = stage.folder / "link"
+    link.symlink_to(ways.plain.data)
+    url = jobs["small"]["images"][0]["url"]
+    same(ask(ways.plain.url, "GET", url), ask(stage.nginx(ways.accelerated, link).url, "GET", url))
+
+
+def test_a_picture_is_made_and_posts_wait_through_nginx(ways: Ways) -> None:
+    answer = ways.nginx.http.request("POST", "/txt2img", json=picture(id="through"))
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "succeeded"
+    assert ways.nginx.http.get("/t2ihistory/through").json()["records"] == [answer.json()]
+
+
+def test_a_body_that_is_a_little_too_large_has_the_gateways_problem(ways: Ways) -> None:
+    answer = ways.nginx.http.request(
+        "POST", "/txt2img", data=b" " * (32 * 2**20 + 1), headers={"Content-Type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["type"]) == (413, "body-too-large")
+
+
+def test_it_works_over_a_unix_socket(stage: Stage, ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    shared = {name: ways.plain.environ[name] for name in ("SDG_DATA_DIR", "SDG_DATABASE_URL", "SDG_WEBUI_URLS")}
+    bind = f"unix:{stage.folder}/gateway.sock"
+    gateway = stage.gateway(None, ready=False, **shared, SDG_WORKER="external", SDG_ACCEL="nginx", SDG_BIND=bind)
+    nginx = stage.nginx(gateway, ways.plain.data)
+    url = jobs["small"]["images"][0]["url"]
+    ready(nginx)
+    same(ask(ways.plain.url, "GET", url), ask(nginx.url, "GET", url))
+
+
+def ready(nginx: Nginx) -> None:
+    """Wait until the gateway behind it answers."""
+    deadline = time.monotonic() + 30
+    while ask(nginx.url, "GET", "/livez").status != 200:
+        assert time.monotonic() < deadline, "the gateway behind nginx never answered"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0:8000", "[::]:8000"])
+def test_where_others_than_nginx_could_reach_it_the_gateway_does_not_start(stage: Stage, bind: str) -> None:
+    gateway = stage.gateway("simulator", ready=False, SDG_ACCEL="nginx", SDG_BIND=bind)
+    assert gateway.wait() != 0
+    assert "SDG_ACCEL: needs SDG_BIND to be a loopback address or a Unix socket" in gateway.text()
+
+
+@contextlib.contextmanager
+def slow_readers(nginx: Nginx, path: str) -> Iterator[list[socket.socket]]:
+    """Clients that have asked for a file and take so little at a time that the kernel holds only a part of it for them."""
+    request = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for _ in range(_READERS):
+            reader = stack.enter_context(socket.socket())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+            reader.settimeout(30)
+            reader.connect(("127.0.0.1", nginx.port))
+            reader.sendall(request)
+            readers.append(reader)
+        yield readers
+
+
+def read_slowly(readers: list[socket.socket], seconds: float) -> None:
+    """Every reader takes its bytes of each tenth of a second."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        begun = time.monotonic()
+        for reader in readers:
+            assert reader.recv(_SLOWLY // 10, socket.MSG_WAITALL)
+        time.sleep(max(0.0, 0.1 - (time.monotonic() - begun)))
+
+
+@pytest.mark.alone
+def test_slow_readers_hold_no_thread_of_the_gateway(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    """More of them than it has threads, each at 100 kB/s of a picture of 1.5 MB."""
+    image = ways.plain.succeeded(ways.plain.post(id="slow"))["images"][0]
+    ways.plain.find(image["filename"]).write_bytes(bytes(1_500_000))
+    with slow_readers(ways.nginx, image["url"]) as readers, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_slowly, readers, 3.0)
+        times = []
+        while not reading.done():
+            begun = time.monotonic()
+            assert ask(ways.nginx.url, "GET", "/livez").status == 200
+            assert ways.nginx.http.request("POST", "/txt2img", json=picture(id="slow")).status_code == 200
+            times.append(time.monotonic() - begun)
+        reading.result()
+    assert len(times) >= 3
+    assert sorted(times)[len(times) // 2] < 1.0

@@ -1,0 +1,197 @@
+"""What the gateway can't start with: one line says what to fix, and the exit status is 1."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.system.harness import CHECKOUT, COMMAND, clean_environ, free_port
+
+GUNICORN = (sys.executable, "-m", "gunicorn", "wsgi:app")
+WORKER = (COMMAND, "worker")
+VERIFY = (COMMAND, "records", "verify")
+#: From prctl(2) and capabilities(7).
+_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
+ADVICE = "Let the gateway's user write there, or choose another place."
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "instance").mkdir()
+    return tmp_path
+
+
+def obey_file_modes() -> None:
+    """Take from root, for the program that is started next, the right to write where the mode of a file forbids it."""
+    if os.geteuid() == 0:
+        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+            ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def refusal(command: Sequence[str], folder: Path, **settings: object) -> str:
+    """The one line with which a command refuses to start."""
+    environ = clean_environ(
+        folder,
+        **{
+            "SDG_INSTANCE": folder / "instance",
+            "SDG_BIND": f"127.0.0.1:{free_port()}",
+            "SDG_WORKER": "external",
+            "SDG_WEBUI_URLS": "http://127.0.0.1:9",
+            **settings,
+        },
+    )
+    ended = subprocess.run(
+        command,
+        cwd=CHECKOUT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=obey_file_modes,
+    )
+    assert ended.returncode == 1, ended.stderr
+    # gunicorn has said by then that it starts.
+    [line] = [line for line in ended.stderr.splitlines() if "[INFO] Starting gunicorn" not in line]
+    return line.removeprefix("sd-gateway: ").removeprefix("Error: ")
+
+
+@pytest.fixture(params=[GUNICORN, VERIFY], ids=["gunicorn", "records"])
+def command(request: pytest.FixtureRequest) -> Sequence[str]:
+    """Two of the programs that read the settings and open the database."""
+    chosen: Sequence[str] = request.param
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"SDG_WEBUI_URL": "http://127.0.0.1:7860"},
+            "unknown setting SDG_WEBUI_URL; did you mean SDG_WEBUI_URLS?",
+        ),
+        ({"SDG_THREADS": "many"}, "SDG_THREADS: must be a whole number"),
+        ({"SDG_MAX_WAITERS": "64"}, "SDG_MAX_WAITERS: must be fewer than SDG_THREADS"),
+    ],
+    ids=["unknown", "malformed", "contradiction"],
+)
+def test_a_bad_setting(command: Sequence[str], folder: Path, settings: dict[str, str], said: str) -> None:
+    assert refusal(command, folder, **settings) == said
+    assert list((folder / "instance").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("settings.toml", "threads = ", "settings.toml can't be read: Invalid value (at end of document)"),
+        ("settings.toml", "treads = 5", "settings.toml: unknown setting treads; did you mean THREADS?"),
+        ("styles.toml", "[oil", "styles.toml can't be read: Expected ']' at the end of a table declaration"),
+        ("styles.toml", "[oil]\ncolour = 'red'", "styles.toml: [oil] has an unknown key colour"),
+    ],
+)
+def test_a_file_of_the_instance_folder(command: Sequence[str], folder: Path, name: str, text: str, said: str) -> None:
+    (folder / "instance" / name).write_text(text)
+    assert refusal(command, folder).startswith(f"{folder}/instance/{said}")
+
+
+def test_a_data_folder_that_can_not_be_made(command: Sequence[str], folder: Path) -> None:
+    (folder / "file").touch()
+    data = folder / "file" / "data"
+    said = refusal(command, folder, SDG_DATA_DIR=data)
+    assert said == f"SDG_DATA_DIR: {data} can't be made: Not a directory. {ADVICE}"
+
+
+def newer(path: Path) -> None:
+    subprocess.run(
+        VERIFY, cwd=CHECKOUT, env=clean_environ(path.parent, SDG_INSTANCE=path.parent), capture_output=True, check=True
+    )
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_bytes(b"no database " * 100), f"can't be used: file is not a database. {ADVICE}"),
+        (lambda path: path.mkdir(), f"can't be used: unable to open database file. {ADVICE}"),
+        (newer, "The database has schema 9999, which this version of sd-gateway does not know. Start the version that"),
+    ],
+    ids=["another file", "a folder", "a newer schema"],
+)
+def test_a_database_that_can_not_be_used(
+    command: Sequence[str], folder: Path, make: Callable[[Path], object], said: str
+) -> None:
+    make(folder / "instance" / "gateway.db")
+    line = refusal(command, folder)
+    assert line.startswith("SDG_DATABASE_URL: ")
+    assert said in line
+
+
+def test_the_password_of_a_database_is_not_told(command: Sequence[str], folder: Path) -> None:
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    line = refusal(command, folder, SDG_DATABASE_URL=f"postgresql://me:sec%2Fret@127.0.0.1:{free_port()}/gateway")
+    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://127.0.0.1:")
+    assert line.endswith("PostgreSQL must run and be reachable.")
+    assert "sec" not in line
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["a new gateway", "one that has run"])
+def test_an_instance_folder_that_can_not_be_written(command: Sequence[str], folder: Path, existing: bool) -> None:
+    instance = folder / "instance"
+    if existing:
+        subprocess.run(
+            VERIFY, cwd=CHECKOUT, env=clean_environ(folder, SDG_INSTANCE=instance), capture_output=True, check=True
+        )
+    for path in (*instance.glob("gateway.db"), instance):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    line = refusal(command, folder)
+    instance.chmod(0o755)
+    named = f"SDG_DATABASE_URL: sqlite:///{instance}/gateway.db" if existing else f"SDG_DATA_DIR: {instance}/data"
+    assert line.startswith(named)
+    assert line.endswith(ADVICE)
+
+
+def test_a_data_folder_that_can_not_be_written(folder: Path) -> None:
+    data = folder / "data"
+    data.mkdir(mode=0o555)
+    for command in (GUNICORN, WORKER):
+        said = refusal(command, folder, SDG_DATA_DIR=data)
+        assert said == f"SDG_DATA_DIR: {data} can't be written. {ADVICE}"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_a_port_that_another_program_listens_at(folder: Path, host: str) -> None:
+    with socket.create_server(
+        (host.strip("[]"), 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+    ) as other:
+        bind = f"{host}:{other.getsockname()[1]}"
+        said = refusal(GUNICORN, folder, SDG_BIND=bind)
+    assert said.startswith("SDG_BIND: ")
+    assert said.endswith(" is in use by another program. Stop that, or choose another address.")
+
+
+def test_an_address_of_another_machine(folder: Path) -> None:
+    said = refusal(GUNICORN, folder, SDG_BIND="192.0.2.1:8000")
+    assert said == "SDG_BIND: can't listen at 192.0.2.1:8000: Cannot assign requested address."
+
+
+def test_a_socket_in_a_folder_that_is_not_there(folder: Path) -> None:
+    said = refusal(GUNICORN, folder, SDG_BIND=f"unix:{folder}/run/gateway.sock")
+    assert said == f"SDG_BIND: the folder {folder}/run of the socket is missing or can't be written."
+
+
+def test_the_simulator_on_a_port_in_use(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = refusal((COMMAND, "simulate", "--port", str(port)), folder)
+    assert said == f"can't listen at 127.0.0.1:{port}: Address already in use. Choose another --port."
