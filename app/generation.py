@@ -25,9 +25,9 @@ from app.jobs.table import JobTable, Serving
 from app.offers import Offers
 from app.records.errors import RecordsError
 from app.records.store import RecordStore
-from app.results import Replies, Results, kind_of
+from app.results import Outcome, Replies, Results, kind_of
 from app.webui import bounds, payloads
-from app.webui.answers import error_body, generation_images_base64, is_start_window, made_with
+from app.webui.answers import error_body, generation_images_base64, is_restarted, is_start_window, made_with
 from app.webui.catalogue import Catalogue, Demand
 from app.webui.client import Webui
 from app.webui.doubts import ModelDoubt, is_hopeless
@@ -90,6 +90,8 @@ class WebuiStation:
         #: The checkpoint that the WebUI has loaded, as far as is known.
         self._loaded: str | None = None
         self._generating = False
+        #: Counts the answers that showed what the WebUI has loaded.
+        self._answered = 0
         self._results = Results(self.key, records, slots, offers, config, self._pace, self._overrides)
         #: The claim whose request is prepared, and that request.
         self._prepared: tuple[Claim, Prepared[Answer]] | None = None
@@ -106,14 +108,16 @@ class WebuiStation:
         :raises StationDown: it does not answer.
         """
         self._outdated.clear()
-        asked_at = self._slots.now()
+        asked_at, answered = self._slots.now(), self._answered
         try:
             catalogue = self._webui.catalogue()
         except WebuiError as error:
             self._note_absence(error)
             raise StationDown(reason(error)) from error
-        self._keep_catalogue(catalogue, asked_at)
-        if not self._generating:
+        self._overrides.learn(self._slots.traits(self.key).overridden)
+        own = self._overrides.own_value(catalogue.prompt_comments)
+        self._keep_catalogue(replace(catalogue, prompt_comments=own), asked_at)
+        if not self._generating and answered == self._answered:
             self._learn_loaded(catalogue)
         return self._offers.has_default_model() and not self._doubt.hopeless
 
@@ -141,7 +145,9 @@ class WebuiStation:
         """The demands that this WebUI can be asked for; ``fresh`` reads what is new in the database first."""
         with self._lock:
             if fresh:
-                self._doubt.learn(self._slots.traits(self.key).doubt)
+                traits = self._slots.traits(self.key)
+                self._doubt.learn(traits.doubt)
+                self._overrides.learn(traits.overridden)
                 new = {
                     number: Demand.from_json(body)
                     for number, body in self._table.demands_after(max(self._demands, default=0))
@@ -283,26 +289,30 @@ class WebuiStation:
     ) -> Replies:
         inquiry = Inquiry(self._webui, self._helpers)
         shared = time.monotonic() < self._shared_until and self._catalogue.task_ids
+        doubt = self._doubt.number
 
         def send() -> None:
+            nonlocal doubt
             on_sending()
+            doubt = self._doubt.number
             inquiry.prepare(claim.task_id if shared else None, self._pace.fastest(kind_of(claim.job)))
 
         def answered(status: int) -> None:
             inquiry.ask(status)
             if status == _OK:
                 self._loaded = model.checkpoint
+                self._answered += 1
 
         try:
             reply = self._webui.generate(claim.job.type, payload, limits.size, send, answered)
         finally:
             inquiry.end()
         if is_start_window(reply):
-            raise NotUp
+            raise NotUp(restarted=is_restarted(reply))
         inquiry.let_go_ahead()
         options = payloads.options_of(payload)
         self._overrides.answered(options, ok=reply.status == _OK)
-        return Replies(inquiry, limits, model, options, payload["prompt"], reply)
+        return Replies(inquiry, limits, model, options, payload["prompt"], reply, doubt=doubt)
 
     def _upscaled(self, claim: Claim, replies: Replies) -> Replies:
         job = claim.job
@@ -320,7 +330,15 @@ class WebuiStation:
         except Unreachable as error:
             # The attempt did begin: its first half was answered.
             raise ConnectionBroken from error
-        return replace(replies, upscaled=(upscaled, limits))
+        return replace(replies, upscaled=(upscaled, limits), stopped=upscaled.status == _OK and self._was_stopped())
+
+    def _was_stopped(self) -> bool:
+        """Whether somebody interrupted the extras, which answer 200 all the same: the flag stays until another task begins."""
+        try:
+            state = self._webui.server_state()
+        except WebuiError:
+            return False
+        return state.interrupted or state.skipped
 
     def abort(self) -> None:
         """Break the connection of the generation in flight."""
@@ -332,18 +350,19 @@ class WebuiStation:
         """Post a generation with another model than the loaded one: should loading it fail, the loaded one is broken."""
         loaded = self._prepare_switch(model)
         noted = loaded not in (None, model.checkpoint) and self._doubt.begin_switch(loaded)
+        number = self._doubt.number
         try:
             replies = self._generate(claim, payload, model, limits, _nothing)
         except (Unreachable, NotUp):
             if noted:
-                self._doubt.withdraw()
+                self._doubt.withdraw(number)
             raise
         status = replies.generation.status
         if noted and _BAD_REQUEST <= status < _SERVER_FAILED:
             # It was refused before any work.
-            self._doubt.withdraw()
+            self._doubt.withdraw(number)
         elif status >= _SERVER_FAILED:
-            self._doubt.fails(model.checkpoint)
+            self._doubt.suspect(model.checkpoint)
             _LOG.warning("WebUI %s failed to make a picture with another model than it had loaded", self.name)
         return replace(replies, switch_noted=noted)
 
@@ -385,7 +404,7 @@ class WebuiStation:
                 # From now on it is asked often, so that the restart is seen.
                 self.look_again()
             return
-        model = candidates[0]
+        model, number = candidates[0], self._doubt.number
         limits = bounds.OF_PROBE
         try:
             reply = self._webui.generate("txt2img", payloads.probe(model, task_id), limits.size)
@@ -399,14 +418,15 @@ class WebuiStation:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         if made_with(reply, limits, model):
             self._loaded = model.checkpoint
-            self._doubt.loads(model.checkpoint)
+            self._answered += 1
+            self._doubt.loads(model.checkpoint, number)
             _LOG.info("WebUI %s has loaded another model and is whole again", self.name)
         else:
             self._doubt.fails(model.checkpoint)
 
     def _note_absence(self, error: WebuiError) -> None:
         """Where nobody listens, or the API is not there yet, the WebUI was restarted: what was known of its memory is void."""
-        if isinstance(error, NotUp) or nobody_listens(error):
+        if nobody_listens(error) or (isinstance(error, NotUp) and error.restarted):
             self._loaded = None
             self._overrides.forget()
             self._doubt.forget()
@@ -424,14 +444,22 @@ class WebuiStation:
         outcome = self._results.store(claim, answer, self._demands[claim.job.demand], before_writing)
         if outcome.shared:
             self._shared_until = time.monotonic() + _SHARED_SECONDS
-        if outcome.made_with is not None:
-            self._doubt.loads(outcome.made_with)
         if outcome.wrong_model:
             self.look_again()
-            if answer.content.switch_noted:
-                # The WebUI ignored what it was asked for, so it loaded nothing, and nothing failed.
-                self._doubt.withdraw()
+        try:
+            self._learn_from(outcome, answer.content)
+        except DatabaseUnavailable:
+            # No reason to lose the picture: the doubt stands until the next one lifts it, or a repair.
+            _LOG.warning("that the model of WebUI %s is whole could not be stored", self.name)
         return outcome.verdict
+
+    def _learn_from(self, outcome: Outcome, replies: Any) -> None:
+        """What an answer shows of the model that the WebUI has loaded."""
+        if outcome.made_with is not None:
+            self._doubt.loads(outcome.made_with, replies.doubt)
+        if outcome.wrong_model and replies.switch_noted:
+            # The WebUI ignored what it was asked for, so it loaded nothing, and nothing failed.
+            self._doubt.withdraw(replies.doubt)
 
     def discard(self, claim: Claim) -> None:
         """Remove the files of an attempt whose job went to somebody else."""

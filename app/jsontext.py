@@ -15,6 +15,8 @@ import orjson
 
 #: Dates are left to ``default``, or the two libraries would write them differently.
 _OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATETIME
+#: Of an integer that is read as one.
+_MOST_DIGITS: Final = 400
 
 
 def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
@@ -30,11 +32,18 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
 
 
 def loads(text: str | bytes) -> Any:
-    """What :func:`dumps` wrote; an integer beyond 64 bits, which no number that was checked is, comes back as a float.
+    """What :func:`dumps` wrote, and any other JSON.
+
+    An integer of hundreds of digits, which no number that was checked is, comes back as an infinite float.
 
     :raises ValueError: it is no JSON.
     """
     try:
         return orjson.loads(text)
     except ValueError:
-        return json.loads(text)
+        return json.loads(text, parse_int=_integer)
+
+
+def _integer(digits: str) -> int | float:
+    # Python itself refuses more than 4,300 digits, and the whole text with them.
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)

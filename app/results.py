@@ -62,7 +62,8 @@ class Replies:
 
     ``options`` are the overridden options as they were sent, ``prompt`` the prompt; ``unexplained`` says that
     ``enable_prompt_comments`` was left out because the error before told nothing. ``switch_noted`` says that a doubt about the
-    model that was loaded before was noted for this generation.
+    model that was loaded before was noted for this generation, ``doubt`` is :attr:`ModelDoubt.number` as of its sending.
+    ``stopped`` says that somebody interrupted the upscaling.
     """
 
     inquiry: Inquiry
@@ -74,6 +75,8 @@ class Replies:
     upscaled: tuple[Reply, AnswerBounds] | None = None
     unexplained: bool = False
     switch_noted: bool = False
+    doubt: int = 0
+    stopped: bool = False
 
     @property
     def last(self) -> Reply:
@@ -136,7 +139,7 @@ class Results:
             generation = self._read(claim.job, replies)
             made_with = replies.model.checkpoint
             self._check_prompt(replies, generation)
-            self._check_interruption(claim.job, replies.inquiry.result(), generation)
+            self._check_interruption(claim.job, replies.inquiry.result(), generation, stopped=replies.stopped)
             pictures = self._pictures(replies, generation)
             before_writing()
             verdict: Success | Failure | Retry = self._write(claim, replace(generation, pictures=pictures))
@@ -171,13 +174,13 @@ class Results:
         if replies.unexplained:
             self._overrides.seems_unknown(PROMPT_COMMENTS)
 
-    def _check_interruption(self, job: Job, ended: Circumstances, generation: Generation) -> None:
+    def _check_interruption(self, job: Job, ended: Circumstances, generation: Generation, *, stopped: bool) -> None:
         """See whether somebody stopped the generation, which answers 200 all the same; remember how long a whole one took.
 
         :raises Interrupted: it was stopped.
         :raises Ambiguous: it may have been, and nobody can tell; only the time can, at the next try.
         """
-        if ended.flagged:
+        if ended.flagged or stopped:
             raise Interrupted
         kind = kind_of(job)
         if self._pace.is_too_fast(kind, ended.seconds):

@@ -63,6 +63,12 @@ def hasty(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> It
 
 
 @pytest.fixture
+def upscaling(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Pair]:
+    """One whose upscaling takes a while."""
+    yield from _pair(tmp_path, migrated_sqlite, settings={"seconds_per_upscale": 0.5})
+
+
+@pytest.fixture
 def pair(shared: Pair) -> Iterator[Pair]:
     """The shared pair, checked afterwards: the slot is free, and never were two generations in flight."""
     yield shared
@@ -230,6 +236,16 @@ class TestFaults:
         assert (view["status"], pair.gateway.job(view).attempts) == ("succeeded", 1)
         paths = [request["path"] for request in pair.server.simulator.stats.payloads()]
         assert paths == ["/sdapi/v1/img2img", "/sdapi/v1/img2img", "/sdapi/v1/extra-batch-images"]
+
+    def test_a_picture_whose_upscaling_a_person_interrupted_is_made_again(self, upscaling: Pair) -> None:
+        gateway, server = upscaling.gateway, upscaling.server.simulator
+        whole = shown(upscaling, gateway.post("img2img", hr_upscaler="Lanczos"))
+        view = gateway.accept("img2img", hr_upscaler="Lanczos")
+        until(lambda: server.engine.progress()["state"]["job"] == "Upscale", "the picture is upscaled")
+        server.engine.interrupt()
+        done = gateway.finished(view)
+        assert (done.status, done.attempts) == ("succeeded", 1)
+        assert shown(upscaling, view | {"images": done.images}) == whole
 
     def test_while_the_webui_is_slow_to_say_whether_it_was_interrupted_nobody_waits_and_nobody_gets_it(
         self, pair: Pair

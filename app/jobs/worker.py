@@ -393,7 +393,7 @@ class Runner:
             verdict = self._judge(claim, answer, passed_on)
             # A failure was judged without waiting for it, and ends the job after its answer all the same.
             passed_on.wait()
-            finished = self._conclude(claim, verdict)
+            finished = verdict is not None and self._conclude(claim, verdict)
         except Exception:
             _LOG.exception("job %s could not be concluded", claim.job.name)
         finally:
@@ -406,9 +406,10 @@ class Runner:
         if finished:
             self._desk.on_finished(claim.job.seq)
 
-    def _judge(self, claim: Claim, answer: Answer, passed_on: threading.Event) -> Success | Failure | Retry:
+    def _judge(self, claim: Claim, answer: Answer, passed_on: threading.Event) -> Success | Failure | Retry | None:
+        """The verdict on an answer; None when the worker is told to stop while the database can't be read."""
         try:
-            return self.station.store(claim, answer, passed_on.wait)
+            return self._desk.insist(lambda: self.station.store(claim, answer, passed_on.wait))
         except Exception:
             _LOG.exception("storing job %s failed", claim.job.name)
             return Failure("internal-error", "The gateway failed to store the result.")

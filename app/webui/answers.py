@@ -35,6 +35,7 @@ __all__ = [
     "Reply",
     "error_body",
     "generation_images_base64",
+    "is_restarted",
     "is_start_window",
     "made_with",
     "read_generation",
@@ -151,12 +152,22 @@ def made_with(reply: Reply, limits: AnswerBounds, model: Model) -> bool:
 
 def is_start_window(reply: Reply) -> bool:
     """Whether the WebUI answered as it does between opening its port and adding its API's routes, or without ``--api``."""
+    return _says_no_route(reply) is not False
+
+
+def is_restarted(reply: Reply) -> bool:
+    """Whether it is the WebUI's own router that answered so, and no proxy in front of it."""
+    return _says_no_route(reply) is True
+
+
+def _says_no_route(reply: Reply) -> bool | None:
+    """Whether the answer is the router's own 404; None for a 404 that is no JSON."""
     if reply.status != _MISSING:
         return False
     try:
         return bool(bounds.parse(reply.body) == _NO_ROUTE)
     except BadAnswer:
-        return True
+        return None
 
 
 def _success(reply: Reply, limits: AnswerBounds) -> dict[str, Any]:

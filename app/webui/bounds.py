@@ -6,6 +6,7 @@ A generation's answer is JSON: the pictures in base64, and the same texts severa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +24,9 @@ _BYTES_PER_PIXEL: Final = 2 * 4 * 4 / 3
 _BYTES_PER_CHARACTER: Final = 14
 _HEADROOM: Final = 2**20
 _LONGEST_NAME: Final = 255
+#: Of a name on a list; those of models are paths.
+_LONGEST_LISTED: Final = 4096
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,11 @@ def _values(text: str | bytes) -> int:
     if isinstance(text, bytes):
         return text.count(b"[") + text.count(b"{") + text.count(b",")
     return text.count("[") + text.count("{") + text.count(",")
+
+
+def is_name(value: object) -> bool:
+    """Whether a WebUI's text can be a name: no client can ask for one with unpaired surrogates, nor any database hold it."""
+    return isinstance(value, str) and len(value) <= _LONGEST_LISTED and _SURROGATE.search(value) is None
 
 
 def name(value: object) -> str | None:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from app.webui.models import Model, Models, stored_model, told_apart
+from app.webui.bounds import is_name
+from app.webui.models import Model, Models, stored_model, to_store, told_apart
 
 Kind = Literal["sampler", "scheduler", "model", "style", "hires", "upscaler"]
 """What a name names. ``hires`` is the upscaling of txt2img (latent modes and upscalers), ``upscaler`` that of img2img."""
@@ -201,7 +202,8 @@ class Catalogue:
 
     def to_json(self) -> str:
         """Return the catalogue as JSON, to be kept in the database."""
-        return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False)
+        fields = asdict(replace(self, models=())) | {"models": [to_store(model) for model in self.models]}
+        return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Catalogue:
@@ -250,8 +252,8 @@ def union(lists: Iterable[Sequence[str]]) -> list[str]:
 
 
 def read_names(entries: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Read the names of a list route; an entry without a text for a name is left out."""
-    return tuple(union([entry["name"]] for entry in entries if isinstance(entry.get("name"), str)))
+    """Read the names of a list route; an entry without a usable name is left out."""
+    return tuple(union([entry["name"]] for entry in entries if is_name(entry.get("name"))))
 
 
 def read_styles(entries: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -262,7 +264,7 @@ def read_styles(entries: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 def read_schedulers(entries: Iterable[Mapping[str, Any]]) -> tuple[Scheduler, ...]:
     """Read ``/sdapi/v1/schedulers``; one without a label is shown by its name."""
     return tuple(
-        Scheduler(entry["name"], entry["label"] if isinstance(entry.get("label"), str) else entry["name"])
+        Scheduler(entry["name"], entry["label"] if is_name(entry.get("label")) else entry["name"])
         for entry in entries
-        if isinstance(entry.get("name"), str)
+        if is_name(entry.get("name"))
     )

@@ -26,6 +26,8 @@ _QUESTION_LIMIT = 16 << 20
 _QUESTION_VALUES = 500_000
 #: Entries of a list route that are read; a WebUI with thousands of models lists fewer.
 _LONGEST_LIST = 10_000
+#: Seconds that a generation may be said to take still; the guess before the first step is often absurd.
+_LONGEST_ETA = 1e9
 #: Seconds that the WebUI may take to read its models folder again.
 _REFRESH_SECONDS = 10.0
 
@@ -177,8 +179,8 @@ class Webui:
             active=state.get("active") is True,
             queued=state.get("queued") is True,
             completed=state.get("completed") is True,
-            progress=_number(state.get("progress")),
-            eta=_number(state.get("eta")),
+            progress=_fraction(state.get("progress")),
+            eta=_seconds(state.get("eta")),
         )
 
     def server_state(self, on_open: Callable[[], None] | None = None) -> ServerState:
@@ -189,8 +191,8 @@ class Webui:
         body = _object(self._ask("GET", f"{_API}/progress?skip_current_image=true", on_open=on_open))
         state = _object(body.get("state"))
         return ServerState(
-            progress=_number(body.get("progress")) or 0.0,
-            eta=_number(body.get("eta_relative")) or 0.0,
+            progress=_fraction(body.get("progress")) or 0.0,
+            eta=_seconds(body.get("eta_relative")) or 0.0,
             job=str(state.get("job") or ""),
             job_count=_count(state, "job_count"),
             job_no=_count(state, "job_no"),
@@ -338,6 +340,16 @@ def _number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _fraction(value: object) -> float | None:
+    number = _number(value)
+    return None if number is None else min(max(number, 0.0), 1.0)
+
+
+def _seconds(value: object) -> float | None:
+    number = _number(value)
+    return None if number is None else min(max(number, 0.0), _LONGEST_ETA)
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:

@@ -30,7 +30,16 @@ class ModelDoubt:
         self._lock = threading.Lock()
         self._keep = keep
         self._stored = stored
+        #: Counts the doubts; a picture that was asked for before the newest one says nothing about it.
+        self._number = 0
+        #: Checkpoints with which a job failed, which has many reasons, and those that could not be loaded even for a probe.
+        self._suspected: set[str] = set()
         self._failed: set[str] = set()
+
+    @property
+    def number(self) -> int:
+        """The number of the newest doubt, to be read when a generation is sent and passed on with its answer."""
+        return self._number
 
     @property
     def stored(self) -> str | None:
@@ -50,6 +59,8 @@ class ModelDoubt:
     def learn(self, stored: str | None) -> None:
         """Take over what another process kept."""
         with self._lock:
+            if stored is not None and (self._stored is None or _read(stored)[_MODEL] != _read(self._stored)[_MODEL]):
+                self._number += 1
             self._stored = stored
 
     def begin_switch(self, loaded: str) -> bool:
@@ -61,38 +72,52 @@ class ModelDoubt:
             if self._stored is not None:
                 return False
             self._change({_MODEL: loaded})
+            self._number += 1
             return True
 
-    def loads(self, checkpoint: str) -> None:
-        """A picture of this model has come back."""
+    def loads(self, checkpoint: str, number: int) -> None:
+        """A picture of this model has come back.
+
+        :param number: the :attr:`number` when it was asked for: answers are judged late, and a later doubt outlives them.
+        """
         with self._lock:
             self._failed.discard(checkpoint)
-            if self._stored is not None and _read(self._stored).get(_MODEL) != checkpoint:
+            self._suspected.discard(checkpoint)
+            if number == self._number and self._stored is not None and _read(self._stored).get(_MODEL) != checkpoint:
                 self._change(None)
 
+    def suspect(self, checkpoint: str) -> None:
+        """A job with this model failed while there was a doubt: its file may be broken, or only the job can't be made."""
+        with self._lock:
+            self._suspected.add(checkpoint)
+
     def fails(self, checkpoint: str) -> None:
-        """A generation with this model failed while there was a doubt."""
+        """The smallest picture there is could not be made with this model: it can't be loaded."""
         with self._lock:
             self._failed.add(checkpoint)
 
-    def withdraw(self) -> None:
-        """The switch for which the doubt was noted was not tried after all."""
+    def withdraw(self, number: int) -> None:
+        """The switch for which the doubt with this number was noted was not tried after all."""
         with self._lock:
-            if self._stored is not None:
+            if number == self._number and self._stored is not None:
                 self._change(None)
 
     def forget(self) -> None:
         """The WebUI was restarted."""
         with self._lock:
             self._failed.clear()
+            self._suspected.clear()
             if self._stored is not None:
                 self._change(None)
 
     def candidates(self, models: Sequence[Model]) -> list[Model]:
-        """The models that a repair can load: not the doubted one, nor those that failed meanwhile."""
+        """The models that a repair can load: not the doubted one, nor those that can't be loaded; those with which a job failed
+        come last.
+        """
         with self._lock:
             doubted = None if self._stored is None else _read(self._stored).get(_MODEL)
-            return [model for model in models if model.checkpoint != doubted and model.checkpoint not in self._failed]
+            left = [model for model in models if model.checkpoint != doubted and model.checkpoint not in self._failed]
+            return sorted(left, key=lambda model: model.checkpoint in self._suspected)
 
     def give_up(self) -> bool:
         """Nothing is left to be tried; True if that is new."""

@@ -94,11 +94,17 @@ class NotUp(WebuiError):
     """The WebUI answered the first request of an attempt as it does while it starts: its API is not there yet.
 
     Nothing was done, as if no connection had been made (``webui.py`` adds the API's routes after the port is open).
+
+    :param restarted: the WebUI itself said so; a page may be that of a proxy in front of it, which shows no restart.
     """
 
     slug = "webui-unreachable"
     retryable = True
     detail = "The WebUI is starting, or runs without its API."
+
+    def __init__(self, *, restarted: bool) -> None:
+        super().__init__()
+        self.restarted = restarted
 
 
 class Interrupted(WebuiError):

@@ -12,8 +12,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
+from app.webui.bounds import is_name
+
+#: The field of :class:`Model` that is not stored.
+_RIVALS = "rivals"
+_DIGEST = re.compile(r"[0-9a-fA-F]{1,128}")
 _HASH_AT_END = re.compile(r"\s*\[([0-9a-fA-F]+)\]\Z")
 
 
@@ -33,8 +39,8 @@ class Model:
     checkpoint: str = ""
     #: Whether a result has to show the digest as well, because its name alone does not tell which file made it.
     by_digest: bool = False
-    #: The digests, as far as known, of the other files that a result shows by the same name.
-    rivals: tuple[str, ...] = ()
+    #: Where the digest is not known: the known ones of the files that a result shows by the same model_name, and by the same stem.
+    rivals: tuple[frozenset[str], ...] = ()
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -61,7 +67,7 @@ class Model:
             return True
         if self.digest is not None:
             return _same_digest(self.digest, shown_digest)
-        return not any(_same_digest(rival, shown_digest) for rival in self.rivals)
+        return not any(_same_digest(rival, shown_digest) for rivals in self.rivals for rival in rivals)
 
 
 class Models:
@@ -122,8 +128,8 @@ def split_digest(text: str) -> tuple[str, str | None]:
 
 
 def read_models(entries: Iterable[Mapping[str, Any]]) -> tuple[Model, ...]:
-    """Read ``/sdapi/v1/sd-models``; an entry without its names is left out, and two of one title are one."""
-    usable = [entry for entry in entries if isinstance(entry.get("title"), str) and entry.get("model_name")]
+    """Read ``/sdapi/v1/sd-models``; an entry without usable names is left out, and two of one title are one."""
+    usable = [entry for entry in entries if is_name(entry.get("title")) and _model_name(entry)]
     return told_apart({str(entry["title"]): _read(entry) for entry in usable}.values())
 
 
@@ -136,16 +142,21 @@ def told_apart(models: Iterable[Model]) -> tuple[Model, ...]:
         for name in {model.model_name, model.stem}:
             by_shown_name[name].append(model)
 
+    # Made once for each name: a list may hold thousands of files of one stem.
+    digests = {
+        name: frozenset(model.digest for model in named if model.digest is not None)
+        for name, named in by_shown_name.items()
+    }
+
     def related(model: Model) -> Model:
-        alike = by_shown_name[model.model_name] + by_shown_name[model.stem]
-        others = [other for other in alike if other.title != model.title]
+        shown = (model.model_name, model.stem)
         # The WebUI may take the short name of another file (``x.ckpt.safetensors`` has the stem ``x.ckpt``) for this one's title.
-        taken = by_title[model.bare_title] + by_shown_name[model.bare_title]
+        taken = chain(by_title[model.bare_title], by_shown_name[model.bare_title])
         return replace(
             model,
             checkpoint=model.bare_title if all(other.title == model.title for other in taken) else model.title,
-            by_digest=bool(others),
-            rivals=tuple(sorted({other.digest for other in others if other.digest is not None})),
+            by_digest=any(len(by_shown_name[name]) > 1 for name in shown),
+            rivals=() if model.digest is not None else tuple(digests[name] for name in shown),
         )
 
     return tuple(related(model) for model in listed)
@@ -158,7 +169,12 @@ def stored_model(entry: Mapping[str, Any]) -> Model:
     """
     if "names" in entry:
         return _stored_by_0_1_0(entry)
-    return Model(**{**entry, "rivals": tuple(entry["rivals"])})
+    return Model(**{name: value for name, value in entry.items() if name != _RIVALS})
+
+
+def to_store(model: Model) -> dict[str, Any]:
+    """What :func:`stored_model` reads; what tells a model from the others is found anew by :func:`told_apart`."""
+    return {name: value for name, value in vars(model).items() if name != _RIVALS}
 
 
 def _stored_by_0_1_0(entry: Mapping[str, Any]) -> Model:
@@ -170,18 +186,25 @@ def _stored_by_0_1_0(entry: Mapping[str, Any]) -> Model:
 
 def _read(entry: Mapping[str, Any]) -> Model:
     title = str(entry["title"])
-    digest = next(
-        (text.lower() for text in (entry.get("sha256"), entry.get("hash")) if isinstance(text, str) and text), None
-    )
+    digest = _digest(entry.get("sha256")) or _digest(entry.get("hash"))
     bare_title, shown = split_digest(title)
     if shown is None or (digest is not None and not _same_digest(digest, shown)):
         # The brackets belong to the file's name.
         bare_title, shown = title, None
     filename = entry.get("filename")
-    file = filename if isinstance(filename, str) and filename else bare_title
+    file = filename if isinstance(filename, str) and filename and is_name(filename) else bare_title
     # The WebUI may run on Windows, whatever the gateway runs on.
     base = re.split(r"[\\/]", file)[-1]
-    return Model(title, bare_title, str(entry["model_name"]), base.rpartition(".")[0] or base, digest or shown)
+    return Model(title, bare_title, _model_name(entry), base.rpartition(".")[0] or base, digest or shown)
+
+
+def _model_name(entry: Mapping[str, Any]) -> str:
+    name = entry.get("model_name")
+    return name if isinstance(name, str) and is_name(name) else ""
+
+
+def _digest(text: object) -> str | None:
+    return text.lower() if isinstance(text, str) and _DIGEST.fullmatch(text) else None
 
 
 def _same_digest(one: str, other: str) -> bool:

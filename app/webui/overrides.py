@@ -41,6 +41,18 @@ class OptionOverrides:
         #: Options without which a generation worked after it had failed with them, for reasons that were not told.
         self._suspected: set[str] = set()
 
+    def learn(self, stored: str | None) -> None:
+        """Take over what another worker of this WebUI overrode and has not put back."""
+        with self._lock:
+            if stored and not self._before:
+                self._before = json.loads(stored)
+
+    def own_value(self, shown: bool | None) -> bool | None:
+        """The WebUI's own ``enable_prompt_comments``, where its options show ``shown``: they may show an override."""
+        with self._lock:
+            value: bool | None = self._before.get(PROMPT_COMMENTS, shown)
+            return value
+
     def of(self, prompts: Iterable[str], shown: bool | None) -> dict[str, Any]:
         """The options for a generation with these prompts.
 

@@ -379,6 +379,14 @@ class TestFailure:
         assert failed.error_slug == "internal-error"
         assert "secret" not in failed.error_detail
 
+    def test_a_database_that_is_away_while_a_result_is_stored_costs_no_picture(self, house: House) -> None:
+        station = house.start()
+        station.verdicts.put(DatabaseUnavailable())
+        job = house.gate.accept()
+        station.begins()
+        station.answers()
+        assert house.finished(job).status == "succeeded"
+
     def test_only_results_tell_how_fast_a_webui_is(self, house: House) -> None:
         station = house.start()
         station.verdicts.put(FAILED)

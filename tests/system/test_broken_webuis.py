@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import json
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -166,6 +167,39 @@ def peak(pid: int) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
+class TestLists:
+    """What a WebUI says that it offers."""
+
+    def test_thousands_of_models_of_one_name_cost_little(self, stage: Stage, peer: Peer, simulator: Simulator) -> None:
+        real = simulator.http.get("/sdapi/v1/sd-models").json()
+        entries = [
+            {"title": f"{n}/a.safetensors", "model_name": f"{n}_a", "sha256": f"{n:064x}" if n % 2 else None}
+            for n in range(10_000)
+        ]
+        self._answer(peer, "sd-models", real + entries)
+        gateway = stage.gateway(peer.url, WEB_CONCURRENCY=1)
+        job = gateway.succeeded(gateway.post(model=real[0]["model_name"]))
+        assert job["webui"]["model"] == real[0]["model_name"]
+        worker = gateway.worker_pid()
+        assert worker is not None
+        assert peak(worker) < 250_000_000
+
+    @pytest.mark.parametrize("route", ["prompt-styles", "samplers", "schedulers", "upscalers"])
+    def test_a_name_that_nobody_can_ask_for_is_left_out(
+        self, stage: Stage, peer: Peer, simulator: Simulator, route: str
+    ) -> None:
+        """An unpaired surrogate, as Python makes it of a file name that is no UTF-8."""
+        entry = {"name": "caf\udce9", "label": "caf\udce9", "prompt": "", "negative_prompt": ""}
+        self._answer(peer, route, [entry, *simulator.http.get(f"/sdapi/v1/{route}").json()])
+        gateway = stage.gateway(peer.url)
+        gateway.succeeded(gateway.post())
+        assert "caf" not in gateway.http.get("/options").text
+
+    def _answer(self, peer: Peer, route: str, entries: Sequence[object]) -> None:
+        body = json.dumps(entries).encode()
+        peer.answer(route, [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body], times=99)
+
+
 class TestWhatIsNotNeededForThePicture:
     @pytest.mark.parametrize("kind", ["early-hints", "long-content-length", "text-chunk"])
     def test_it_does_not_cost_the_picture(self, stage: Stage, simulator: Simulator, kind: str) -> None:
@@ -176,6 +210,21 @@ class TestWhatIsNotNeededForThePicture:
         [data] = gateway.images(job)
         assert data.startswith(b"\x89PNG")
         assert gateway.cli("records", "verify").returncode == 0
+
+    def test_numbers_of_thousands_of_digits_do_not_cost_the_picture(
+        self, stage: Stage, peer: Peer, simulator: Simulator
+    ) -> None:
+        gateway = stage.gateway(peer.url)
+        first = gateway.succeeded(gateway.post())
+        answer = simulator.http.request("POST", "/sdapi/v1/txt2img", json=simulator.requests()[-1]["payload"]).json()
+        wild = "9" * 5000
+        info = answer["info"].replace("{", f'{{"wild": {wild}, ', 1)
+        body = f'{{"wild": {wild}, "images": {json.dumps(answer["images"])}, "info": {json.dumps(info)}}}'.encode()
+        peer.answer("txt2img", [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body], times=1)
+        job = gateway.succeeded(gateway.post())
+        assert gateway.row(job["name"])["attempts"] == 0
+        assert gateway.images(job) == gateway.images(first)
+        assert peer.answered == 1
 
     def test_numbers_of_hundreds_of_digits_in_the_progress_do_not_cost_the_picture(
         self, stage: Stage, slow: Simulator

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import signal
 import threading
 from typing import Any
 
@@ -120,6 +121,22 @@ class TestPromptsWithANumberSign:
         gateway.launch()
         gateway.await_ready()
         gateway.succeeded(gateway.post(prompt="plain"))
+        assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is True
+
+    def test_it_is_put_back_by_another_worker_of_the_same_webui(self, stage: Stage) -> None:
+        simulator = stage.simulator()
+        gateway = stage.gateway([simulator], ready=False, SDG_WORKER="external")
+        first = stage.worker(gateway)
+        gateway.await_ready()
+        second = stage.worker(gateway)
+        until(lambda: "working for" in second.text() and "is up" in second.text(), "the second worker works")
+        second.running.send_signal(signal.SIGSTOP)
+        gateway.succeeded(gateway.post(prompt=COMMENT))
+        assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is False
+        first.kill()
+        second.running.send_signal(signal.SIGCONT)
+        for prompt in ("plain", COMMENT, "plain"):
+            gateway.succeeded(gateway.post(prompt=prompt))
         assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is True
 
 
@@ -251,6 +268,36 @@ class TestModelsThatCannotBeLoaded:
         simulator.launch()
         done = gateway.finished(waiting["url"], seconds=40)
         assert digest(gateway, done) == whole
+
+    @pytest.mark.parametrize(("kind", "count", "status"), [("nan", 1, 422), ("error-500", 3, 502), ("oom", 3, 502)])
+    def test_a_job_that_fails_with_the_only_other_model_keeps_nobody_waiting(
+        self, stage: Stage, kind: str, count: int, status: int
+    ) -> None:
+        """The other model was loaded well, and only the job could not be made with it."""
+        simulator = stage.simulator("--model", "one", "--model", "two")
+        gateway = stage.gateway([simulator])
+        whole = digest(gateway, gateway.succeeded(gateway.post(model="one")))
+        simulator.fault(kind, count=count)
+        assert gateway.post(model="two").status_code == status
+        assert digest(gateway, gateway.succeeded(gateway.post(model="one"))) == whole
+        assert gateway.readiness() == "ok"
+        assert "must be restarted" not in gateway.text()
+
+    def test_a_page_of_a_proxy_does_not_lift_the_doubt(self, stage: Stage) -> None:
+        """It shows no restart."""
+        simulator = stage.simulator("--model", "one", "--model", "two")
+        gateway = stage.gateway([simulator])
+        gateway.succeeded(gateway.post(model="one"))
+        simulator.fault("load-corrupt", model="two")
+        assert gateway.post(model="two").status_code == 502
+        until(lambda: gateway.readiness() == "degraded", "the doubt has no remedy")
+        made = simulator.stats()["generations"]
+        simulator.fault("start-window-html", seconds=3)
+        met = gateway.post(model="two", prefer="respond-async").json()
+        waiting = gateway.post(model="one", prefer="respond-async").json()
+        assert gateway.finished(met["url"], seconds=40)["status"] == "failed"
+        assert simulator.stats()["generations"] == made + 3
+        assert gateway.status(waiting["url"]) == "queued"
 
     def test_the_doubt_outlives_the_gateway(self, stage: Stage) -> None:
         simulator = stage.simulator("--model", "one", "--model", "two", "--model", "three")

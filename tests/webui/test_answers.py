@@ -10,6 +10,7 @@ from app.webui.answers import (
     Picture,
     error_body,
     generation_images_base64,
+    is_restarted,
     is_start_window,
     made_with,
     read_generation,
@@ -262,6 +263,20 @@ def test_the_routers_own_404_comes_from_a_webui_that_starts_or_has_no_api():
 )
 def test_the_start_window_is_told_by_the_routers_own_404(status, body, expected):
     assert is_start_window(Reply(status, body)) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (404, b'{"detail":"Not Found"}', True),
+        # The page of a proxy in front of it.
+        (404, b"<html>no backend</html>", False),
+        (404, b'{"detail":"Sampler not found"}', False),
+        (500, b'{"detail":"Not Found"}', False),
+    ],
+)
+def test_only_the_routers_own_404_shows_that_the_webui_was_restarted(status, body, expected):
+    assert is_restarted(Reply(status, body)) is expected
 
 
 @pytest.mark.parametrize(

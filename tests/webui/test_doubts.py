@@ -60,40 +60,64 @@ def test_an_older_doubt_stays(doubted):
 
 
 def test_a_picture_of_another_model_lifts_it(doubted):
-    doubted.doubt.loads(BETA)
+    doubted.doubt.loads(BETA, doubted.doubt.number)
     assert doubted.doubt.model is None
     assert doubted.texts[1:] == [None]
 
 
 def test_a_picture_of_the_doubted_model_proves_nothing(doubted):
     # A1111 makes other pixels with a broken model and calls them good.
-    doubted.doubt.loads(ALPHA)
+    doubted.doubt.loads(ALPHA, doubted.doubt.number)
     assert doubted.doubt.model == ALPHA
     assert len(doubted.texts) == 1
 
 
 def test_a_picture_changes_nothing_where_there_is_no_doubt(kept):
-    kept.doubt.loads(ALPHA)
+    kept.doubt.loads(ALPHA, kept.doubt.number)
     assert kept.texts == []
 
 
-@pytest.mark.parametrize("end", ["withdraw", "forget"])
+def withdraw(doubt):
+    doubt.withdraw(doubt.number)
+
+
+@pytest.mark.parametrize("end", [withdraw, ModelDoubt.forget])
 def test_a_switch_that_was_not_tried_and_a_restart_lift_it(doubted, end):
-    getattr(doubted.doubt, end)()
+    end(doubted.doubt)
     assert doubted.doubt.model is None
     assert doubted.stored is None
 
 
-@pytest.mark.parametrize("end", ["withdraw", "forget"])
+@pytest.mark.parametrize("end", [withdraw, ModelDoubt.forget])
 def test_nothing_is_kept_where_there_is_no_doubt(kept, end):
-    getattr(kept.doubt, end)()
+    end(kept.doubt)
     assert kept.texts == []
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_was_asked_for_before_a_doubt_does_not_lift_it(kept, learned):
+    """Answers are judged late: a large one may still be decoded when two switches have followed."""
+    before = kept.doubt.number
+    if learned:
+        kept.doubt.learn(json.dumps({"model": ALPHA}))
+    else:
+        kept.doubt.begin_switch(ALPHA)
+    kept.doubt.loads(BETA, before)
+    kept.doubt.withdraw(before)
+    assert kept.doubt.model == ALPHA
+
+
+def test_a_model_with_which_a_job_failed_is_tried_last(doubted):
+    doubted.doubt.suspect(BETA)
+    assert candidates(doubted.doubt) == [GAMMA, BETA]
+    doubted.doubt.loads(BETA, doubted.doubt.number)
+    assert candidates(doubted.doubt) == [ALPHA, BETA, GAMMA]
 
 
 def test_a_model_that_failed_meanwhile_is_not_tried_again(doubted):
     doubted.doubt.fails(BETA)
     assert candidates(doubted.doubt) == [GAMMA]
-    doubted.doubt.loads(BETA)
+    doubted.doubt.loads(BETA, doubted.doubt.number)
     assert candidates(doubted.doubt) == [ALPHA, BETA, GAMMA]
 
 
@@ -118,7 +142,7 @@ def test_when_nothing_is_left_to_be_tried_only_a_restart_helps(doubted):
 
 def test_a_picture_of_another_model_ends_hopelessness_too(doubted):
     doubted.doubt.give_up()
-    doubted.doubt.loads(GAMMA)
+    doubted.doubt.loads(GAMMA, doubted.doubt.number)
     assert (doubted.doubt.model, doubted.doubt.hopeless) == (None, False)
 
 

@@ -162,7 +162,17 @@ def test_the_stem_is_found_on_any_system(title, filename, stem):
 
 
 @pytest.mark.parametrize(
-    "entries", [[{}], [{"title": "x"}], [{"title": None, "model_name": "x"}], [{"model_name": "x"}]]
+    "entries",
+    [
+        [{}],
+        [{"title": "x"}],
+        [{"title": None, "model_name": "x"}],
+        [{"model_name": "x"}],
+        [{"title": "x", "model_name": 5}],
+        [{"title": "x\udce9", "model_name": "x"}],
+        [{"title": "x", "model_name": "x\ud800"}],
+        [{"title": "x" * 5000, "model_name": "x"}],
+    ],
 )
 def test_a_model_without_its_names_is_left_out(entries):
     assert read_models(entries) == ()

@@ -139,10 +139,10 @@ class Engine:
             self._state.job_no += 1
             self._state.run = None
 
-    def hang(self, seconds: float) -> None:
-        """Stay busy, unless somebody interrupts."""
+    def hang(self, seconds: float) -> bool:
+        """Stay busy, unless somebody interrupts; whether somebody did."""
         with self._changed:
-            self._changed.wait_for(self._halted, timeout=seconds)
+            return self._changed.wait_for(self._halted, timeout=seconds)
 
     def finish(self, task_id: str) -> None:
         """Only a job that went well forgets its id as the current one."""

@@ -42,7 +42,8 @@ def run(
             if engine.interrupted:
                 break
             upscaled, text = _one(fields, image)
-            engine.hang(seconds)
+            if engine.hang(seconds):
+                upscaled = _half_done(upscaled)
             done.append(_png(upscaled, image, text if notes else None))
         engine.end()
     return done, f"<p>{text}</p>"
@@ -71,6 +72,13 @@ def _one(fields: dict[str, Any], image: Image.Image) -> tuple[Image.Image, str]:
         upscaled = Image.blend(upscaled, other.convert(upscaled.mode), fields["extras_upscaler_2_visibility"])
         texts["Postprocess upscaler 2"] = second
     return upscaled, ", ".join(f"{name}: {value}" for name, value in texts.items())
+
+
+def _half_done(upscaled: Image.Image) -> Image.Image:
+    """Since 1.9 an interrupt ends the work amid the tiles, and the rest stays black (``modules/upscaler_utils.py``)."""
+    sheet = Image.new(upscaled.mode, upscaled.size)
+    sheet.paste(upscaled.crop((0, 0, upscaled.width, upscaled.height // 2)))
+    return sheet
 
 
 def _refuse_unknown(upscaler: str) -> None:
