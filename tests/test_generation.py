@@ -561,6 +561,23 @@ class TestImpatientProxy:
             assert (view["status"], job.attempts, job.losses) == ("succeeded", 1, 0)
             assert proxy.dismissed >= 2
 
+    def test_it_is_noticed_too_where_the_next_job_waits(self, tmp_path: Path, migrated_sqlite: Path) -> None:
+        """Its beginning would lower the flag that tells of the interrupt."""
+        with (
+            simulator(seconds_per_image=0.3) as server,
+            contextlib.closing(Impatient(server, b"")) as proxy,
+            Gateway(tmp_path, migrated_sqlite, [proxy.url]) as gateway,
+        ):
+            gateway.start()
+            arm(server, "interrupted")
+            views = [gateway.accept(seed=str(seed)) for seed in range(3)]
+            jobs = [gateway.finished(view) for view in views]
+            assert [(job.status, job.attempts) for job in jobs] == [
+                ("succeeded", 1),
+                ("succeeded", 0),
+                ("succeeded", 0),
+            ]
+
 
 class TestStation:
     """What the worker asks of one WebUI, beside a gateway that does not run."""

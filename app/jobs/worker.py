@@ -227,7 +227,7 @@ class Runner:
         with self._decoded:
             undecoded = self._undecoded
         # What is being decoded may be the picture of another model, or a job that goes back to be tried with one.
-        if undecoded or not self.station.needs_repair():
+        if undecoded or self._desk.stopping.is_set() or not self.station.needs_repair():
             return False
         task_id, slots, owner = new_task_id(), self._desk.slots, self._desk.owner
         if not slots.begin_repair(self.station.key, owner, task_id):

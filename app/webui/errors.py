@@ -102,7 +102,7 @@ class NotUp(WebuiError):
     retryable = True
     detail = "The WebUI is starting, or runs without its API."
 
-    def __init__(self, *, restarted: bool) -> None:
+    def __init__(self, *, restarted: bool = False) -> None:
         super().__init__()
         self.restarted = restarted
 
