@@ -183,16 +183,12 @@ class Webui:
             eta=_seconds(state.get("eta")),
         )
 
-    def server_state(
-        self, on_open: Callable[[], None] | None = None, on_sending: Callable[[], None] | None = None
-    ) -> ServerState:
+    def server_state(self, on_open: Callable[[], None] | None = None) -> ServerState:
         """Return what the WebUI is doing; raises as :meth:`task` does.
 
-        :param on_open: called when the connection is made and the question is about to go out; it may hold that back.
-        :param on_sending: called right before the question goes out.
+        :param on_open: called when the connection is made and the question is about to go out.
         """
-        exchange = Exchange(on_open, on_sending=on_sending)
-        body = _object(self._ask("GET", f"{_API}/progress?skip_current_image=true", exchange=exchange))
+        body = _object(self._ask("GET", f"{_API}/progress?skip_current_image=true", on_open=on_open))
         state = _object(body.get("state"))
         return ServerState(
             progress=_fraction(body.get("progress")) or 0.0,
@@ -264,13 +260,13 @@ class Webui:
         payload: Mapping[str, Any] | None = None,
         *,
         may_lack: bool = False,
-        exchange: Exchange | None = None,
+        on_open: Callable[[], None] | None = None,
         seconds: float | None = None,
     ) -> object | None:
         """Return the JSON that a light question is answered with, or None where the route may be missing and is."""
         seconds = self._look_timeout if seconds is None else seconds
         try:
-            reply = self._send(method, route, payload, exchange or Exchange(), seconds, _QUESTION_LIMIT)
+            reply = self._send(method, route, payload, Exchange(on_open), seconds, _QUESTION_LIMIT)
         except (BadAnswer, ConnectionBroken, JobTimeout) as error:
             raise NotAnswering from error
         if reply.status == _NOT_FOUND and may_lack:

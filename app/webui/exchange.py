@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import math
-import select
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,18 +46,13 @@ class Exchange:
     """The connection of one request, which a clock or another thread may cut."""
 
     def __init__(
-        self,
-        on_open: Callable[[], None] | None = None,
-        on_status: Callable[[int], None] | None = None,
-        on_sending: Callable[[], None] | None = None,
+        self, on_open: Callable[[], None] | None = None, on_status: Callable[[int], None] | None = None
     ) -> None:
         """:param on_open: called when the connection is made and the request is about to go out; it may hold that back.
-        :param on_sending: called afterwards, unless the other side has closed the connection meanwhile.
         :param on_status: called with the status of the answer when its head has arrived, before its body is read.
         """
         self._on_open = on_open
         self._on_status = on_status
-        self._on_sending = on_sending
         self._lock = threading.Lock()
         self._line: socket.socket | None = None
         self._connected = False
@@ -78,9 +71,6 @@ class Exchange:
                 _shut(line)
         if self._on_open is not None:
             self._on_open()
-            _refuse_dismissed(connection)
-        if self._on_sending is not None:
-            self._on_sending()
 
     def answered(self, status: int) -> None:
         """Note that the head of the answer has arrived."""
@@ -116,22 +106,6 @@ class Exchange:
         if not self._connected:
             return Unreachable()
         return JobTimeout() if self._expired else ConnectionBroken()
-
-
-def _refuse_dismissed(connection: socket.socket) -> None:
-    """Notice at once, and not by the answer that never comes, that a connection was closed while it was held back.
-
-    Under TLS the server may say something of its own before the request, so there nothing is told by it.
-
-    :raises ConnectionAbortedError: the other side closed it, or answered before it was asked.
-    """
-    if isinstance(connection, ssl.SSLSocket):
-        return
-    # No select(): it knows no descriptor above 1023.
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    if poll.poll(0):
-        raise ConnectionAbortedError
 
 
 def _shut(line: socket.socket) -> None:

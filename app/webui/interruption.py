@@ -104,7 +104,6 @@ class Inquiry:
         self._question: Prepared[ServerState | None] | None = None
         self._asked: Future[ServerState | None] | None = None
         self._sent = threading.Event()
-        self._dismissed = threading.Event()
         self._answered = threading.Event()
         self._not_begun_at = time.monotonic()
         self._answered_at = self._not_begun_at
@@ -139,7 +138,7 @@ class Inquiry:
         self._answered.set()
         if status == _OK and self._question is not None:
             self._asked = self._question.sent
-            self._question.release(_nothing)
+            self._question.release(self._sent.set)
 
     def _ask(self, await_release: Callable[[], None]) -> ServerState | None:
         try:
@@ -151,14 +150,13 @@ class Inquiry:
 
     def _ask_twice(self, await_release: Callable[[], None]) -> ServerState:
         try:
-            return self._webui.server_state(await_release, self._sent.set)
+            return self._webui.server_state(await_release)
         except WebuiError as error:
             if isinstance(error.__cause__, JobTimeout):
                 raise
-            self._dismissed.set()
         # A proxy keeps no silent connection for ever: it closes it, or answers 408 (RFC 9110, section 15.5.9).
         await_release()
-        return self._webui.server_state(on_sending=self._sent.set)
+        return self._webui.server_state()
 
     def end(self) -> None:
         """The generation has ended, with or without an answer: a question that was not asked by now is not asked."""
@@ -167,12 +165,9 @@ class Inquiry:
             self._question.cancel()
 
     def let_go_ahead(self) -> None:
-        """Yield the interpreter (≤ 20 ms) until the question is sent: its answer then comes while this thread works on.
-
-        Where its connection was closed meanwhile, wait until it is sent on another one: the next job would lower the flag.
-        """
-        if self._asked is not None and not self._sent.wait(_SENDING_SECONDS) and self._dismissed.is_set():
-            self._sent.wait()
+        """Yield the interpreter (≤ 20 ms) until the question is sent: its answer then comes while this thread works on."""
+        if self._asked is not None:
+            self._sent.wait(_SENDING_SECONDS)
 
     def settled(self, seconds: float | None) -> bool:
         """Wait until the question is answered, at most ``seconds`` (None: for ever); True if it is."""
@@ -183,10 +178,6 @@ class Inquiry:
         state = None if self._asked is None else self._asked.result()
         flagged = state is not None and (state.interrupted or state.skipped)
         return Circumstances(flagged, state, self._answered_at - self._not_begun_at)
-
-
-def _nothing() -> None:
-    """The question itself tells when it is sent."""
 
 
 class Pace:
