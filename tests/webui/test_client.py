@@ -8,7 +8,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 import requests
@@ -20,6 +19,7 @@ from app.webui import errors
 from app.webui.catalogue import Catalogue, Scheduler
 from app.webui.client import ServerState, TaskState, Webui
 from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
+from tests.webui.peer import Peer, answer, read_request, resets, says, then, trickles
 
 URL = "http://webui.test:7860"
 API = URL + "/sdapi/v1"
@@ -285,84 +285,6 @@ def test_an_unreadable_look_says_so(body):
 # -- a socket that misbehaves ---------------------------------------------------------------------------------------------
 
 
-class Peer:
-    """Listens on loopback and plays ``part`` with each connection, once its request was read whole."""
-
-    def __init__(self, part: Callable[[socket.socket], None]) -> None:
-        self.part = part
-        self.requests: list[bytes] = []
-        self.arrived = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._serve)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
-        self._listener.close()
-        assert not self._thread.is_alive()
-
-    def _serve(self):
-        # Shutting the listener down ends accept().
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                with connection, contextlib.suppress(OSError):
-                    self.requests.append(_read_request(connection))
-                    self.arrived.set()
-                    self.part(connection)
-
-
-def _read_request(connection):
-    data = bytearray()
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536) or b"\r\n\r\n"
-    head, _, body = data.partition(b"\r\n\r\n")
-    # A byte array grows in place: the largest body here has 32 MiB.
-    for line in head.lower().split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            while len(body) < int(line.split(b":")[1]):
-                body += connection.recv(65536)
-    return bytes(head + b"\r\n\r\n" + body)
-
-
-def answer(body=b"{}", *, length=None, status=b"200 OK"):
-    size = len(body) if length is None else length
-    return b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (status, size, body)
-
-
-def says(data):
-    return lambda connection: connection.sendall(data)
-
-
-def resets(connection):
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-
-
-def trickles(data=b" "):
-    """Begin a valid answer and then send it a byte at a time, for ever."""
-
-    def part(connection):
-        peer_gone = threading.Event()
-        while not peer_gone.wait(0.01):
-            connection.sendall(data)
-
-    return part
-
-
-def then(*parts):
-    def part(connection):
-        for one in parts:
-            one(connection)
-
-    return part
-
-
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
@@ -535,7 +457,7 @@ def test_sending_may_take_longer_than_connecting():
             with connection:
                 # Reads nothing for longer than the connect timeout, while the socket's buffers are full.
                 threading.Event().wait(0.5)
-                self.requests.append(_read_request(connection))
+                self.requests.append(read_request(connection))
                 connection.sendall(answer())
 
     with Slow(lambda connection: None) as peer:
@@ -644,11 +566,11 @@ def test_looks_run_beside_a_generation():
         def _serve(self):
             first, _ = self._listener.accept()
             with first:
-                self.requests.append(_read_request(first))
+                self.requests.append(read_request(first))
                 self.arrived.set()
                 second, _ = self._listener.accept()
                 with second:
-                    self.requests.append(_read_request(second))
+                    self.requests.append(read_request(second))
                     second.sendall(answer(json.dumps(STATE).encode()))
                 assert looked.wait(10)
                 first.sendall(answer(b'{"images": []}'))
