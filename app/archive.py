@@ -37,9 +37,14 @@ Page = tuple[list[dict[str, Any]], int | None]
 class File:
     """An image to be sent: where it lies, its media type, and an entity tag (files never change, so the name is one)."""
 
-    path: Path
+    place: str
     media_type: str
     etag: str
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.place)
 
 
 @dataclass(slots=True)
@@ -93,7 +98,7 @@ class Archive:
         :raises MissingFile: its row does, but it is gone from the disk.
         """
         media_type = self._media_type(user_id, type_, filename)
-        return File(self._records.path(user_id, type_, filename), media_type, filename)
+        return File(self._records.place(user_id, type_, filename), media_type, filename)
 
     def _media_type(self, user_id: str, type_: str, filename: str) -> str:
         """The media type of an image that a row names."""

@@ -234,7 +234,7 @@ SETTINGS: tuple[Setting, ...] = (
         "SDG_DEFAULT_MODEL",
         "",
         _text,
-        "The model (title or model name) of requests that name none; empty: the first one seen loaded in a WebUI.",
+        "The model of requests that name none, by any of its names; empty: the first one seen loaded in a WebUI.",
     ),
     Setting("SDG_PUBLIC_URL", "", _public_url, "Put before every `url` of an answer; empty: `url`s are rooted paths."),
     Setting("SDG_DATA_DIR", "instance/data", _path, "The folder of the records."),

@@ -100,7 +100,8 @@ class WebuiStation:
     # -- what the WebUI offers ---------------------------------------------------------------------------------------
 
     def refresh(self) -> bool:
-        """Ask the WebUI what it offers and keep that; False while no default model is known.
+        """Ask the WebUI what it offers and keep that; False where it is to be asked again soon: while no default model is known, or
+        only a restart can make the WebUI whole again.
 
         :raises StationDown: it does not answer.
         """
@@ -114,7 +115,7 @@ class WebuiStation:
         self._keep_catalogue(catalogue, asked_at)
         if not self._generating:
             self._learn_loaded(catalogue)
-        return self._offers.has_default_model()
+        return self._offers.has_default_model() and not self._doubt.hopeless
 
     def _keep_catalogue(self, catalogue: Catalogue, asked_at: float) -> None:
         self._slots.put_catalogue(self.key, catalogue.to_json(), asked_at)
@@ -381,6 +382,8 @@ class WebuiStation:
                 _LOG.warning(
                     "WebUI %s must be restarted: its loaded model is broken, and no other one can be loaded", self.name
                 )
+                # From now on it is asked often, so that the restart is seen.
+                self.look_again()
             return
         model = candidates[0]
         limits = bounds.OF_PROBE

@@ -42,6 +42,8 @@ class Offers:
         self._lock = threading.Lock()
         self._versions: tuple[tuple[str, int], ...] = ()
         self._catalogues: dict[str, Catalogue] = {}
+        #: Held by the request that waits until the WebUIs were asked.
+        self._looking = threading.Lock()
         #: (name of a model, WebUI) whose choice among several files was logged.
         self._guessed: set[tuple[str, str]] = set()
 
@@ -107,14 +109,24 @@ class Offers:
         :param hint: tells the workers of this host to look at once; those of others see it within a second.
         """
         before = self._slots.sightings()
-        if before.all_since(before.now - RECENT_SECONDS):
+        if before.all_since(before.now - RECENT_SECONDS) or not self._slots.worker_alive():
             return False
+        deadline = time.monotonic() + LOOK_PATIENCE_SECONDS
+        # One request of a process polls for all that wait.
+        if self._looking.acquire(timeout=LOOK_PATIENCE_SECONDS):
+            try:
+                self._await_look(before.now, hint, deadline)
+            finally:
+                self._looking.release()
+        return True
+
+    def _await_look(self, since: float, hint: Callable[[], None], deadline: float) -> None:
+        if self._slots.sightings().all_since(since):
+            return
         wanted_at = self._slots.want_look()
         hint()
-        deadline = time.monotonic() + LOOK_PATIENCE_SECONDS
         while not self._slots.sightings().all_since(wanted_at) and time.monotonic() < deadline:
             time.sleep(_LOOK_PAUSE_SECONDS)
-        return True
 
     def options(self) -> dict[str, Any]:
         """The body of ``GET /options``."""

@@ -158,13 +158,18 @@ class Results:
         )
 
     def _check_prompt(self, replies: Replies, generation: Generation) -> None:
-        """Where ``enable_prompt_comments`` could not be overridden, see whether the prompt was kept whole all the same."""
-        if PROMPT_COMMENTS in replies.options or _COMMENT not in replies.prompt or generation.prompt is None:
+        """Where ``enable_prompt_comments`` was not overridden, see whether the prompt was kept whole all the same.
+
+        :raises OptionIgnored: it was not, since the WebUI has got to know the option by now.
+        :raises WebuiFailed: it was not, so the error that said nothing was not about the option.
+        """
+        if PROMPT_COMMENTS in replies.options:
             return
-        if generation.prompt.count(_COMMENT) < replies.prompt.count(_COMMENT):
+        if generation.prompt is not None and generation.prompt.count(_COMMENT) < replies.prompt.count(_COMMENT):
             self._overrides.is_known(PROMPT_COMMENTS)
             raise WebuiFailed if replies.unexplained else OptionIgnored
-        self._overrides.is_unknown(PROMPT_COMMENTS)
+        if replies.unexplained:
+            self._overrides.seems_unknown(PROMPT_COMMENTS)
 
     def _check_interruption(self, job: Job, ended: Circumstances, generation: Generation) -> None:
         """See whether somebody stopped the generation, which answers 200 all the same; remember how long a whole one took.

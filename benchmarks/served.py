@@ -12,10 +12,11 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from benchmarks import load, machine
-from benchmarks.harness import CHECKOUT, Bench, Gateway, Process, Server, Stage, free_port
+from benchmarks.harness import CHECKOUT, Bench, Gateway, Process, Server, Stage, free_port, until
 from benchmarks.report import SKIPPED, Row, judged, milliseconds, say
 from benchmarks.slow_readers import while_they_read
 
@@ -103,8 +104,8 @@ def _behind_nginx(bench: Bench, stage: Stage, gateway: Gateway, url: str) -> Non
     files_only = _FILES_ONLY.format(port=port, root=stage.folder / "files")
     alone = _Way(port, f"/{_SIZES[_BIG]}.png", [_nginx(stage, port, files_only)])
     accelerated = _accelerated(stage, gateway)
-    site, port = _site(accelerated)
-    front = _Way(port, url, [_nginx(stage, port, site), accelerated])
+    nginx = _in_front(stage, accelerated)
+    front = _Way(nginx.port, url, [nginx, accelerated])
     found = _measure(bench, {"gateway": front, "nginx": alone})
     bench.add(_row(found, f"pictures served by SDG_ACCEL=nginx, {_BIG}", "nginx", 2.5))
     bench.add(_slow_readers(bench, front))
@@ -165,24 +166,30 @@ def _bare(stage: Stage, folder: Path) -> _Way:
 
 
 def _accelerated(stage: Stage, gateway: Gateway) -> Gateway:
-    """A second gateway over the same records, whose pictures nginx sends."""
+    """A second gateway over the same records, whose pictures nginx sends; on a Unix socket, as docs/operations.md recommends."""
     shared = {name: gateway.environ[name] for name in ("SDG_DATA_DIR", "SDG_DATABASE_URL", "SDG_WEBUI_URLS")}
     few = {"WEB_CONCURRENCY": _PROCESSES, "SDG_THREADS": _THREADS, "SDG_MAX_WAITERS": _THREADS // 2}
-    return stage.gateway([], **shared, **few, SDG_WORKER="external", SDG_ACCEL="nginx").start()
+    bind = f"unix:{stage.folder}/gateway.sock"
+    second = stage.gateway([], **shared, **few, SDG_WORKER="external", SDG_ACCEL="nginx", SDG_BIND=bind)
+    second.launch()
+    return second
 
 
-def _site(gateway: Gateway) -> tuple[str, int]:
-    """The server block of ``deploy/nginx/`` for a gateway, and the port that it listens on."""
+def _in_front(stage: Stage, gateway: Gateway) -> Server:
+    """The nginx of ``deploy/nginx/`` in front of a gateway, as soon as both answer."""
     port = free_port()
     text = (CHECKOUT / "deploy/nginx/sd-gateway.conf").read_text("utf-8")
     changes = {
-        "server 127.0.0.1:8000;": f"server 127.0.0.1:{gateway.port};",
+        "server 127.0.0.1:8000;": f"server {gateway.environ['SDG_BIND']};",
         "listen 80;": f"listen 127.0.0.1:{port};",
         "alias /srv/sd-gateway/instance/data/;": f"alias {gateway.environ['SDG_DATA_DIR']}/;",
     }
     for old, new in changes.items():
         text = text.replace(old, new)
-    return text, port
+    nginx = _nginx(stage, port, text)
+    with nginx.line() as line:
+        until(lambda: line.send("GET", "/readyz").status == HTTPStatus.OK, "the gateway behind nginx answers")
+    return nginx
 
 
 def _nginx(stage: Stage, port: int, site: str) -> Server:

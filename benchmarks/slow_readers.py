@@ -17,7 +17,7 @@ _READERS = 128
 _PACE = 100_000
 _TURNS = 10
 #: Little, so that what is not read stays with the server.
-_BUFFER = 16 * 1024
+_BUFFER = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,6 @@ def _read(readers: list[socket.socket], seconds: float) -> float:
     begun, total = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
         turn = time.perf_counter()
-        total += sum(len(reader.recv(_PACE // _TURNS)) for reader in readers)
+        total += sum(len(reader.recv(_PACE // _TURNS, socket.MSG_WAITALL)) for reader in readers)
         time.sleep(max(0.0, 1 / _TURNS - (time.perf_counter() - turn)))
     return total / (time.perf_counter() - begun)

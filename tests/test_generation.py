@@ -699,6 +699,33 @@ class TestStation:
         assert not station.settle("task(one)", patience=DEADLINE, stopping=stopping)
 
 
+class TestFirstLoad:
+    @pytest.mark.parametrize("flavour", ["nowebui", "a1111-1.10", "forge"])
+    def test_a_webui_that_loads_its_first_model_for_longer_than_it_may_be_stuck_is_waited_for(
+        self, tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch, flavour: str
+    ) -> None:
+        """Without task ids it looks idle meanwhile, though it owes an answer."""
+        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.3)
+        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.03)
+        settings = {"flavour": flavour, "seconds_per_first_load": 1.5}
+        for pair in _pair(tmp_path, migrated_sqlite, settings=settings):
+            view = pair.gateway.post()
+            job = pair.gateway.job(view)
+            assert (view["status"], job.attempts, job.losses) == ("succeeded", 0, 0)
+            assert stats(pair.server)["generations"] == 1
+
+    def test_without_task_ids_a_webui_that_was_busy_and_is_idle_is_still_stuck(
+        self, tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.3)
+        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.03)
+        settings = {"flavour": "nowebui", "seconds_per_image": 0.3}
+        for pair in _pair(tmp_path, migrated_sqlite, settings=settings):
+            arm(pair.server, "hang-idle")
+            view = pair.gateway.post()
+            assert (view["status"], pair.gateway.job(view).attempts) == ("succeeded", 1)
+
+
 class TestOrphanRule:
     """Idle or not: what two questions to a WebUI mean together."""
 

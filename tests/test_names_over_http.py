@@ -317,13 +317,21 @@ class TestChangedLists:
             assert web.services.hints.wake is None
             assert web.post(model="new", prefer="respond-async").status_code == 202
 
-    def test_a_wrong_answer_makes_the_worker_look(
-        self, tmp_path: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch
+    def test_a_wrong_answer_makes_the_worker_look(self, tmp_path: Path, server: SimulatorServer) -> None:
+        with Site(tmp_path, server).start() as site:
+            before = site.services.slots.sightings()
+            arm(server, "wrong-model")
+            failed = site.post()
+            assert (failed.status_code, failed.json["type"]) == (502, "webui-wrong-model")
+            until(lambda: site.services.slots.sightings().all_since(before.now), "a look")
+
+    def test_a_model_that_was_removed_is_refused_once_that_was_met(
+        self, tmp_path: Path, server: SimulatorServer
     ) -> None:
         with Site(tmp_path, server).start() as site:
             change_models(server, remove=["simulated-two"])
             failed = site.post(model="simulated-two")
-            assert (failed.status_code, failed.json["type"]) == (502, "webui-wrong-model")
+            assert failed.status_code == 502
             until(lambda: site.client.get("/options").json["models"] == ["simulated-one"], "the new list")
             refused = site.post(model="simulated-two")
             assert (refused.status_code, refused.json["accepted"]) == (422, {"model": ["simulated-one"]})
@@ -356,16 +364,18 @@ class TestFreshServer:
     ) -> None:
         monkeypatch.setattr(worker_module, "FRESH_SECONDS", 0.05)
         monkeypatch.setattr(offers, "LOOK_PATIENCE_SECONDS", 0.0)
-        with simulator(fresh=True, seconds_per_first_load=2.0) as server, Site(tmp_path, server).start() as site:
+        with simulator(fresh=True, seconds_per_first_load=3600.0) as server, Site(tmp_path, server).start() as site:
             refused = site.post()
             assert (refused.status_code, refused.json["type"]) == (503, "no-default-model")
             assert refused.headers["Retry-After"] == "2"
-            assert site.ready() == {
-                "status": "degraded",
-                "reasons": ["No default model is known: requests have to name one."],
-            }
+            ready = site.ready()
+            assert ready["status"] == "degraded"
+            [reason] = ready["reasons"]
+            assert "No default model is known" in reason
+            loaded = {"sd_model_checkpoint": "simulated-two"}
+            requests.post(f"{server.url}/sdapi/v1/options", json=loaded, timeout=30).raise_for_status()
             until(lambda: site.ready()["status"] == "ok", "readiness")
-            assert site.post().json["args"]["model"] == "simulated-one"
+            assert site.client.get("/options").json["default_model"] == "simulated-two"
 
     def test_a_configured_default_that_is_missing_is_degraded_too(
         self, tmp_path: Path, server: SimulatorServer

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
+import pytest
+from sqlalchemy import text
+
+from app import offers as offers_module
 from app.jobs.database import Database
 from app.jobs.slots import Slots
 from app.offers import NoCatalogue, Offers
@@ -98,3 +103,51 @@ class TestDefaultModel:
         host = Host(sqlite, "missing")
         host.sees("gpu0", catalogue("a", loaded="a"))
         assert host.offers.current()[1] is None
+
+
+class TestLookingAgain:
+    def known(self, host: Host, *, seconds_ago: float) -> None:
+        host.slots.set_health("gpu0", "up")
+        host.slots.put_catalogue("gpu0", catalogue("a").to_json(), host.slots.now() - seconds_ago)
+
+    def test_it_waits_until_each_webui_that_is_up_was_asked(self, host: Host) -> None:
+        self.known(host, seconds_ago=10)
+        assert host.offers.look_again(lambda: self.known(host, seconds_ago=0))
+        assert not host.slots.look_wanted("gpu0")
+
+    def test_webuis_that_were_asked_lately_are_left_alone(self, host: Host) -> None:
+        self.known(host, seconds_ago=1)
+        assert not host.offers.look_again(pytest.fail)
+
+    def test_nobody_waits_for_webuis_that_are_down_or_that_no_worker_asks(self, host: Host, sqlite: Database) -> None:
+        assert not host.offers.look_again(pytest.fail)
+        self.known(host, seconds_ago=10)
+        with sqlite.write() as connection:
+            connection.execute(text("UPDATE workers SET beat_at = beat_at - 60"))
+        assert not host.offers.look_again(pytest.fail)
+
+    def test_one_that_does_not_answer_is_waited_for_for_a_moment(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(offers_module, "LOOK_PATIENCE_SECONDS", 0.1)
+        self.known(host, seconds_ago=10)
+        hints: list[None] = []
+        assert host.offers.look_again(lambda: hints.append(None))
+        assert len(hints) == 1
+
+    def test_of_many_requests_at_once_one_has_them_asked(self, host: Host) -> None:
+        self.known(host, seconds_ago=10)
+        together, hints = Barrier(8), []
+
+        def hint() -> None:
+            hints.append(None)
+            self.known(host, seconds_ago=0)
+
+        def ask(_number: int) -> bool:
+            together.wait()
+            return host.offers.look_again(hint)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(8)))
+        assert any(answers)
+        assert len(hints) == 1

@@ -19,8 +19,8 @@ from werkzeug.utils import send_file
 from app.api.ports import File
 from app.api.refusals import FileGone, PreconditionFailed
 
-#: A stored file never changes under its name, so that a cache may keep it; it is somebody's own picture, so that only the
-#: client's cache may. Seconds: the year that RFC 2616, section 14.21, took for ever.
+#: A stored file never changes under its name, so a cache may keep it for a year (31536000 s, the most that RFC 2616, section
+#: 14.21, allowed); it is somebody's own picture, so only the client's own cache may.
 _CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
 #: A picture opened in a browser's tab is never taken for a page of the gateway's origin.
 _POLICY: Final = "default-src 'none'; sandbox"
@@ -49,13 +49,13 @@ class Delivery:
         """
         conditional = any(name.startswith(_CONDITIONS) for name in request.environ)
         by_nginx = self._data_folder is not None and request.method == "GET"
-        if conditional:
-            by_nginx = by_nginx and _both_read_alike(request, file.etag)
+        if by_nginx and conditional:
+            by_nginx = _both_read_alike(request, file.etag)
         response = _answer(file, conditional=conditional, by_nginx=by_nginx)
         response.headers["Cache-Control"] = _CACHE_CONTROL
         response.headers["Content-Security-Policy"] = _POLICY
         if response.headers.pop("X-Sendfile", None):
-            _hand_over(response, str(file.path).removeprefix(f"{self._data_folder}/"))
+            _hand_over(response, file.place.removeprefix(f"{self._data_folder}/"))
         elif response.status_code == HTTPStatus.OK:
             response.headers["Accept-Ranges"] = "bytes"
         return response
@@ -80,7 +80,7 @@ def _answer(file: File, *, conditional: bool, by_nginx: bool) -> Response:
     try:
         # Not Flask's send_file, which takes use_x_sendfile from the whole application's configuration.
         response = send_file(
-            file.path,
+            file.place,
             request.environ,
             mimetype=file.media_type,
             conditional=conditional,

@@ -8,7 +8,6 @@ A *view* (``dict``) is the job object of the HTTP contract without its ``url`` m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from app.config import Config
@@ -21,8 +20,8 @@ class File(Protocol):
     """A stored file."""
 
     @property
-    def path(self) -> Path:
-        """Where it is."""
+    def place(self) -> str:
+        """Where it is, as an absolute path."""
         ...
 
     @property

@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import flask
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # the package ships no types
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.utils import cached_property
 
@@ -29,11 +32,15 @@ from app.api.refusals import (
     shown,
 )
 
+_LOG = logging.getLogger(__name__)
+
 #: The key of ``app.config`` that holds the largest body, bytes.
 MAX_BODY = "SDG_MAX_BODY"
 #: The key of ``app.config`` that holds the semaphore of those who have a large body in memory.
 BODY_TURNS = "SDG_BODY_TURNS"
 
+#: What gunicorn raises while it reads a body: the client reset the connection, or its chunks are malformed.
+_BROKEN = (OSError, ParseException)
 _CHUNK = 256 * 1024
 #: A refused request is read on so far, bytes and seconds, so that its client gets to read the answer: closing a connection
 #: with unread bytes resets it, and the answer is lost.
@@ -57,6 +64,7 @@ class GatewayRequest(flask.Request):
         that is slow holds no turn.
 
         :raises UnsupportedMediaType: it is not declared as JSON in UTF-8.
+        :raises InvalidRequest: it broke off.
         :raises BodyTooLarge: it is longer than the setting allows, whether declared or chunked.
         :raises NoRoomForBody: it is large, and can't be kept until its turn.
         :raises InvalidJson: it is not JSON as RFC 8259 has it, or a member occurs twice in one object.
@@ -106,7 +114,7 @@ class GatewayRequest(flask.Request):
         """Read what the client still sends, within bounds, and throw it away."""
         deadline = time.monotonic() + _DRAIN_SECONDS
         left = _DRAIN_BYTES
-        with contextlib.suppress(ClientDisconnected, OSError):
+        with contextlib.suppress(ClientDisconnected, *_BROKEN):
             while left > 0 and time.monotonic() < deadline:
                 chunk = self.stream.read(min(_CHUNK, left))
                 if not chunk:
@@ -125,11 +133,24 @@ class GatewayRequest(flask.Request):
         too_large = BodyTooLarge(f"The body is larger than {limit // MEBIBYTE} MiB.")
         if (self.content_length or 0) > limit:
             raise too_large
-        # Not read(limit + 1): a stream may answer short before its end.
-        while chunk := self.stream.read(_CHUNK):
+        for chunk in self._chunks():
             if body.size + len(chunk) > limit:
                 raise too_large
             body.add(chunk)
+
+    def _chunks(self) -> Iterator[bytes]:
+        """The body as it arrives.
+
+        :raises InvalidRequest: the client reset the connection, or its chunks are malformed.
+        """
+        try:
+            # Not read(limit + 1): a stream may answer short before its end.
+            while chunk := self.stream.read(_CHUNK):
+                yield chunk
+        except _BROKEN as error:
+            # The client's doing, and mostly nobody is there any more to be told.
+            _LOG.info("the body of a request broke off: %s", error)
+            raise InvalidRequest("The body broke off.") from error
 
 
 def parse(body: bytes) -> Any:

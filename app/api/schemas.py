@@ -79,8 +79,10 @@ class Args(Answer):
     style = _text("As posted.", title="Style · 风格")
     batch_size = _count("Images.", title="Batch size · 作图数量")
     sampler_name = fields.String(metadata={"description": "The sampler."})
-    scheduler = fields.String(metadata={"description": "The scheduler; absent: none was named."})
-    model = fields.String(metadata={"description": "The model_name of the model."})
+    scheduler = fields.String(
+        metadata={"description": "The scheduler, named or the end of the sampler's name; absent: none."}
+    )
+    model = fields.String(metadata={"description": "The shortest name that means this model's file and no other."})
     denoising_strength = fields.Float(metadata={"description": "Where it takes effect."})
     hr_scale = fields.Float(metadata={"description": "Where it takes effect."})
     resize_mode = fields.String(metadata={"description": "img2img."})

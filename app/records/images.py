@@ -19,6 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from app.records import png
 from app.records.errors import BadImage
 
 #: No picture of a WebUI is larger; a header that says so is broken, and decoding it would only eat memory.
@@ -88,12 +89,20 @@ def sniff(data: bytes, max_pixels: int = RESULT_PIXELS) -> Sniffed:
     """
     form = _format(data)
     with _one_verdict():
-        image = _open(form, data, max_pixels)
-        if form is _PNG:
-            _verify_png(image, data)
-        else:
-            image.load()
-    return Sniffed(form.extension, form.media_type, image.width, image.height)
+        size = _png_size(data, max_pixels) if form is _PNG else _decoded_size(form, data, max_pixels)
+    return Sniffed(form.extension, form.media_type, *size)
+
+
+def _png_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    size = png.size_of(data)
+    _bound(size, max_pixels)
+    return size
+
+
+def _decoded_size(form: _Format, data: bytes, max_pixels: int) -> tuple[int, int]:
+    image = _open(form, data, max_pixels)
+    image.load()
+    return image.size
 
 
 class ReferenceReader:
@@ -180,7 +189,7 @@ def _one_verdict() -> Iterator[None]:
 
 def _format(data: bytes) -> _Format:
     """Tell the format by its signature (PNG §5.2, JPEG SOI, RIFF/WEBP container)."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(png.SIGNATURE):
         return _PNG
     if data.startswith(b"\xff\xd8\xff"):
         return _JPEG
@@ -251,6 +260,6 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _encode(image: Image.Image) -> bytes:
-    png = io.BytesIO()
-    image.save(png, "PNG", compress_level=_COMPRESS_LEVEL)
-    return png.getvalue()
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", compress_level=_COMPRESS_LEVEL)
+    return encoded.getvalue()

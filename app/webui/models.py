@@ -139,9 +139,11 @@ def told_apart(models: Iterable[Model]) -> tuple[Model, ...]:
     def related(model: Model) -> Model:
         alike = by_shown_name[model.model_name] + by_shown_name[model.stem]
         others = [other for other in alike if other.title != model.title]
+        # The WebUI may take the short name of another file (``x.ckpt.safetensors`` has the stem ``x.ckpt``) for this one's title.
+        taken = by_title[model.bare_title] + by_shown_name[model.bare_title]
         return replace(
             model,
-            checkpoint=model.bare_title if len(by_title[model.bare_title]) == 1 else model.title,
+            checkpoint=model.bare_title if all(other.title == model.title for other in taken) else model.title,
             by_digest=bool(others),
             rivals=tuple(sorted({other.digest for other in others if other.digest is not None})),
         )

@@ -38,6 +38,8 @@ class OptionOverrides:
         #: The values that were put back, until the WebUI's options are seen to show them.
         self._put_back: dict[str, Any] = {}
         self._unknown: set[str] = set()
+        #: Options without which a generation worked after it had failed with them, for reasons that were not told.
+        self._suspected: set[str] = set()
 
     def of(self, prompts: Iterable[str], shown: bool | None) -> dict[str, Any]:
         """The options for a generation with these prompts.
@@ -69,6 +71,8 @@ class OptionOverrides:
     def answered(self, options: Mapping[str, Any], *, ok: bool) -> None:
         """A generation with these options was answered; ``ok`` means with a 200."""
         with self._lock:
+            if ok:
+                self._suspected -= options.keys()
             if ok and options.get(PROMPT_COMMENTS) == self._before.get(PROMPT_COMMENTS, ...):
                 self._put_back[PROMPT_COMMENTS] = self._before.pop(PROMPT_COMMENTS)
                 self._keep(None)
@@ -76,7 +80,7 @@ class OptionOverrides:
     def refused(self, options: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any] | None:
         """What to send instead, where a generation with these options failed because the WebUI does not know one of them.
 
-        Where the error says nothing at all, the prompts' option is left out once; :meth:`is_unknown` tells then what it was.
+        Where the error says nothing at all, the prompts' option is left out once; see :meth:`seems_unknown`.
 
         :param error: the JSON object of a 500.
         """
@@ -94,6 +98,17 @@ class OptionOverrides:
             if self._before.pop(option, None) is not None:
                 self._keep(None)
 
+    def seems_unknown(self, option: str) -> None:
+        """A generation worked without this option after one with it had failed for a reason that was not told.
+
+        Once may be chance; and an override that was applied before the failure would keep the prompt whole, too.
+        """
+        with self._lock:
+            chance = option not in self._suspected
+            self._suspected.add(option)
+        if not chance:
+            self.is_unknown(option)
+
     def is_known(self, option: str) -> None:
         """The WebUI does heed this option."""
         with self._lock:
@@ -103,6 +118,7 @@ class OptionOverrides:
         """The WebUI was down: it comes back with its own options, and perhaps as another version."""
         with self._lock:
             self._unknown.clear()
+            self._suspected.clear()
             self._put_back.clear()
             if self._before:
                 self._before.clear()

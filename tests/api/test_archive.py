@@ -198,7 +198,7 @@ def test_refusals_of_the_archive(client, services, slug, status):
 def image(services, tmp_path):
     path = tmp_path / IMAGE
     path.write_bytes(bytes(range(256)))
-    services.answers["file"] = SimpleNamespace(path=path, media_type="image/png", etag="abc")
+    services.answers["file"] = SimpleNamespace(place=str(path), media_type="image/png", etag="abc")
     return path
 
 

@@ -368,6 +368,12 @@ class Gateway(Process):
             owners = [row[0] for row in connection.execute("SELECT owner FROM workers ORDER BY beat_at DESC")]
         return int(owners[0].rpartition("/")[2].partition("-")[0]) if owners else None
 
+    def row(self, name: str) -> dict[str, Any]:
+        """The row of a job, for what no answer tells."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
+            connection.row_factory = sqlite3.Row
+            return dict(connection.execute("SELECT * FROM jobs WHERE name = ?", [name]).fetchone())
+
     # -- asking ------------------------------------------------------------------------------------------------------
 
     def post(

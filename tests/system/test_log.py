@@ -6,6 +6,7 @@ import contextlib
 import re
 import shlex
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -38,6 +39,16 @@ def gateway(stage: Stage, simulator: Simulator) -> Gateway:
 
 
 STORED = ["accepted", "claimed", "sent", "answered", "stored"]
+
+
+def test_a_start_tells_of_a_migration_once_and_of_nothing_else_of_the_database(gateway: Gateway) -> None:
+    assert gateway.stop() == 0
+    gateway.restart()
+    lines = [
+        line for line in gateway.text().splitlines() if "alembic" in line or "schema" in line or "database" in line
+    ]
+    [migrated] = lines
+    assert re.search(r"\[INFO\] app\.jobs\.database: the database was migrated from schema none to \d{4}$", migrated)
 
 
 def test_every_transition_of_a_job_is_one_line_with_its_fields(gateway: Gateway) -> None:
@@ -94,8 +105,8 @@ def test_what_a_killed_process_held_is_given_back_by_the_next_one(gateway: Gatew
     job = gateway.post(prefer="respond-async").json()
     until(lambda: events(gateway, job["name"]) == ["accepted", "claimed", "sent"], "the job is sent")
     gateway.kill()
+    # It interrupts what the WebUI still makes for the lost attempt, before it claims.
     gateway.restart()
-    simulator.interrupt()
     gateway.finished(job["url"], seconds=30)
     found = transitions(gateway, job["name"])
     assert [line["event"] for line in found[:5]] == ["accepted", "claimed", "sent", "given back", "claimed"]
@@ -161,3 +172,35 @@ def test_a_webui_that_goes_away_under_a_job_is_down_for_a_reason(stage: Stage) -
     job = gateway.post(prefer="respond-async").json()
     until(lambda: "WebUI big is down: connection refused" in gateway.text(), "the reason in the log")
     until(lambda: events(gateway, job["name"]) == ["accepted", "claimed", "given back"], "the job is back in the queue")
+
+
+_HEAD = b"POST /txt2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [
+        _HEAD + b"Content-Length: 100000\r\n\r\n" + b" " * 500,
+        _HEAD + b"Content-Length: 3000000\r\n\r\n" + b" " * 2_000_000,
+        _HEAD + b"Transfer-Encoding: chunked\r\n\r\n1000\r\n" + b" " * 500,
+    ],
+    ids=["small", "large", "chunked"],
+)
+def test_a_client_that_resets_its_upload_is_one_line_of_information(house: Gateway, upload: bytes) -> None:
+    before = len(house.text())
+    with socket.create_connection(("127.0.0.1", int(house.url.rpartition(":")[2]))) as client:
+        client.sendall(upload)
+        # Closed so, it sends a reset.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: "broke off" in house.text()[before:], "a line about the upload")
+    assert house.http.get("/livez").status_code == 200
+    [line] = house.text()[before:].splitlines()
+    assert "[INFO] app.api.requests: the body of a request broke off" in line
+
+
+@pytest.mark.parametrize(("path", "status"), [(b"/txt2img", 400), (b"/nowhere", 404)])
+def test_malformed_chunks_are_refused_without_a_traceback(house: Gateway, path: bytes, status: int) -> None:
+    before = len(house.text())
+    head = _HEAD.replace(b"/txt2img", path) + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert house.http.raw(head + b"nonsense\r\n")[:2] == (status, "application/problem+json")
+    assert all("[INFO] app.api.requests: the body" in line for line in house.text()[before:].splitlines())

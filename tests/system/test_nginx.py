@@ -27,6 +27,21 @@ _READERS = 128
 _SLOWLY = 100_000
 
 
+#: An application that answers with what it knows of its client.
+_ECHO = """
+from flask import request
+
+from app import create_app
+
+app = create_app()
+
+
+@app.before_request
+def echo():
+    return f"{request.host} {request.headers['X-Forwarded-For']} {request.headers['X-Forwarded-Proto']}"
+"""
+
+
 class Ways(NamedTuple):
     """The gateway that sends files itself, the one that has nginx send them, and nginx."""
 
@@ -167,6 +182,20 @@ def test_a_picture_is_made_and_posts_wait_through_nginx(ways: Ways) -> None:
     assert ways.nginx.http.get("/t2ihistory/through").json()["records"] == [answer.json()]
 
 
+def test_a_client_that_names_no_host_is_answered(ways: Ways) -> None:
+    assert ways.nginx.http.raw(b"GET /livez HTTP/1.0\r\n\r\n")[0] == 200
+
+
+def test_the_gateway_learns_the_host_and_the_address_of_the_client(stage: Stage) -> None:
+    (stage.folder / "echo.py").write_text(_ECHO)
+    options = ("--pythonpath", str(stage.folder))
+    gateway = stage.gateway("simulator", ready=False, processes=1, options=options, application="echo:app")
+    nginx = stage.nginx(gateway, gateway.data)
+    ready(nginx)
+    said = {"Host": "pictures.example:8443", "X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "gopher"}
+    assert nginx.http.get("/", headers=said).text == "pictures.example:8443 127.0.0.1 http"
+
+
 def test_a_body_that_is_a_little_too_large_has_the_gateways_problem(ways: Ways) -> None:
     answer = ways.nginx.http.request(
         "POST", "/txt2img", data=b" " * (32 * 2**20 + 1), headers={"Content-Type": "application/json"}
@@ -221,7 +250,7 @@ def read_slowly(readers: list[socket.socket], seconds: float) -> None:
     while time.monotonic() < ends:
         begun = time.monotonic()
         for reader in readers:
-            assert reader.recv(_SLOWLY // 10)
+            assert reader.recv(_SLOWLY // 10, socket.MSG_WAITALL)
         time.sleep(max(0.0, 0.1 - (time.monotonic() - begun)))
 
 

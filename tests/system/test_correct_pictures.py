@@ -1,0 +1,384 @@
+"""What is stored is what was asked for: the ways in which a WebUI makes other pictures and calls them good."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import threading
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.system.harness import Gateway, Simulator, Stage, until
+
+COMMENT = "#ff00ff hair, C# book\nsecond line"
+
+
+def overrides(simulator: Simulator) -> list[dict[str, Any]]:
+    """What each generation overrode, oldest first."""
+    return [entry["payload"]["override_settings"] for entry in simulator.requests()]
+
+
+def fails(response: Any, slug: str, status: int) -> dict[str, Any]:
+    """The problem of a POST whose job failed."""
+    problem: dict[str, Any] = response.json()
+    assert (response.status_code, problem["type"]) == (status, slug), problem
+    return problem
+
+
+def digest(gateway: Gateway, job: dict[str, Any]) -> list[str]:
+    """The pixels of a record's pictures."""
+    found = []
+    for data in gateway.images(job):
+        with Image.open(io.BytesIO(data)) as image:
+            found.append(hashlib.sha256(image.convert("RGB").tobytes()).hexdigest())
+    return found
+
+
+def _reference() -> str:
+    data = io.BytesIO()
+    Image.new("RGB", (64, 64), "navy").save(data, "PNG")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+REFERENCE = _reference()
+
+
+class TestPromptsWithANumberSign:
+    @pytest.mark.parametrize("options", [[], ["--frozen-options"], ["--flavour", "forge"], ["--flavour", "nowebui"]])
+    def test_a_prompt_is_kept_whole_also_where_the_list_of_options_was_frozen_early(
+        self, stage: Stage, options: list[str]
+    ) -> None:
+        gateway = stage.gateway([stage.simulator(*options)])
+        job = gateway.succeeded(gateway.post(prompt=COMMENT, negative_prompt="a # b"))
+        assert job["args"]["prompt"] == COMMENT
+        assert job["images"][0]["infotext"].startswith(f"{COMMENT}\nNegative prompt: a # b\n")
+
+    @pytest.mark.parametrize(
+        ("silent", "sent"), [(False, [True, False, False, False]), (True, [True, False, True, False, False])]
+    )
+    def test_a_webui_that_does_not_know_the_option_is_asked_once_more_without_it(
+        self, stage: Stage, silent: bool, sent: list[bool]
+    ) -> None:
+        simulator = stage.simulator("--lacks-option", "enable_prompt_comments")
+        gateway = stage.gateway([simulator])
+        if silent:
+            simulator.fault("exception-group", count=9)
+        for seed in ("1", "2", "3"):
+            job = gateway.succeeded(gateway.post(prompt=COMMENT, seed=seed))
+            # No attempt was counted.
+            assert job["images"][0]["filename"] == f"{job['name']}-1-0.png"
+            assert job["images"][0]["infotext"].startswith(COMMENT)
+        assert ["enable_prompt_comments" in options for options in overrides(simulator)] == sent
+
+    def test_after_an_error_that_says_nothing_the_prompt_is_kept_whole_and_the_option_put_back(
+        self, stage: Stage
+    ) -> None:
+        simulator = stage.simulator()
+        gateway = stage.gateway([simulator])
+        simulator.fault("exception-group", count=1)
+        simulator.fault("error-500", count=1)
+        job = gateway.succeeded(gateway.post(prompt=COMMENT))
+        assert job["images"][0]["infotext"].startswith(COMMENT)
+        gateway.succeeded(gateway.post(prompt="plain"))
+        assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is True
+
+    def test_a_webui_that_has_got_to_know_the_option_makes_no_cut_picture(self, stage: Stage) -> None:
+        """It was updated and restarted between two looks."""
+        simulator = stage.simulator("--lacks-option", "enable_prompt_comments")
+        gateway = stage.gateway([simulator])
+        gateway.succeeded(gateway.post(prompt=COMMENT))
+        simulator.kill()
+        simulator.command = [
+            part for part in simulator.command if part not in ("--lacks-option", "enable_prompt_comments")
+        ]
+        simulator.launch()
+        simulator.await_ready()
+        job = gateway.succeeded(gateway.post(prompt=COMMENT, seed="43"))
+        assert job["images"][0]["infotext"].startswith(COMMENT)
+
+    @pytest.mark.parametrize("shown", [True, False])
+    def test_the_option_is_overridden_only_where_needed_and_put_back_by_the_next_generation(
+        self, stage: Stage, shown: bool
+    ) -> None:
+        simulator = stage.simulator()
+        simulator.http.request("POST", "/sdapi/v1/options", json={"enable_prompt_comments": shown})
+        gateway = stage.gateway([simulator])
+        for prompt in ("plain", COMMENT, "plain", "plain"):
+            gateway.succeeded(gateway.post(prompt=prompt))
+        sent = [options.get("enable_prompt_comments") for options in overrides(simulator)]
+        assert sent == ([None, False, True, None] if shown else [None, False, None, None])
+        assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is shown
+
+    def test_it_is_put_back_although_the_gateway_was_killed_in_between(self, stage: Stage) -> None:
+        simulator = stage.simulator()
+        gateway = stage.gateway([simulator])
+        gateway.succeeded(gateway.post(prompt=COMMENT))
+        gateway.kill()
+        gateway.launch()
+        gateway.await_ready()
+        gateway.succeeded(gateway.post(prompt="plain"))
+        assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is True
+
+
+class TestInterruptsThatHide:
+    """Somebody else's job waits behind ours in the WebUI, and its beginning lowers the flag of the interrupt."""
+
+    @pytest.fixture
+    def simulator(self, stage: Stage) -> Simulator:
+        return stage.simulator(seconds_per_image=0.5)
+
+    @pytest.fixture
+    def gateway(self, stage: Stage, simulator: Simulator) -> Gateway:
+        gateway = stage.gateway([simulator])
+        for seed in range(5):
+            gateway.succeeded(gateway.post(seed=str(seed), steps=20))
+        return gateway
+
+    @staticmethod
+    def interrupted_at(
+        gateway: Gateway, simulator: Simulator, part: float, seed: str, steps: int = 20
+    ) -> dict[str, Any]:
+        """A job that is interrupted when so much of it is done, while a stranger's request waits behind it."""
+        job = gateway.post(seed=seed, steps=steps, prefer="respond-async").json()
+        until(lambda: simulator.http.get("/sdapi/v1/progress").json()["state"]["job_count"] > 0, "the job runs")
+        stranger = threading.Thread(
+            target=simulator.http.request, args=("POST", "/sdapi/v1/txt2img"), kwargs={"json": {"steps": 1}}
+        )
+        stranger.start()
+        until(lambda: simulator.http.get("/internal/pending-tasks").json()["size"] == 1, "the stranger waits")
+        until(lambda: simulator.http.get("/sdapi/v1/progress").json()["progress"] >= part, "so much is done")
+        simulator.interrupt()
+        finished = gateway.finished(job["url"])
+        stranger.join()
+        return finished
+
+    @pytest.mark.parametrize("part", [0.05, 0.3, 0.6])
+    def test_a_picture_that_was_interrupted_is_not_stored_although_the_flag_is_down(
+        self, gateway: Gateway, simulator: Simulator, part: float
+    ) -> None:
+        whole = gateway.succeeded(gateway.post(seed="7", steps=20))
+        job = self.interrupted_at(gateway, simulator, part, "7")
+        assert job["status"] == "succeeded"
+        assert digest(gateway, job) == digest(gateway, whole)
+
+    def test_a_job_that_waited_behind_a_stranger_before_it_was_interrupted_is_not_stored(
+        self, gateway: Gateway, simulator: Simulator
+    ) -> None:
+        """Its time from the POST to the answer is long enough; its own time is not."""
+        whole = gateway.succeeded(gateway.post(seed="7", steps=20))
+        # The gateway has seen strangers there.
+        self.interrupted_at(gateway, simulator, 0.3, "8")
+        before = threading.Thread(
+            target=simulator.http.request, args=("POST", "/sdapi/v1/txt2img"), kwargs={"json": {"steps": 4}}
+        )
+        before.start()
+        until(lambda: simulator.http.get("/sdapi/v1/progress").json()["progress"] > 0, "the stranger runs")
+        job = gateway.post(seed="7", steps=20, prefer="respond-async").json()
+        until(lambda: simulator.http.get("/internal/pending-tasks").json()["size"] == 1, "ours waits")
+        before.join()
+        behind = threading.Thread(
+            target=simulator.http.request, args=("POST", "/sdapi/v1/txt2img"), kwargs={"json": {"steps": 1}}
+        )
+        behind.start()
+        until(lambda: simulator.http.get("/internal/pending-tasks").json()["size"] == 1, "a stranger waits behind ours")
+        until(lambda: simulator.http.get("/sdapi/v1/progress").json()["progress"] >= 0.4, "ours is on its way")
+        simulator.interrupt()
+        finished = gateway.finished(job["url"])
+        behind.join()
+        assert digest(gateway, finished) == digest(gateway, whole)
+
+    def test_two_gateways_on_one_webui_finish_all_their_jobs_with_few_repetitions(self, stage: Stage) -> None:
+        simulator = stage.simulator(seconds_per_image=0.05)
+        gateways = [stage.gateway([simulator]) for _ in range(2)]
+        simulator.reset()
+        jobs = [
+            (gateway, gateway.post(seed=str(n), steps=4 + n % 2, batch_size=1 + n % 2, prefer="respond-async").json())
+            for n in range(15)
+            for gateway in gateways
+        ]
+        for gateway, job in jobs:
+            assert gateway.finished(job["url"])["status"] == "succeeded"
+        assert simulator.stats()["generations"] <= 1.1 * len(jobs)
+
+
+class TestModelsThatCannotBeLoaded:
+    """A switch to a model whose file is gone or corrupt leaves the loaded model broken."""
+
+    @pytest.mark.parametrize("flavour", ["a1111-1.10", "forge", "nowebui"])
+    @pytest.mark.parametrize("kind", ["load-corrupt", "load-fails"])
+    def test_no_job_is_made_with_the_broken_model(self, stage: Stage, flavour: str, kind: str) -> None:
+        simulator = stage.simulator("--flavour", flavour, "--model", "one", "--model", "two", "--model", "three")
+        gateway = stage.gateway([simulator])
+        whole = digest(gateway, gateway.succeeded(gateway.post(model="one")))
+        simulator.fault(kind, model="two")
+        broken = gateway.post(model="two")
+        assert broken.status_code == 502, broken.text
+        again = gateway.succeeded(gateway.post(model="one"))
+        assert digest(gateway, again) == whole
+        assert again["webui"]["model"] == "one"
+
+    def test_jobs_for_other_models_go_first_and_repair_it(self, stage: Stage) -> None:
+        simulator = stage.simulator("--model", "one", "--model", "two", "--model", "three")
+        gateway = stage.gateway([simulator])
+        whole = digest(gateway, gateway.succeeded(gateway.post(model="one")))
+        simulator.fault("load-corrupt", model="two")
+        simulator.http.request("POST", "/simulator/reset")
+        jobs = [gateway.post(model=model, prefer="respond-async").json() for model in ("two", "one", "three")]
+        ended = [gateway.finished(job["url"]) for job in jobs]
+        assert [job["status"] for job in ended] == ["failed", "succeeded", "succeeded"]
+        assert digest(gateway, ended[1]) == whole
+        # Nothing was made that no job asked for.
+        assert not [entry for entry in simulator.requests() if entry["payload"]["prompt"] == ""]
+
+    def test_with_no_other_model_only_a_restart_helps_and_the_operator_is_told(self, stage: Stage) -> None:
+        simulator = stage.simulator("--model", "one", "--model", "two")
+        gateway = stage.gateway(f"big={simulator.url}")
+        whole = digest(gateway, gateway.succeeded(gateway.post(model="one")))
+        simulator.fault("load-corrupt", model="two")
+        assert gateway.post(model="two").status_code == 502
+        waiting = gateway.post(model="one", prefer="respond-async").json()
+        ready = until(lambda: (answer := gateway.http.get("/readyz").json())["reasons"] and answer, "a reason")
+        assert ready["status"] == "degraded"
+        assert any("big" in reason and "restart" in reason for reason in ready["reasons"]), ready
+        assert "big must be restarted" in gateway.text()
+        assert gateway.status(waiting["url"]) == "queued"
+        simulator.kill()
+        until(lambda: "big is down" in gateway.text(), "the gateway has seen it down")
+        simulator.launch()
+        done = gateway.finished(waiting["url"], seconds=40)
+        assert digest(gateway, done) == whole
+
+    def test_the_doubt_outlives_the_gateway(self, stage: Stage) -> None:
+        simulator = stage.simulator("--model", "one", "--model", "two", "--model", "three")
+        gateway = stage.gateway([simulator])
+        whole = digest(gateway, gateway.succeeded(gateway.post(model="one")))
+        simulator.fault("load-corrupt", model="two")
+        # Killed while the switch is on its way: nobody hears that it failed.
+        simulator.fault("hang", seconds=1)
+        gateway.post(model="two", prefer="respond-async")
+        until(lambda: simulator.stats()["generations"] == 2, "the switch has begun")
+        gateway.kill()
+        gateway.launch()
+        gateway.await_ready()
+        job = gateway.succeeded(gateway.post(model="one"))
+        assert digest(gateway, job) == whole
+
+    def test_a_vanished_model_is_not_asked_for(self, stage: Stage) -> None:
+        simulator = stage.simulator("--model", "one", "--model", "two")
+        gateway = stage.gateway([simulator])
+        whole = digest(gateway, gateway.succeeded(gateway.post(model="one")))
+        simulator.fault("load-fails", model="two")
+        fails(gateway.post(model="two"), "no-longer-available", 502)
+        assert digest(gateway, gateway.succeeded(gateway.post(model="one"))) == whole
+        assert simulator.stats()["generations"] == 2
+
+
+class TestSeedsAndSizes:
+    def test_other_seeds_than_asked_for_are_tried_again_once(self, stage: Stage) -> None:
+        simulator = stage.simulator()
+        gateway = stage.gateway([simulator])
+        simulator.fault("wrong-seeds")
+        job = gateway.succeeded(gateway.post(seed="42", batch_size=2))
+        assert [image["seed"] for image in job["images"]] == ["42", "43"]
+        simulator.fault("wrong-seeds", count=9)
+        problem = fails(gateway.post(seed="42"), "webui-bad-answer", 502)
+        assert "777777" in problem["detail"]
+        assert "42" in problem["detail"]
+        assert simulator.stats()["generations"] == 4
+
+    @pytest.mark.parametrize(
+        ("kind", "fields", "fault"),
+        [
+            ("txt2img", {}, "wrong-size"),
+            ("txt2img", {"hr_upscaler": "Latent", "hr_scale": 1.5}, "wrong-size"),
+            ("img2img", {"hr_upscaler": "Lanczos"}, "extras-wrong-size"),
+        ],
+    )
+    def test_pictures_of_another_size_than_asked_for_are_not_stored(
+        self, stage: Stage, kind: str, fields: dict[str, Any], fault: str
+    ) -> None:
+        simulator = stage.simulator()
+        gateway = stage.gateway([simulator])
+        body = fields if kind == "txt2img" else fields | {"init_images": REFERENCE}
+        simulator.fault(fault, count=9)
+        problem = fails(gateway.post(kind, **body), "webui-bad-answer", 502)
+        assert "8×2000" in problem["detail"]
+        assert simulator.stats()["generations"] == 2
+        assert not [name for name in gateway.files() if name.endswith("-0.png")]
+
+    @pytest.mark.parametrize("scale", [1, 1.1, 1.3333, 2.55, 4])
+    @pytest.mark.parametrize("kind", ["txt2img", "img2img"])
+    def test_sizes_that_webuis_round_down_are_those_asked_for(
+        self, house: Gateway, its_simulator: Simulator, kind: str, scale: float
+    ) -> None:
+        body: dict[str, Any] = {"width": 72, "height": 104, "hr_upscaler": "Lanczos", "hr_scale": scale}
+        body |= {"init_images": REFERENCE} if kind == "img2img" else {}
+        [image] = house.succeeded(house.post(kind, **body))["images"]
+        assert (image["width"], image["height"]) == (int(72 * scale) // 8 * 8, int(104 * scale) // 8 * 8)
+
+    def test_a_webui_whose_extensions_change_them_on_purpose_can_be_accepted(self, stage: Stage) -> None:
+        simulator = stage.simulator()
+        gateway = stage.gateway([simulator], SDG_ACCEPT_SIZES="any", SDG_ACCEPT_SEEDS="any")
+        simulator.fault("wrong-seeds")
+        assert gateway.succeeded(gateway.post())["images"][0]["seed"] == "777777"
+        simulator.fault("wrong-size")
+        [image] = gateway.succeeded(gateway.post())["images"]
+        assert (image["width"], image["height"]) == (8, 2000)
+
+
+class TestReproduction:
+    def test_img2img_repeats_nearly_and_txt2img_exactly(self, stage: Stage) -> None:
+        """A real WebUI encodes the reference image with the random state that the job before left behind."""
+        gateway = stage.gateway([stage.simulator("--flavour", "a1111-1.10-torch")])
+
+        def posted_back(kind: str, job: dict[str, Any]) -> dict[str, Any]:
+            args = gateway.http.get(f"/get_args/user/{kind}/{job['name']}").json()
+            return gateway.succeeded(gateway.send(kind, args))
+
+        made = gateway.succeeded(gateway.post(seed="3"))
+        nearly = gateway.succeeded(gateway.post("img2img", init_images=REFERENCE))
+        gateway.succeeded(gateway.post(seed="5"))
+        assert digest(gateway, posted_back("txt2img", made)) == digest(gateway, made)
+        gateway.succeeded(gateway.post(seed="6"))
+        again = posted_back("img2img", nearly)
+        assert digest(gateway, again) != digest(gateway, nearly)
+        assert [image["seed"] for image in again["images"]] == [image["seed"] for image in nearly["images"]]
+
+
+@pytest.mark.soak
+class TestAtLength:
+    @pytest.mark.timeout(600)
+    def test_of_fifty_interrupted_pictures_none_is_stored_although_the_flag_is_down(self, stage: Stage) -> None:
+        simulator = stage.simulator(seconds_per_image=1.0)
+        gateway = stage.gateway([simulator])
+        whole = digest(gateway, [gateway.succeeded(gateway.post(seed="7", steps=50)) for _ in range(6)][-1])
+        for number in range(50):
+            job = TestInterruptsThatHide.interrupted_at(gateway, simulator, 0.7 * number / 50, "7", steps=50)
+            assert digest(gateway, job) == whole, number
+
+    @pytest.mark.timeout(600)
+    def test_two_gateways_with_fifty_mixed_jobs_each_finish_all_of_them(self, stage: Stage) -> None:
+        simulator = stage.simulator("--model", "one", "--model", "two", seconds_per_image=0.2)
+        gateways = [stage.gateway([simulator], SDG_MAX_QUEUE_PER_USER=50) for _ in range(2)]
+        simulator.reset()
+        jobs = [
+            (gateway, gateway.post(**mixed(number), prefer="respond-async").json())
+            for number in range(50)
+            for gateway in gateways
+        ]
+        for gateway, job in jobs:
+            assert gateway.finished(job["url"], seconds=300)["status"] == "succeeded"
+        assert simulator.stats()["generations"] <= 1.1 * len(jobs)
+
+
+def mixed(number: int) -> dict[str, Any]:
+    """Fields of the ``number``-th of many different jobs."""
+    return {
+        "seed": str(number),
+        "steps": (4, 8, 12)[number % 3],
+        "batch_size": 1 + number % 2,
+        "hr_upscaler": "Latent" if number % 5 == 0 else "",
+    }
