@@ -124,6 +124,8 @@ def test_the_next_process_puts_back_what_the_one_before_overrode(value):
 
 def test_a_webui_that_was_down_comes_back_with_its_own_options(webui):
     webui.make(HASH, True)
+    webui.make(PLAIN, False)
+    webui.make(HASH, False)
     webui.overrides.is_unknown(SAMPLES_FORMAT)
     webui.overrides.forget()
     assert webui.stored is None
