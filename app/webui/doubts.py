@@ -66,9 +66,10 @@ class ModelDoubt:
     def loads(self, checkpoint: str) -> None:
         """A picture of this model has come back."""
         with self._lock:
-            self._failed.discard(checkpoint)
             if self._stored is not None and _read(self._stored).get(_MODEL) != checkpoint:
                 self._change(None)
+                # What failed may have failed for reasons of its moment; the next doubt tries it again.
+                self._failed.clear()
 
     def fails(self, checkpoint: str) -> None:
         """A generation with this model failed while there was a doubt."""
