@@ -429,7 +429,9 @@ class WebuiStation:
         if nobody_listens(error) or (isinstance(error, NotUp) and error.restarted):
             self._loaded = None
             self._overrides.forget()
-            self._doubt.forget()
+            # A doubt that can't be taken back now is only too careful, and goes with the next absence or picture.
+            with suppress(DatabaseUnavailable):
+                self._doubt.forget()
 
     def _keep_overridden(self, text: str | None) -> None:
         try:

@@ -120,6 +120,8 @@ class Runner:
         self._sent: tuple[Claim, float] | None = None
         #: Whether the last answer's transaction found no job that could follow: whoever is accepted later says so.
         self._nothing_waits = False
+        #: The same, until an answer's transaction finds one again.
+        self._queue_was_empty = False
 
     def _run(self) -> None:
         while not self._desk.stopping.is_set():
@@ -287,17 +289,19 @@ class Runner:
         passed_on = threading.Event()
         self._waiting = (claim, answer, passed_on)
         try:
+            if self._queue_was_empty and not self.wake.is_set():
+                # Probably none follows again: then nobody is held up by the decoding, nor by waiting for the checks.
+                self._store_waiting()
+                answer.settled(None)
             following = self._answered(claim, answer, seconds if answer.ok else None, next_task)
-            self._nothing_waits = following is None and next_task is not None
-            if following is None:
-                self._events.write()
+            self._nothing_waits = self._queue_was_empty = following is None and next_task is not None
             return following
         finally:
             passed_on.set()
             answer.settled(None)
 
     def _answered(self, claim: Claim, answer: Answer, seconds: float | None, next_task: str | None) -> Claim | None:
-        """Free the slot when the WebUI has told the last thing, or keep it for the next job, which need not wait for that."""
+        """Free the slot once the last question is answered, or keep it for the next job, which need not wait for that."""
 
         def commit() -> Claim | None:
             serving = self.station.serving(fresh=False)

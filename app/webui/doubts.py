@@ -81,10 +81,11 @@ class ModelDoubt:
         :param number: the :attr:`number` when it was asked for: answers are judged late, and a later doubt outlives them.
         """
         with self._lock:
-            self._failed.discard(checkpoint)
-            self._suspected.discard(checkpoint)
             if number == self._number and self._stored is not None and _read(self._stored).get(_MODEL) != checkpoint:
                 self._change(None)
+                # What failed may have failed for reasons of its moment; the next doubt tries it again.
+                self._failed.clear()
+                self._suspected.clear()
 
     def suspect(self, checkpoint: str) -> None:
         """A job with this model failed while there was a doubt: its file may be broken, or only the job can't be made."""

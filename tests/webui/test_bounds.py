@@ -60,7 +60,7 @@ def answer(job, side):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a cat " * 20_000, "一只猫，水墨" * 20_000, "🐈‍⬛" * 20_000, '[{,"\\\n' * 10_000, "\x01" * 10_000]
+    "text", ["", "a cat " * 20_000, "一只猫，水墨" * 20_000, "🐈" * 80_000, '[{,"\\\n' * 10_000, "\x01" * 10_000]
 )
 @pytest.mark.parametrize(("side", "pictures"), [(64, 8), (512, 1)])
 def test_an_answer_with_incompressible_pictures_and_long_prompts_fits(text, side, pictures):
@@ -75,8 +75,8 @@ def test_an_answer_with_incompressible_pictures_and_long_prompts_fits(text, side
 
 @pytest.mark.parametrize("scale", [1.5, 4])
 def test_enlarged_pictures_fit_by_their_scale(scale):
-    small = args(prompt="", negative_prompt="", width=256, height=256, batch_size=1)
-    enlarged = json.dumps({"html_info": "", "images": [noise_png(int(256 * scale), "")]})
+    small = args(prompt="", negative_prompt="", width=512, height=512, batch_size=1)
+    enlarged = json.dumps({"html_info": "", "images": [noise_png(int(512 * scale), "")]})
     limits = of_generation(small, scale=scale)
     assert len(enlarged) <= limits.size
     assert limits.size > of_generation(small).size

@@ -2,13 +2,14 @@
 
 import base64
 import contextlib
+import gzip
+import itertools
 import json
 import logging
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 import requests
@@ -20,6 +21,7 @@ from app.webui import errors
 from app.webui.catalogue import Catalogue, Scheduler
 from app.webui.client import ServerState, TaskState, Webui
 from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
+from tests.webui.peer import Peer, answer, read_request, resets, says, then, trickles
 
 URL = "http://webui.test:7860"
 API = URL + "/sdapi/v1"
@@ -285,84 +287,6 @@ def test_an_unreadable_look_says_so(body):
 # -- a socket that misbehaves ---------------------------------------------------------------------------------------------
 
 
-class Peer:
-    """Listens on loopback and plays ``part`` with each connection, once its request was read whole."""
-
-    def __init__(self, part: Callable[[socket.socket], None]) -> None:
-        self.part = part
-        self.requests: list[bytes] = []
-        self.arrived = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._serve)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
-        self._listener.close()
-        assert not self._thread.is_alive()
-
-    def _serve(self):
-        # Shutting the listener down ends accept().
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                with connection, contextlib.suppress(OSError):
-                    self.requests.append(_read_request(connection))
-                    self.arrived.set()
-                    self.part(connection)
-
-
-def _read_request(connection):
-    data = bytearray()
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536) or b"\r\n\r\n"
-    head, _, body = data.partition(b"\r\n\r\n")
-    # A byte array grows in place: the largest body here has 32 MiB.
-    for line in head.lower().split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            while len(body) < int(line.split(b":")[1]):
-                body += connection.recv(65536)
-    return bytes(head + b"\r\n\r\n" + body)
-
-
-def answer(body=b"{}", *, length=None, status=b"200 OK"):
-    size = len(body) if length is None else length
-    return b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (status, size, body)
-
-
-def says(data):
-    return lambda connection: connection.sendall(data)
-
-
-def resets(connection):
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-
-
-def trickles(data=b" "):
-    """Begin a valid answer and then send it a byte at a time, for ever."""
-
-    def part(connection):
-        peer_gone = threading.Event()
-        while not peer_gone.wait(0.01):
-            connection.sendall(data)
-
-    return part
-
-
-def then(*parts):
-    def part(connection):
-        for one in parts:
-            one(connection)
-
-    return part
-
-
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
@@ -476,14 +400,21 @@ def test_an_unknown_host_was_never_reached(monkeypatch):
     assert "no-such-host" not in str(caught.value)
 
 
-def test_a_connection_that_is_not_taken_was_never_made():
+@contextlib.contextmanager
+def full_listener():
+    """A port on which connections are neither taken nor refused."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as others:
         # With nobody accepting, the kernel's queue fills up and leaves later connections without an answer.
         for _ in range(4):
             other = others.enter_context(socket.socket())
             other.setblocking(False)
             other.connect_ex(listener.getsockname())
-        webui = client(f"http://127.0.0.1:{listener.getsockname()[1]}", connect_timeout=0.2)
+        yield listener.getsockname()[1]
+
+
+def test_a_connection_that_is_not_taken_was_never_made():
+    with full_listener() as port:
+        webui = client(f"http://127.0.0.1:{port}", connect_timeout=0.2)
         with pytest.raises(errors.Unreachable):
             webui.generate(*GENERATION)
 
@@ -535,7 +466,7 @@ def test_sending_may_take_longer_than_connecting():
             with connection:
                 # Reads nothing for longer than the connect timeout, while the socket's buffers are full.
                 threading.Event().wait(0.5)
-                self.requests.append(_read_request(connection))
+                self.requests.append(read_request(connection))
                 connection.sendall(answer())
 
     with Slow(lambda connection: None) as peer:
@@ -644,11 +575,11 @@ def test_looks_run_beside_a_generation():
         def _serve(self):
             first, _ = self._listener.accept()
             with first:
-                self.requests.append(_read_request(first))
+                self.requests.append(read_request(first))
                 self.arrived.set()
                 second, _ = self._listener.accept()
                 with second:
-                    self.requests.append(_read_request(second))
+                    self.requests.append(read_request(second))
                     second.sendall(answer(json.dumps(STATE).encode()))
                 assert looked.wait(10)
                 first.sendall(answer(b'{"images": []}'))
@@ -669,14 +600,202 @@ def test_looks_run_beside_a_generation():
         assert states[0].job_count == 2
 
 
+# -- heads and lengths that are not honest --------------------------------------------------------------------------------
+
+HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
+
+
+def ask(peer, limit=LIMIT, seconds=30.0):
+    request = prepare("GET", peer.url, None, None, {})
+    return send(adapter(), Clock(), request, Exchange(), connect_timeout=5, seconds=seconds, limit=limit)
+
+
+def repeats(data, times=None):
+    """Send the same bytes again and again: ``times`` times, or until the other side is gone."""
+
+    def part(connection):
+        for _ in itertools.count() if times is None else range(times):
+            connection.sendall(data)
+
+    return part
+
+
+@pytest.mark.parametrize("head", [HINT, HINT * 20, b"HTTP/1.1 100 Continue\r\n\r\n" + HINT, HINT[:17] + b"\r\n\r\n"])
+def test_interim_answers_are_skipped(head):
+    statuses = []
+    with Peer(says(head + answer(b'{"images": []}'))) as peer:
+        reply = client(peer.url).generate(*GENERATION, on_status=statuses.append)
+    assert reply == Reply(200, b'{"images": []}')
+    assert statuses == [200]
+    assert len(peer.requests) == 1
+
+
+def test_switching_protocols_is_no_interim_answer():
+    with Peer(says(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")) as peer, pytest.raises(errors.WebuiError):
+        client(peer.url).generate(*GENERATION)
+    assert len(peer.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(repeats(HINT), id="early hints"),
+        pytest.param(repeats(b"HTTP/1.1 102 Processing\r\n\r\n"), id="processing"),
+        pytest.param(then(says(HINT[:-2]), repeats(b"X-Again: x\r\n")), id="one with endless headers"),
+    ],
+)
+def test_endless_interim_answers_end_the_exchange(part):
+    with Peer(part) as peer:
+        began = time.monotonic()
+        with pytest.raises(errors.ConnectionBroken):
+            client(peer.url).generate(*GENERATION)
+        with pytest.raises(errors.NotAnswering):
+            client(peer.url).interrupt()
+        assert time.monotonic() - began < 10
+
+
+def test_a_content_length_of_5000_digits_says_nothing():
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
+    with Peer(says(head + b'{"images": []}')) as peer:
+        assert client(peer.url).generate(*GENERATION) == Reply(200, b'{"images": []}')
+    with Peer(says(head + b"x" * 100)) as peer, pytest.raises(errors.AnswerTooLarge):
+        ask(peer, limit=99)
+
+
+@pytest.mark.parametrize("length", [b"10737418240", b"9" * 18])
+def test_an_answer_that_declares_gigabytes_is_not_read(length):
+    sent = []
+
+    def part(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 65536)
+            sent.append(65536)
+
+    with Peer(part) as peer, pytest.raises(errors.AnswerTooLarge):
+        client(peer.url).generate(*GENERATION)
+    # What the kernel's buffers took, and no more.
+    assert sum(sent) < 100 << 20
+
+
+CHUNK = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(then(says(b"HTTP/1.1 200 OK\r\n\r\n"), repeats(b"x" * 65536)), id="no length"),
+        pytest.param(
+            then(says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"), repeats(CHUNK)), id="chunked"
+        ),
+        pytest.param(
+            then(says(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"x" * (LIMIT + 1)))),
+            id="unpacked",
+        ),
+        pytest.param(
+            then(
+                says(answer(gzip.compress(b"x" * (LIMIT + 1))).replace(b"\r\n", b"\r\nContent-Encoding: gzip\r\n", 1))
+            ),
+            id="unpacked, with a length",
+        ),
+    ],
+)
+def test_an_endless_body_is_read_up_to_the_limit(part):
+    with Peer(part) as peer:
+        with pytest.raises(errors.AnswerTooLarge) as caught:
+            client(peer.url).generate(*GENERATION)
+        with pytest.raises(errors.AnswerTooLarge):
+            client(peer.url).upscale({}, LIMIT)
+    assert isinstance(caught.value, errors.BadAnswer)
+
+
+def test_a_question_with_an_endless_answer_is_not_answered():
+    with (
+        Peer(then(says(b"HTTP/1.1 200 OK\r\n\r\n"), repeats(b"x" * 65536))) as peer,
+        pytest.raises(errors.NotAnswering),
+    ):
+        client(peer.url).server_state()
+
+
+@pytest.mark.parametrize("value", ["[],", "{},"])
+def test_a_question_with_too_many_values_is_not_answered(value):
+    body = f"[{value * 500_000}{value[:-1]}]".encode()
+    with Peer(says(answer(body))) as peer, pytest.raises(errors.NotAnswering):
+        client(peer.url).server_state()
+
+
 def test_an_answer_over_the_limit_is_not_read():
     with Peer(says(answer(b"x" * 100))) as peer:
-        request = prepare("GET", peer.url, None, None, {})
         with pytest.raises(errors.AnswerTooLarge):
-            send(adapter(), Clock(), request, Exchange(), connect_timeout=5, seconds=30, limit=99)
-        assert (
-            send(adapter(), Clock(), request, Exchange(), connect_timeout=5, seconds=30, limit=100).body == b"x" * 100
-        )
+            ask(peer, limit=99)
+        assert ask(peer, limit=100).body == b"x" * 100
+
+
+FAILED = b"HTTP/1.1 500 Internal Server Error\r\n"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(says(answer(b"x" * 1000, status=b"500 Internal Server Error")), id="with a length"),
+        pytest.param(
+            then(says(FAILED + b"Content-Length: 10737418240\r\n\r\n"), repeats(b"x" * 65536)), id="gigabytes"
+        ),
+        pytest.param(then(says(FAILED + b"\r\n"), repeats(b"x" * 65536)), id="endless"),
+        pytest.param(then(says(FAILED + b"Transfer-Encoding: chunked\r\n\r\n"), repeats(CHUNK)), id="endless, chunked"),
+    ],
+)
+def test_the_body_of_an_error_is_cut_at_the_limit_and_still_read(part):
+    with Peer(part) as peer:
+        assert ask(peer, limit=100) == Reply(500, b"x" * 100)
+
+
+def test_an_error_that_trickles_has_its_time_and_no_more():
+    with Peer(then(says(FAILED + b"\r\n"), trickles())) as peer, pytest.raises(errors.JobTimeout):
+        ask(peer, seconds=0.3)
+
+
+# -- whether a process listens ------------------------------------------------------------------------------------------
+
+
+def unanswered(call):
+    with pytest.raises(errors.WebuiError) as caught:
+        call()
+    return caught.value
+
+
+def test_nobody_listens_where_the_connection_is_refused():
+    webui = client(f"http://127.0.0.1:{free_port()}")
+    for call in (lambda: webui.generate(*GENERATION), webui.server_state, webui.catalogue):
+        error = unanswered(call)
+        assert errors.nobody_listens(error)
+        assert errors.reason(error) == "connection refused"
+
+
+def test_somebody_may_listen_where_the_connection_takes_too_long():
+    with full_listener() as port:
+        error = unanswered(client(f"http://127.0.0.1:{port}", connect_timeout=0.2).server_state)
+    assert isinstance(error, errors.Unreachable)
+    assert not errors.nobody_listens(error)
+    assert errors.reason(error) == "no connection in time"
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        pytest.param(lambda connection: connection.recv(1), "no answer in time", id="silence"),
+        pytest.param(resets, "the connection broke before the answer was complete", id="reset"),
+        pytest.param(says(answer(b"{")), "its answer is not JSON", id="no JSON"),
+        pytest.param(says(answer(b"[]")), "its answer is not a WebUI's", id="another answer"),
+        pytest.param(says(answer(b"{}", status=b"500 Oh")), "The WebUI answers with status 500", id="an error"),
+    ],
+)
+def test_somebody_listens_who_answers_badly_or_not_at_all(part, reason):
+    with Peer(part) as peer:
+        error = unanswered(client(peer.url, look_timeout=0.3).server_state)
+    assert isinstance(error, errors.NotAnswering)
+    assert not errors.nobody_listens(error)
+    assert errors.reason(error) == reason
 
 
 def test_a_redirect_is_not_followed():

@@ -144,7 +144,8 @@ def test_one_by_one_makes_the_same_seeds(bench):
 
 
 def test_the_same_args_make_the_same_pictures(bench):
-    assert bench.make(prompt="一只猫 # not a comment") == bench.make(prompt="一只猫 # not a comment")
+    first, again = (bench.make(prompt="一只猫 # not a comment").pictures for _ in range(2))
+    assert first == again
     assert bench.make(prompt="x").pictures[0].data != bench.make(prompt="y").pictures[0].data
 
 
@@ -287,7 +288,7 @@ def test_other_formats_come_through(bench, kind, magic):
 def test_a_grid_in_front_is_left_out(bench):
     plain = bench.make(batch_size=2)
     bench.fault("grid")
-    assert bench.make(batch_size=2) == plain
+    assert bench.make(batch_size=2).pictures == plain.pictures
 
 
 def test_a_model_that_left_is_noticed_by_its_result(bench):

@@ -124,11 +124,13 @@ def test_the_next_process_puts_back_what_the_one_before_overrode(value):
 
 def test_a_webui_that_was_down_comes_back_with_its_own_options(webui):
     webui.make(HASH, True)
+    webui.make(PLAIN, False)
+    webui.make(HASH, False)
     webui.overrides.is_unknown(SAMPLES_FORMAT)
     webui.overrides.forget()
     assert webui.stored is None
-    assert webui.make(PLAIN, True) == FORMAT
     # What it shows now is its own.
+    assert webui.make(PLAIN, False) == FORMAT
     assert webui.make(HASH, False) == OFF
     assert webui.make(PLAIN, False) == FORMAT
 
@@ -161,13 +163,37 @@ def test_an_error_that_says_nothing_leaves_the_option_out_once(webui):
     # Nobody knows yet whether that was it.
     assert webui.overrides.of(HASH, None) == OFF
     assert webui.stored == before(True)
-    # The answer without it shows that it was.
-    webui.overrides.is_unknown(PROMPT_COMMENTS)
+
+
+def test_an_option_without_which_it_worked_twice_is_unknown(webui):
+    webui.overrides.of(HASH, None)
+    webui.overrides.seems_unknown(PROMPT_COMMENTS)
+    # Once may be chance.
+    assert webui.overrides.of(HASH, None) == OFF
+    webui.overrides.seems_unknown(PROMPT_COMMENTS)
     assert webui.overrides.of(HASH, None) == FORMAT
     assert webui.stored is None
-    # Or that the WebUI cuts prompts after all.
+    # A cut prompt shows that the WebUI knows it after all.
     webui.overrides.is_known(PROMPT_COMMENTS)
     assert webui.overrides.of(HASH, None) == OFF
+
+
+@pytest.mark.parametrize("end", ["a good answer with it", "a restart"])
+def test_a_suspicion_ends(webui, end):
+    webui.overrides.seems_unknown(PROMPT_COMMENTS)
+    if end == "a restart":
+        webui.overrides.forget()
+    else:
+        webui.make(HASH, None)
+    webui.overrides.seems_unknown(PROMPT_COMMENTS)
+    assert webui.make(HASH, None) == OFF
+
+
+def test_a_good_answer_without_the_option_ends_no_suspicion(webui):
+    webui.overrides.seems_unknown(PROMPT_COMMENTS)
+    webui.make(PLAIN, None)
+    webui.overrides.seems_unknown(PROMPT_COMMENTS)
+    assert webui.make(HASH, None) == FORMAT
 
 
 @pytest.mark.parametrize(
