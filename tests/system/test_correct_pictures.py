@@ -143,11 +143,13 @@ class TestInterruptsThatHide:
     """Somebody else's job waits behind ours in the WebUI, and its beginning lowers the flag of the interrupt."""
 
     @pytest.fixture(scope="class")
-    def simulator(self, hall: Stage) -> Simulator:
+    @classmethod
+    def simulator(cls, hall: Stage) -> Simulator:
         return hall.simulator(seconds_per_image=1.0)
 
     @pytest.fixture(scope="class")
-    def gateway(self, hall: Stage, simulator: Simulator) -> Gateway:
+    @classmethod
+    def gateway(cls, hall: Stage, simulator: Simulator) -> Gateway:
         """It has made as many of these pictures as make a measure."""
         gateway = hall.gateway([simulator])
         for seed in range(5):
