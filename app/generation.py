@@ -29,7 +29,7 @@ from app.results import Outcome, Replies, Results, kind_of
 from app.webui import bounds, payloads
 from app.webui.answers import error_body, generation_images_base64, is_restarted, is_start_window, made_with
 from app.webui.catalogue import Catalogue, Demand
-from app.webui.client import Webui
+from app.webui.client import NO_JOB_YET, Webui
 from app.webui.doubts import ModelDoubt, is_hopeless
 from app.webui.errors import (
     AnswerTooLarge,
@@ -52,6 +52,10 @@ _LOG = logging.getLogger(__name__)
 
 #: Looked at twice, at least so far apart, a WebUI is idle (seconds).
 _IDLE_TWICE_SECONDS: Final = 0.3
+#: After a gap of so many seconds somebody may have loaded another model by hand.
+_KNOWN_SECONDS: Final = 2.0
+#: A WebUI with a broken model and no other one that can be loaded is tried again so often: a file may have been repaired.
+_TRY_AGAIN_SECONDS: Final = 60.0
 #: A WebUI at which others were seen to work counts as shared for so long.
 _SHARED_SECONDS: Final = 600.0
 _OK: Final = 200
@@ -89,6 +93,8 @@ class WebuiStation:
         self._shared_until = 0.0
         #: The checkpoint that the WebUI has loaded, as far as is known.
         self._loaded: str | None = None
+        self._answered_at = 0.0
+        self._gave_up_at = 0.0
         self._generating = False
         #: Counts the answers that showed what the WebUI has loaded.
         self._answered = 0
@@ -114,12 +120,23 @@ class WebuiStation:
         except WebuiError as error:
             self._note_absence(error)
             raise StationDown(reason(error)) from error
+        self._look_for_restart()
         self._overrides.learn(self._slots.traits(self.key).overridden)
         own = self._overrides.own_value(catalogue.prompt_comments)
         self._keep_catalogue(replace(catalogue, prompt_comments=own), asked_at)
         if not self._generating and answered == self._answered:
             self._learn_loaded(catalogue)
         return self._offers.has_default_model() and not self._doubt.hopeless
+
+    def _look_for_restart(self) -> None:
+        """End a doubt whose WebUI was restarted unseen, as behind a proxy; let a hopeless one be tried again now and then."""
+        if self._doubt.model is None:
+            return
+        with suppress(WebuiError):
+            if self._webui.server_state().job_timestamp == NO_JOB_YET:
+                self._forget_memory()
+        if self._doubt.hopeless and time.monotonic() >= self._gave_up_at + _TRY_AGAIN_SECONDS:
+            self._doubt.try_again()
 
     def _keep_catalogue(self, catalogue: Catalogue, asked_at: float) -> None:
         self._slots.put_catalogue(self.key, catalogue.to_json(), asked_at)
@@ -187,6 +204,7 @@ class WebuiStation:
         """Send the job and wait for the WebUI's answer; ``on_sending`` is called when it is on its way.
 
         :raises NotSent: no connection came about, or the WebUI is still starting.
+        :raises DatabaseUnavailable: what must be kept before the POST goes out could not be kept.
         :raises AttemptLost: the POST went out, and there is no answer.
         """
         self._generating = True
@@ -208,9 +226,6 @@ class WebuiStation:
         except (Unreachable, NotUp) as error:
             self._note_absence(error)
             raise NotSent(reason(error)) from error
-        except DatabaseUnavailable as error:
-            # What must be kept before the request goes out could not be kept.
-            raise NotSent("the database can't be written") from error
         except (ConnectionBroken, JobTimeout) as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         return Answer(ok=replies.last.status == _OK, content=replies, settled=replies.inquiry.settled)
@@ -220,6 +235,7 @@ class WebuiStation:
         model = self._model_of(job)
         payload = self._payload(claim, model)
         limits = bounds.of_generation(job.args)
+        self._ask_what_is_loaded()
         if self._loaded in (None, model.checkpoint):
             replies = self._generate(claim, payload, model, limits, on_sending)
         else:
@@ -227,6 +243,18 @@ class WebuiStation:
             on_sending()
             replies = self._switch(claim, payload, model, limits)
         return self._upscaled(claim, replies)
+
+    def _ask_what_is_loaded(self) -> None:
+        """Somebody else may have loaded another model since our last picture; where that can't be told, none has."""
+        alone = time.monotonic() < self._answered_at + _KNOWN_SECONDS and not self._is_shared()
+        if alone or len(self._catalogue.models) == 1:
+            return
+        with suppress(WebuiError):
+            loaded = self._catalogue.model(self._webui.loaded_checkpoint())
+            self._loaded = self._loaded if loaded is None else loaded.checkpoint
+
+    def _is_shared(self) -> bool:
+        return time.monotonic() < self._shared_until
 
     def _model_of(self, job: Job) -> Model:
         """The model of a job here. One that version 0.1.0 accepted for a name of several files has the exact model_name.
@@ -238,7 +266,7 @@ class WebuiStation:
         if catalogue.model(demand.model) is None and demand.model not in self._guessed:
             self._guessed.add(demand.model)
             _LOG.warning(
-                "WebUI %s has several models called %s; jobs that version 0.1.0 accepted use %s",
+                "WebUI %s has several models called %r; jobs that version 0.1.0 accepted use %r",
                 self.name,
                 demand.model,
                 model.title,
@@ -273,11 +301,15 @@ class WebuiStation:
         options = self._overrides.refused(payloads.options_of(payload), error)
         if options is None:
             if says_model_broken(error):
-                self._doubt.begin_switch(model.checkpoint)
+                with suppress(DatabaseUnavailable):
+                    self._doubt.begin_switch(model.checkpoint)
             return replies
-        unexplained = says_nothing(error)
-        replies = self._generate_once(claim, payloads.with_options(payload, options), model, limits, _nothing)
-        return replace(replies, unexplained=unexplained)
+        try:
+            again = self._generate_once(claim, payloads.with_options(payload, options), model, limits, _nothing)
+        except (Unreachable, NotUp) as broken:
+            # The attempt did begin.
+            raise ConnectionBroken from broken
+        return replace(again, unexplained=says_nothing(error))
 
     def _generate_once(
         self,
@@ -288,7 +320,7 @@ class WebuiStation:
         on_sending: Callable[[], None],
     ) -> Replies:
         inquiry = Inquiry(self._webui, self._helpers)
-        shared = time.monotonic() < self._shared_until and self._catalogue.task_ids
+        shared = self._is_shared() and self._catalogue.task_ids
         doubt = self._doubt.number
 
         def send() -> None:
@@ -299,6 +331,7 @@ class WebuiStation:
 
         def answered(status: int) -> None:
             inquiry.ask(status)
+            self._answered_at = time.monotonic()
             if status == _OK:
                 self._loaded = model.checkpoint
                 self._answered += 1
@@ -397,12 +430,7 @@ class WebuiStation:
         """
         candidates = self._doubt.candidates(self._catalogue.models)
         if not candidates:
-            if self._doubt.give_up():
-                _LOG.warning(
-                    "WebUI %s must be restarted: its loaded model is broken, and no other one can be loaded", self.name
-                )
-                # From now on it is asked often, so that the restart is seen.
-                self.look_again()
+            self._give_up()
             return
         model, number = candidates[0], self._doubt.number
         limits = bounds.OF_PROBE
@@ -424,14 +452,28 @@ class WebuiStation:
         else:
             self._doubt.fails(model.checkpoint)
 
+    def _give_up(self) -> None:
+        self._doubt.give_up()
+        self._gave_up_at = time.monotonic()
+        _LOG.warning(
+            "WebUI %s must be restarted, or a model file repaired: its loaded model is broken, and no other one can be loaded",
+            self.name,
+        )
+        # From now on it is asked often, so that the restart is seen.
+        self.look_again()
+
     def _note_absence(self, error: WebuiError) -> None:
         """Where nobody listens, or the API is not there yet, the WebUI was restarted: what was known of its memory is void."""
         if nobody_listens(error) or (isinstance(error, NotUp) and error.restarted):
-            self._loaded = None
-            self._overrides.forget()
-            # A doubt that can't be taken back now is only too careful, and goes with the next absence or picture.
-            with suppress(DatabaseUnavailable):
-                self._doubt.forget()
+            self._forget_memory()
+
+    def _forget_memory(self) -> None:
+        """The WebUI's process is another one now."""
+        self._loaded = None
+        self._overrides.forget()
+        # A doubt that can't be taken back now is only too careful, and goes with the next absence or picture.
+        with suppress(DatabaseUnavailable):
+            self._doubt.forget()
 
     def _keep_overridden(self, text: str | None) -> None:
         try:

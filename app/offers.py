@@ -70,7 +70,7 @@ class Offers:
             if (text, key) not in self._guessed:
                 self._guessed.add((text, key))
                 _LOG.warning(
-                    "%s has several models called %s; %s is used, write its title to be sure", key, text, title
+                    "%s has several models called %r; %r is used, write its title to be sure", key, text, title
                 )
 
     def current(self) -> tuple[list[Catalogue], str | None]:

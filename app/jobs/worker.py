@@ -264,6 +264,10 @@ class Runner:
         except AttemptLost as lost:
             self._give_back(claim, "unclean", lost.failure)
             return None
+        except DatabaseUnavailable:
+            # Nothing was sent, for something had to be kept before.
+            self._give_back(claim, "clean", None)
+            return None
         except Exception:
             # Nobody else would ever end this attempt: its lease is beaten as long as this process lives.
             _LOG.exception("sending job %s failed", claim.job.name)

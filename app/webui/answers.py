@@ -228,7 +228,9 @@ def _info(body: dict[str, Any], limits: AnswerBounds) -> dict[str, Any]:
 
 def _first(info: dict[str, Any]) -> int:
     """Return the place of the first picture; a grid may stand before it."""
-    first = info.get("index_of_first_image", 0)
+    first = info.get("index_of_first_image")
+    if first is None:
+        return 0
     if not _is_integer(first) or first < 0:
         raise BadAnswer
     return int(first)

@@ -91,6 +91,8 @@ class Catalogue:
     latent_modes: tuple[str, ...] = ()
     #: Prompt styles; the dividers between style files, which fail when used, are left out.
     styles: tuple[str, ...] = ()
+    #: Those of them whose texts hold a ``#``, at which a WebUI may cut the prompt that they are put round.
+    commented_styles: tuple[str, ...] = ()
     models: tuple[Model, ...] = ()
     #: ``Model.checkpoint`` of the model that its options name; None when they name none of the list.
     loaded_model: str | None = None
@@ -221,8 +223,8 @@ class Catalogue:
                 named = zip(entries, fields["models"], strict=True)
                 loaded = (model.checkpoint for entry, model in named if entry["model_name"] == fields["loaded_model"])
                 fields["loaded_model"] = next(loaded, None)
-            for name in ("samplers", "upscalers", "latent_modes", "styles"):
-                fields[name] = tuple(fields[name])
+            for name in ("samplers", "upscalers", "latent_modes", "styles", "commented_styles"):
+                fields[name] = tuple(fields.get(name, ()))
             return cls(**fields)
         except (TypeError, KeyError) as error:
             raise ValueError("not a catalogue") from error
@@ -259,6 +261,11 @@ def read_names(entries: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 def read_styles(entries: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Read ``/sdapi/v1/prompt-styles`` without its dividers, whose prompts are null."""
     return read_names(entry for entry in entries if entry.get("prompt") is not None)
+
+
+def read_commented_styles(entries: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Read which styles of ``/sdapi/v1/prompt-styles`` hold a ``#`` in one of their texts."""
+    return read_names(entry for entry in entries if "#" in f"{entry.get('prompt')}{entry.get('negative_prompt')}")
 
 
 def read_schedulers(entries: Iterable[Mapping[str, Any]]) -> tuple[Scheduler, ...]:

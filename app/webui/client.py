@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from app import jsontext
 from app.config import WebuiAddress
 from app.webui import bounds
-from app.webui.catalogue import Catalogue, read_names, read_schedulers, read_styles
+from app.webui.catalogue import Catalogue, read_commented_styles, read_names, read_schedulers, read_styles
 from app.webui.errors import BadAnswer, ConnectionBroken, JobTimeout, NotAnswering
 from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
 from app.webui.models import read_models
@@ -39,6 +39,8 @@ _HEADERS = {
     "User-Agent": "sd-gateway",
 }
 _OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 401, 403, 404
+#: ``state.job_timestamp`` of a process that has not begun a job (``modules/shared_state.py``).
+NO_JOB_YET = "0"
 #: An id that no attempt bears: asking for it tells whether the route is there.
 _NO_TASK = "sd-gateway-probe"
 
@@ -217,6 +219,11 @@ class Webui:
         """
         self._ask("POST", f"{_API}/refresh-checkpoints", seconds=_REFRESH_SECONDS)
 
+    def loaded_checkpoint(self) -> str:
+        """Return what the WebUI calls the checkpoint that it has loaded, "" for none; raises as :meth:`task` does."""
+        options = _object(self._ask("GET", f"{_API}/options"))
+        return str(options.get("sd_model_checkpoint") or "")
+
     def checkpoints(self) -> Catalogue:
         """Return a catalogue of the models alone, with the one that is loaded now; raises as :meth:`task` does."""
         options = _object(self._ask("GET", f"{_API}/options"))
@@ -231,12 +238,14 @@ class Webui:
         route is missing is empty.
         """
         options = _object(self._ask("GET", f"{_API}/options"))
+        styles = self._list("prompt-styles")
         found = Catalogue(
             samplers=read_names(self._list("samplers")),
             schedulers=read_schedulers(self._list("schedulers")),
             upscalers=read_names(self._list("upscalers")),
             latent_modes=read_names(self._list("latent-upscale-modes")),
-            styles=read_styles(self._list("prompt-styles")),
+            styles=read_styles(styles),
+            commented_styles=read_commented_styles(styles),
             models=read_models(self._list("sd-models")),
             prompt_comments=_flag(options.get(PROMPT_COMMENTS)),
             task_ids=self.task(_NO_TASK) is not None,

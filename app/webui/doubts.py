@@ -120,14 +120,18 @@ class ModelDoubt:
             left = [model for model in models if model.checkpoint != doubted and model.checkpoint not in self._failed]
             return sorted(left, key=lambda model: model.checkpoint in self._suspected)
 
-    def give_up(self) -> bool:
-        """Nothing is left to be tried; True if that is new."""
+    def give_up(self) -> None:
+        """Nothing is left to be tried: only a restart helps, or a file that was repaired."""
         with self._lock:
-            doubt = {} if self._stored is None else _read(self._stored)
-            if not doubt or doubt.get(_HOPELESS):
-                return False
-            self._change({**doubt, _HOPELESS: True})
-            return True
+            if self._stored is not None:
+                self._change({**_read(self._stored), _HOPELESS: True})
+
+    def try_again(self) -> None:
+        """Let every model be a candidate again: a file may have been repaired."""
+        with self._lock:
+            self._failed.clear()
+            if self._stored is not None:
+                self._change({_MODEL: _read(self._stored)[_MODEL]})
 
     def _change(self, doubt: dict[str, Any] | None) -> None:
         text = None if doubt is None else json.dumps(doubt, sort_keys=True)

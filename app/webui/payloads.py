@@ -103,7 +103,8 @@ def _common(
 ) -> dict[str, Any]:
     sampling = _sampling(args, catalogue)
     prompt, negative_prompt = presets.apply(args["style"], args["prompt"], args["negative_prompt"])
-    options = overrides.of((prompt, negative_prompt), catalogue.prompt_comments)
+    styled = args["style"] in catalogue.commented_styles and presets.get(args["style"]) is None
+    options = overrides.of((prompt, negative_prompt, "#" * styled), catalogue.prompt_comments)
     payload: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import signal
+import socket
 import threading
+import time
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.proxy import Proxy
 from tests.system.harness import Gateway, Simulator, Stage, until
 
 COMMENT = "#ff00ff hair, C# book\nsecond line"
@@ -223,6 +227,35 @@ class TestInterruptsThatHide:
         assert simulator.stats()["generations"] <= 1.1 * len(jobs)
 
 
+class PoliteProxy(Proxy):
+    """Stands before a WebUI and answers 502 itself while that is down, as web servers do; it never refuses a connection."""
+
+    def __init__(self, port: int) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._port = port
+        super().__init__(listener)
+
+    def serve(self, client: socket.socket) -> None:
+        request = client.recv(65536)
+        try:
+            webui = socket.create_connection(("127.0.0.1", self._port))
+        except ConnectionRefusedError:
+            client.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
+        with webui:
+            webui.sendall(request)
+            threading.Thread(target=_pump, args=(client, webui), daemon=True).start()
+            while data := webui.recv(65536):
+                client.sendall(data)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+
+
 class TestModelsThatCannotBeLoaded:
     """A switch to a model whose file is gone or corrupt leaves the loaded model broken."""
 
@@ -240,17 +273,47 @@ class TestModelsThatCannotBeLoaded:
         assert again["webui"]["model"] == "one"
 
     def test_jobs_for_other_models_go_first_and_repair_it(self, stage: Stage) -> None:
-        simulator = stage.simulator("--model", "one", "--model", "two", "--model", "three")
+        simulator = stage.simulator("--model", "one", "--model", "two", "--model", "three", seconds_per_image=1.0)
         gateway = stage.gateway([simulator])
         whole = digest(gateway, gateway.succeeded(gateway.post(model="one")))
         simulator.fault("load-corrupt", model="two")
         simulator.http.request("POST", "/simulator/reset")
-        jobs = [gateway.post(model=model, prefer="respond-async").json() for model in ("two", "one", "three")]
+        # All of them wait while the first one is made.
+        jobs = [gateway.post(model=model, prefer="respond-async").json() for model in ("one", "two", "one", "three")]
         ended = [gateway.finished(job["url"]) for job in jobs]
-        assert [job["status"] for job in ended] == ["failed", "succeeded", "succeeded"]
-        assert digest(gateway, ended[1]) == whole
-        # Nothing was made that no job asked for.
-        assert not [entry for entry in simulator.requests() if entry["payload"]["prompt"] == ""]
+        assert [job["status"] for job in ended] == ["succeeded", "failed", "succeeded", "succeeded"]
+        assert digest(gateway, ended[2]) == whole
+        # Before that, nothing was made that no job asked for.
+        sent = [entry["payload"] for entry in simulator.requests()]
+        models = [payload["override_settings"]["sd_model_checkpoint"] for payload in sent]
+        assert "" not in [payload["prompt"] for payload in sent[: models.index("three.safetensors")]]
+
+    def test_a_model_that_a_person_loaded_by_hand_is_doubted_after_a_failed_switch_too(self, stage: Stage) -> None:
+        simulator = stage.simulator("--model", "one", "--model", "two", "--model", "three")
+        gateway = stage.gateway([simulator])
+        whole = digest(gateway, gateway.succeeded(gateway.post(model="two")))
+        gateway.succeeded(gateway.post(model="one"))
+        answered = time.monotonic()
+        simulator.http.request("POST", "/sdapi/v1/options", json={"sd_model_checkpoint": "two.safetensors"})
+        simulator.fault("load-corrupt", model="one")
+        until(lambda: time.monotonic() > answered + 2.1, "the gateway's last picture is some time ago")
+        assert gateway.post(model="one").status_code == 502
+        assert digest(gateway, gateway.succeeded(gateway.post(model="two"))) == whole
+
+    def test_a_restart_behind_a_proxy_that_never_refuses_is_noticed(self, stage: Stage) -> None:
+        simulator = stage.simulator("--model", "one", "--model", "two")
+        proxy = PoliteProxy(simulator.port)
+        gateway = stage.gateway(f"big={proxy.url}")
+        whole = digest(gateway, gateway.succeeded(gateway.post(model="one")))
+        simulator.fault("load-corrupt", model="two")
+        assert gateway.post(model="two").status_code == 502
+        waiting = gateway.post(model="one", prefer="respond-async").json()
+        until(lambda: "big must be restarted" in gateway.text(), "the operator is told")
+        simulator.kill()
+        simulator.launch()
+        done = gateway.finished(waiting["url"], seconds=40)
+        proxy.close()
+        assert digest(gateway, done) == whole
 
     def test_with_no_other_model_only_a_restart_helps_and_the_operator_is_told(self, stage: Stage) -> None:
         simulator = stage.simulator("--model", "one", "--model", "two")

@@ -7,6 +7,7 @@ from app.webui.catalogue import (
     Demand,
     Sampling,
     Scheduler,
+    read_commented_styles,
     read_names,
     read_schedulers,
     read_styles,
@@ -214,3 +215,13 @@ def test_a_hash_that_the_request_named_must_be_shown_by_the_result():
     assert found.fits("b", "2a85d39d02")
     assert not found.fits("b", "ffffffffff")
     assert webui.model_of(replace(DEMAND, model="b")).fits("b", "ffffffffff")
+
+
+def test_the_styles_that_hold_a_number_sign_are_told_apart():
+    entries = [
+        {"name": "plain", "prompt": "{prompt}", "negative_prompt": "blurry"},
+        {"name": "marked", "prompt": "red #1, {prompt}", "negative_prompt": ""},
+        {"name": "marked below", "prompt": "{prompt}", "negative_prompt": "blurry # not sharp"},
+        {"name": "odd", "prompt": "{prompt}", "negative_prompt": None},
+    ]
+    assert read_commented_styles(entries) == ("marked", "marked below")

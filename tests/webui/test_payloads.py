@@ -186,3 +186,9 @@ def test_the_args_are_left_as_they_were():
     before = dict(job)
     payloads.txt2img(job, catalogue(), ALPHA, PRESETS, overrides(), "t", one_by_one=True)
     assert job == before
+
+
+@pytest.mark.parametrize(("style", "sent"), [("anime", False), ("marked", True)])
+def test_a_style_of_the_webui_that_holds_a_number_sign_cuts_no_prompt(style, sent):
+    webui = catalogue(styles=("anime", "marked"), commented_styles=("marked",))
+    assert ("enable_prompt_comments" in txt2img(webui=webui, style=style)["override_settings"]) is sent

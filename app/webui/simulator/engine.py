@@ -87,7 +87,8 @@ class Engine:
     def __init__(self) -> None:
         self.queue_lock = FifoLock()
         self._changed = threading.Condition()
-        self._state = _State()
+        #: As in ``modules/shared_state.py``, no job has begun yet.
+        self._state = _State(job_timestamp="0")
         self._stopping = False
         self._current: str | None = None
         self._pending: dict[str, None] = {}
