@@ -17,7 +17,9 @@ from app.records.names import ID_FILE
 from app.records.store import RecordStore
 
 _ADOPT = "run 'sd-gateway records adopt', then 'sd-gateway records reindex'"
-_NOT_MOUNTED = "The database has records, the data folder is empty. Mount its disk, or correct SDG_DATA_DIR or SDG_DATABASE_URL."
+_NOT_MOUNTED = (
+    "The database has records, the data folder is empty. Mount its disk, or correct SDG_DATA_DIR or SDG_DATABASE_URL."
+)
 _FOLDER_WITHOUT = (
     f"The database has an id, but the data folder has none (no file {ID_FILE}). Mount its disk, or correct SDG_DATA_DIR or "
     "SDG_DATABASE_URL. If they belong together and only that file was lost, run 'sd-gateway records adopt'."

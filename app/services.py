@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -239,11 +240,12 @@ def build(config: Config) -> Services:
     """
     # The database last: what can't be used with it changes nothing in it.
     presets, identity = _presets(config), identity_of(config)
-    identity.refuse_strangers()
-    identity.records.prepare()
-    identity.database.migrate()
-    identity.stamp()
-    return _wire(config, presets, identity)
+    with _closed_on_failure(identity):
+        identity.refuse_strangers()
+        identity.records.prepare()
+        identity.database.migrate()
+        identity.stamp()
+        return _wire(config, presets, identity)
 
 
 def build_on_existing(config: Config) -> Services:
@@ -253,8 +255,19 @@ def build_on_existing(config: Config) -> Services:
     :raises DatabaseUnavailable, SchemaTooNew, StorageFailed, PresetError: see :func:`build`.
     """
     presets, identity = _presets(config), identity_of(config)
-    identity.open_existing()
-    return _wire(config, presets, identity)
+    with _closed_on_failure(identity):
+        identity.open_existing()
+        return _wire(config, presets, identity)
+
+
+@contextlib.contextmanager
+def _closed_on_failure(identity: Identity) -> Iterator[None]:
+    """Close the database when the body raises, so that SQLite leaves no files beside one that was only looked at."""
+    try:
+        yield
+    except BaseException:
+        identity.database.close()
+        raise
 
 
 def identity_of(config: Config) -> Identity:

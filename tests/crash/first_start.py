@@ -1,8 +1,8 @@
 """The first start of a gateway as a program of its own, which forks a process for each start.
 
-``python -m tests.crash.first_start killed FOLDER`` kills a start at each of its durable steps in turn, starts again, and prints what
-it found as one JSON list. ``… together FOLDER`` starts several processes at once on one database and one data folder, and then on
-several databases and one data folder.
+``python -m tests.crash.first_start killed FOLDER`` kills a start at each of its durable steps in turn, and starts again.
+``… together FOLDER`` starts several processes at once on one database and one data folder, and then on several databases and one
+data folder. What was found is printed as JSON.
 """
 
 from __future__ import annotations
