@@ -12,7 +12,7 @@ from app.jobs import database_id
 from app.jobs.database import Database
 from app.jobs.database_id import DatabaseId
 from app.jobs.errors import SchemaTooOld
-from app.records.errors import StoreUnavailable
+from app.records.errors import StorageFailed, StoreUnavailable
 from app.records.names import ID_FILE
 from app.records.store import RecordStore
 
@@ -96,10 +96,13 @@ class Identity:
     def check(self) -> None:
         """Ask, cheaply, whether both are still there and belong together.
 
-        :raises StoreUnavailable: the folder's id is gone or another one.
+        :raises StoreUnavailable: the folder's id is gone, unreadable or another one.
         :raises DatabaseUnavailable: the database can't be read.
         """
-        theirs = self.records.read_id()
+        try:
+            theirs = self.records.read_id()
+        except StorageFailed as error:
+            raise StoreUnavailable("The data folder cannot be read.") from error
         if theirs is None:
             raise StoreUnavailable("The data folder has lost its id: its disk may not be mounted.")
         ours = database_id.read(self.database)

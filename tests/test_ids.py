@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import create_engine, text
 
 from app import cli
+from app.config import load
 from tests.inprocess import Gateway, hurry, simulator
 
 COMMANDS = ("sweep", "verify", "reindex")
@@ -276,6 +278,29 @@ def test_a_database_of_an_earlier_version_is_not_migrated_by_a_command(pair_of: 
         result = pair.run(command)
         assert result.exit_code == 1
         assert "Start the gateway once: it migrates the database." in result.stderr
+
+
+def test_the_data_folder_alone_fills_an_empty_postgresql(
+    pair_of: Callable[[str, str], Pair], postgresql: str, tmp_path: Path
+) -> None:
+    server = create_engine(load({"SDG_DATABASE_URL": postgresql}, tmp_path).database_url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text("CREATE DATABASE restored"))
+    server.dispose()
+    pair = pair_of("missing", "right")
+    url = postgresql.replace("/postgres?", "/restored?")
+    for command in COMMANDS:
+        refused = pair.run(command, SDG_DATABASE_URL=url)
+        assert refused.exit_code == 1
+        assert SAID["missing", "right"] in refused.stderr
+    assert pair.run("adopt", "--dry-run", SDG_DATABASE_URL=url).exit_code == 0
+    assert pair.run("verify", SDG_DATABASE_URL=url).exit_code == 1
+    assert pair.run("adopt", SDG_DATABASE_URL=url).exit_code == 0
+    said = [pair.run(command, SDG_DATABASE_URL=url).stdout for command in ("reindex", "verify", "sweep")]
+    assert said == ["3 records added, 0 not readable\n", "3 records looked at, 0 problems\n", "0 stray files removed\n"]
+    (pair.data / ".sd-gateway-id").write_text("0" * 32)
+    refused = pair.run("verify", SDG_DATABASE_URL=url)
+    assert (refused.exit_code, "their ids differ" in refused.stderr) == (1, True)
 
 
 def test_passwords_are_not_told(pair_of: Callable[[str, str], Pair]) -> None:
