@@ -79,7 +79,7 @@ def on_starting(server):
             startup.await_address(address)
         # With --user the processes run as somebody else, to whom what is made here would not belong.
         if server.cfg.uid == os.geteuid():
-            startup.open_services(_config, storing=True).database.close()
+            startup.open_services(_config).database.close()
     except startup.CannotStart as error:
         sys.exit(f"sd-gateway: {error}")
 

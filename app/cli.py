@@ -14,18 +14,23 @@ import click
 from app import startup
 from app.allocator import give_memory_back
 from app.archive import Archive, Report
-from app.config import ConfigError, load
+from app.config import Config, ConfigError, load
 from app.jobs.errors import JobsError
 from app.records.errors import RecordsError
 from app.services import Services
 from app.webui.simulator import FLAVOURS, SimulatorServer, SimulatorSettings, parse_fault
 
 
-def _services(*, storing: bool = False) -> Services:
+def _config() -> Config:
     try:
-        return startup.open_services(load(), storing=storing)
+        return load()
     except ConfigError as error:
         raise click.ClickException(" ".join(str(error).split())) from error
+
+
+def _services(open_them: Callable[[Config], Services]) -> Services:
+    try:
+        return open_them(_config())
     except startup.CannotStart as error:
         raise click.ClickException(str(error)) from error
 
@@ -63,7 +68,7 @@ def _stop_signal() -> Callable[[], None]:
 @main.command()
 def worker() -> None:
     """Run a worker of its own, for SDG_WORKER=external."""
-    services = _services(storing=True)
+    services = _services(startup.open_services)
     if services.config.worker != "external":
         raise click.ClickException("SDG_WORKER is not 'external': the web processes run the worker themselves.")
     wait_for_stop = _stop_signal()
@@ -149,8 +154,13 @@ def records() -> None:
     """Look after the records on disk."""
 
 
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+
+
 def _report(run: Callable[[Archive], Report], words: str) -> Report:
-    services = _services()
+    """Run over the data folder, say what was found, and return it."""
+    services = _services(startup.open_existing)
+    click.echo(startup.places(services.config), err=True)
     try:
         report = run(services.archive)
     except (JobsError, RecordsError) as error:
@@ -164,9 +174,16 @@ def _report(run: Callable[[Archive], Report], words: str) -> Report:
 
 
 @records.command()
-def sweep() -> None:
-    """Remove every file that no job accounts for."""
-    _report(Archive.sweep, "{count} stray files removed")
+@_dry_run
+def sweep(dry_run: bool) -> None:
+    """Remove the files that belong to no record; exits 1 when it finds something that no row in the database accounts for."""
+    done = "would be removed" if dry_run else "removed"
+    report = _report(lambda archive: archive.sweep(dry_run=dry_run), f"{{count}} stray files {done}")
+    if report.unindexed:
+        advice = "They were left alone; 'sd-gateway records reindex' adds them."
+        click.echo(f"{report.unindexed} records have no row in the database. {advice}", err=True)
+    if report.unindexed or report.problems:
+        sys.exit(1)
 
 
 @records.command()
@@ -177,6 +194,25 @@ def verify() -> None:
 
 
 @records.command()
-def reindex() -> None:
-    """Add to the database the records that only the folder knows."""
-    _report(Archive.reindex, "{count} records added, {problems} not readable")
+@_dry_run
+def reindex(dry_run: bool) -> None:
+    """Add to the database the records that only the folder knows; exits 1 when a document can't be read."""
+    done = "would be added" if dry_run else "added"
+    words = f"{{count}} records {done}, {{problems}} not readable"
+    if _report(lambda archive: archive.reindex(dry_run=dry_run), words).problems:
+        sys.exit(1)
+
+
+@records.command()
+@_dry_run
+def adopt(dry_run: bool) -> None:
+    """Make the database belong to the data folder after either was restored or replaced; a missing database is made."""
+    config = _config()
+    try:
+        value = startup.adopt(config, dry_run=dry_run)
+    except startup.CannotStart as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(startup.places(config), err=True)
+    click.echo(f"database and data folder {'would' if dry_run else 'now'} carry the id {value}")
+    if not dry_run:
+        click.echo("'sd-gateway records reindex' adds the records that only the folder knows.", err=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from app.archive import Archive
 from app.config import SIMULATOR, Config, WebuiAddress
 from app.generation import WebuiStation, hopeless_demands, restarts_needed, serving_webuis
+from app.identity import Identity
 from app.jobs import events
 from app.jobs.database import Database
 from app.jobs.election import HostLock
@@ -30,7 +32,7 @@ from app.results import refused_everywhere
 from app.steps import crash_at
 from app.submission import Submissions
 from app.webui.client import Webui
-from app.webui.presets import load_presets
+from app.webui.presets import Presets, load_presets
 from app.webui.simulator import SimulatorServer, SimulatorSettings
 
 _FINISHED = b"finished "
@@ -90,6 +92,7 @@ class Services:
     table: JobTable
     slots: Slots
     records: RecordStore
+    identity: Identity
     offers: Offers
     waiters: Waiters
     submissions: Submissions
@@ -112,6 +115,7 @@ class Services:
         """
         self.database.check()
         self.records.check()
+        self.identity.check()
         catalogues, default_model = self.offers.current()
         reasons = {
             "No worker is running.": not self.slots.worker_alive(),
@@ -227,18 +231,57 @@ class Services:
 
 
 def build(config: Config) -> Services:
-    """Make the objects of one process, and bring the database's schema up to date.
+    """Make the objects of one process, and the data folder and the database where they are missing; migrate the database.
 
+    :raises Mismatch: database and data folder don't belong together; nothing was changed in them.
     :raises DatabaseUnavailable, SchemaTooNew: the database can't be used.
-    :raises StoreUnavailable: the data folder can't be made.
+    :raises StoreUnavailable, StorageFailed: the data folder can't be made or read.
     :raises PresetError: styles.toml can't be read.
     """
-    steps = crash_at(config.crash_at)
     # The database last: what can't be used with it changes nothing in it.
-    presets, records = load_presets(config.instance / "styles.toml"), RecordStore(config.data_dir, steps)
-    records.prepare()
-    database = Database(config.database_url, steps)
-    database.migrate()
+    presets, identity = _presets(config), identity_of(config)
+    with _closed_on_failure(identity):
+        identity.refuse_strangers()
+        identity.records.prepare()
+        identity.database.migrate()
+        identity.stamp()
+        return _wire(config, presets, identity)
+
+
+def build_on_existing(config: Config) -> Services:
+    """Make the objects of one process on a database and a data folder that exist and belong together; both stay as they are.
+
+    :raises Mismatch: they don't exist, don't belong together, or must be migrated first.
+    :raises DatabaseUnavailable, SchemaTooNew, StorageFailed, PresetError: see :func:`build`.
+    """
+    presets, identity = _presets(config), identity_of(config)
+    with _closed_on_failure(identity):
+        identity.open_existing()
+        return _wire(config, presets, identity)
+
+
+@contextlib.contextmanager
+def _closed_on_failure(identity: Identity) -> Iterator[None]:
+    """Close the database when the body raises, so that SQLite leaves no files beside one that was only looked at."""
+    try:
+        yield
+    except BaseException:
+        identity.database.close()
+        raise
+
+
+def identity_of(config: Config) -> Identity:
+    """The ids of the configured database and data folder, neither of which was touched."""
+    steps = crash_at(config.crash_at)
+    return Identity(Database(config.database_url, steps), RecordStore(config.data_dir, steps))
+
+
+def _presets(config: Config) -> Presets:
+    return load_presets(config.instance / "styles.toml")
+
+
+def _wire(config: Config, presets: Presets, identity: Identity) -> Services:
+    database, records = identity.database, identity.records
     table, slots = JobTable(database), Slots(database)
     offers = Offers(slots, presets, config.default_model)
     waiters = Waiters(table, config.max_waiters)
@@ -249,6 +292,7 @@ def build(config: Config) -> Services:
         table=table,
         slots=slots,
         records=records,
+        identity=identity,
         offers=offers,
         waiters=waiters,
         submissions=Submissions(config, table, waiters, offers, records, hints.accepted, hints.look_wanted),

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from app.config import Config, ConfigError
+from app.identity import Mismatch
 from app.jobs.errors import DatabaseUnavailable, JobsError, SchemaTooNew
-from app.records.errors import RecordsError
-from app.services import Services, build
+from app.records.errors import RecordsError, StorageFailed
+from app.services import Services, build, build_on_existing, identity_of
 from app.webui.presets import PresetError
 
 #: What :func:`app.config.load` and :func:`app.services.build` raise.
-ERRORS: Final = (ConfigError, PresetError, JobsError, RecordsError)
+ERRORS: Final = (ConfigError, PresetError, JobsError, RecordsError, Mismatch)
 #: How long another program may take to give the address free: a gateway that is just stopping does.
 _BIND_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1
@@ -27,18 +31,50 @@ class CannotStart(Exception):
     """The text is one line that names the setting or the folder, and says what to do."""
 
 
-def open_services(config: Config, *, storing: bool) -> Services:
-    """Build the services: the data folder is made and the database brought up to date.
+def open_services(config: Config) -> Services:
+    """Build the services of a process that stores pictures: the data folder is made and the database brought up to date.
 
-    :param storing: whether pictures are to be stored, so that the data folder must be writable.
     :raises CannotStart: something can't be used.
     """
-    if storing and config.data_dir.is_dir() and not os.access(config.data_dir, os.R_OK | os.W_OK | os.X_OK):
+    if config.data_dir.is_dir() and not os.access(config.data_dir, os.R_OK | os.W_OK | os.X_OK):
         raise CannotStart(f"SDG_DATA_DIR: {config.data_dir} can't be written. {_WRITABLE}")
-    try:
+    with _explained(config):
         return build(config)
+
+
+def open_existing(config: Config) -> Services:
+    """Build the services of a command on what exists: nothing is made or migrated.
+
+    :raises CannotStart: something can't be used.
+    """
+    with _explained(config):
+        return build_on_existing(config)
+
+
+def adopt(config: Config, *, dry_run: bool) -> str:
+    """Make the database and the data folder belong together; their id. See :meth:`app.identity.Identity.adopt`.
+
+    :raises CannotStart: something can't be used.
+    """
+    identity = identity_of(config)
+    try:
+        with _explained(config):
+            return identity.adopt(dry_run=dry_run)
+    finally:
+        identity.database.close()
+
+
+@contextlib.contextmanager
+def _explained(config: Config) -> Iterator[None]:
+    try:
+        yield
     except ERRORS as error:
         raise CannotStart(explain(error, config)) from error
+
+
+def places(config: Config) -> str:
+    """Which database and which data folder are used, without user and password."""
+    return f"database {_shown(config.database_url)}, data folder {config.data_dir}"
 
 
 def explain(error: Exception, config: Config) -> str:
@@ -49,6 +85,10 @@ def explain(error: Exception, config: Config) -> str:
             text = f"SDG_DATABASE_URL: {_shown(config.database_url)} can't be used{_because(error)}. {advice}"
         case SchemaTooNew():
             text = f"SDG_DATABASE_URL: {error} Start the version that wrote it, or use another database."
+        case Mismatch():
+            text = f"{places(config)}: {error}"
+        case StorageFailed():
+            text = f"SDG_DATA_DIR: {config.data_dir} can't be used{_because(error)}. {_WRITABLE}"
         case RecordsError():
             text = f"SDG_DATA_DIR: {config.data_dir} can't be made{_because(error)}. {_WRITABLE}"
         case _:
@@ -57,8 +97,9 @@ def explain(error: Exception, config: Config) -> str:
 
 
 def _shown(database_url: str) -> str:
-    """The URL without user and password."""
+    """The URL without user and password, which may stand in its query too."""
     scheme, _, rest = database_url.partition("://")
+    rest = re.sub(r"(?i)\b(user|\w*pass\w*)=[^&]*", r"\1=…", rest)
     return f"{scheme}://{rest.rpartition('@')[2]}"
 
 

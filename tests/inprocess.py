@@ -27,6 +27,8 @@ from app.webui.simulator.faults import Fault
 #: Seconds after which a condition that should have come true counts as one that never will.
 DEADLINE = 30.0
 USER = "u1"
+#: How the files of the data folder begin that are no records': the worker's lock, and the id.
+HIDDEN = (".worker-", ".sd-gateway-id")
 #: A small request as its schema passes it.
 FIELDS = {
     "id": USER, "prompt": "a lighthouse", "negative_prompt": "blurry", "width": 64, "height": 64, "seed": "7", "steps": 2,
@@ -148,8 +150,8 @@ class Gateway:
         return self.slot()
 
     def files(self) -> set[str]:
-        """The names of all files of records, hidden ones of the worker left out."""
-        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(".worker")}
+        """The names of all files of records, but not those of the gateway itself."""
+        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN)}
 
     def sql(self, statement: str, **values: object) -> Any:
         """Change or read rows behind everybody's back."""

@@ -305,6 +305,12 @@ class TestTidy:
             until(lambda: again.files() == set())
 
 
+def record_of(view: dict[str, Any]) -> dict[str, Any]:
+    """The document of a job that succeeded, but for its images."""
+    done = {"started_at": None, "finished_at": view["created_at"], "webui": {}, "simulated": True, "format": 1}
+    return {name: view[name] for name in ("id", "type", "name", "created_at", "args", "init_image")} | done
+
+
 class TestSweep:
     def stray(self, folder: Path, name: str, seconds: float = 0.0) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -356,34 +362,95 @@ class TestSweep:
         gateway.sql("UPDATE jobs SET status = 'queued', owner = NULL")
         assert archive.sweep().count == 0
 
-    @pytest.mark.parametrize("status", ["failed", "cancelled", "deleted"])
-    def test_of_an_ended_job_without_a_record_nothing_stays(self, resting: Gateway, status: str) -> None:
-        gateway, archive = resting, resting.services.archive
-        gateway.accept("img2img")
-        gateway.sql("UPDATE jobs SET status = :status", status=status)
+    def test_a_failed_job_keeps_its_reference_image_until_it_is_deleted(
+        self, gateway: Gateway, archive: Archive, server: SimulatorServer
+    ) -> None:
+        arm(server, "wrong-model")
+        view = gateway.post("img2img")
+        init = gateway.job(view).init_image["filename"]
+        for path in gateway.data.rglob("*.png"):
+            age(path)
+        self.stray(day_folder(gateway, view), f"{view['name']}-1-0.png")
         assert archive.sweep().count == 1
+        assert archive.file("u1", "img2img", init).path.is_file()
+        assert archive.delete("u1", "img2img", view["name"]) == [init]
         assert gateway.files() == set()
 
-    def test_a_file_without_a_row_goes_when_it_is_old(self, gateway: Gateway, archive: Archive) -> None:
+    def test_of_a_deleted_job_nothing_stays(self, gateway: Gateway, archive: Archive) -> None:
+        view = gateway.post("img2img")
+        gateway.services.table.delete("u1", "img2img", view["name"])
+        assert archive.sweep().count == 3
+        assert gateway.files() == set()
+
+    def test_temporaries_and_reference_images_without_a_row_go_when_they_are_old(
+        self, gateway: Gateway, archive: Archive
+    ) -> None:
         folder = gateway.data / user_folder("u9") / "txt2img" / "2026-11-22"
-        old = self.stray(folder, "20261122T061530123-9f2c4e7a-1-0.png", LONG_AGO)
-        young = self.stray(folder, "20261122T061530123-00000000-init.png", 1800)
+        old = [
+            self.stray(folder, "20261122T061530123-9f2c4e7a-init.png", LONG_AGO),
+            self.stray(folder, ".20261122T061530123-9f2c4e7a-1-0.png.0123abcd.tmp", LONG_AGO),
+        ]
+        young = [
+            self.stray(folder, "20261122T061530123-00000000-init.png", 1800),
+            self.stray(folder, ".20261122T061530123-00000000-1.json.0123abcd.tmp", 1800),
+        ]
         foreign = self.stray(folder, "notes.txt", LONG_AGO)
-        assert archive.sweep().count == 1
-        assert [path.exists() for path in (old, young, foreign)] == [False, True, True]
+        planned = archive.sweep(dry_run=True)
+        assert (planned.count, planned.unindexed, planned.problems) == (2, 0, [])
+        assert all(path.exists() for path in old)
+        assert archive.sweep() == planned
+        assert [path.exists() for path in (*old, *young, foreign)] == [False, False, True, True, True]
+
+    @pytest.mark.parametrize("document", ["whole", "damaged", "missing"])
+    def test_images_that_may_be_a_records_stay_without_a_row(
+        self, gateway: Gateway, archive: Archive, document: str
+    ) -> None:
+        view = gateway.post("img2img", batch_size=2)
+        gateway.sql("DELETE FROM jobs")
+        path = day_folder(gateway, view) / f"{view['name']}-1.json"
+        if document == "damaged":
+            path.write_text(path.read_text()[:-2])
+        elif document == "missing":
+            path.unlink()
+        self.stray(path.parent, f".{path.name}.0123abcd.tmp", LONG_AGO)
+        before = gateway.files() - {f".{path.name}.0123abcd.tmp"}
+        for found in gateway.data.rglob("*.*"):
+            age(found)
+        report = archive.sweep()
+        assert (report.count, report.unindexed) == (1, 1 if document == "whole" else 0)
+        assert len(report.problems) == (0 if document == "whole" else 1)
+        assert gateway.files() == before
+
+    def test_a_row_older_than_its_record_takes_nothing_from_it(self, resting: Gateway) -> None:
+        """A backup of the database was taken while the job ran; the record was made after it."""
+        gateway, archive = resting, resting.services.archive
+        view = gateway.accept("img2img")
+        folder, name = day_folder(gateway, view), view["name"]
+        for status, claims, owner in (("queued", 0, None), ("running", 1, "x/y")):
+            gateway.sql(
+                "UPDATE jobs SET status = :status, claims = :claims, owner = :owner, lease_expires = 0",
+                status=status, claims=claims, owner=owner,
+            )  # fmt: skip
+            document = record_of(view) | {"images": [{"filename": f"{name}-1-0.png"}]}
+            self.stray(folder, f"{name}-1-0.png", LONG_AGO)
+            self.stray(folder, f"{name}-1.json").write_text(json.dumps(document))
+            self.stray(folder, f"{name}-2-0.png", LONG_AGO)
+            assert archive.sweep().count == 1
+            assert gateway.files() == {f"{name}-1-0.png", f"{name}-1.json", f"{name}-init.png"}
 
     def test_a_row_of_another_user_accounts_for_nothing(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post()
         folder = gateway.data / user_folder("u9") / "txt2img" / day_folder(gateway, view).name
         copy = self.stray(folder, view["images"][0]["filename"], LONG_AGO)
-        assert archive.sweep().count == 1
-        assert not copy.exists()
+        report = archive.sweep()
+        assert (report.count, len(report.problems)) == (0, 1)
+        assert str(copy) in report.problems[0]
 
     def test_what_can_not_be_removed_is_reported(
         self, gateway: Gateway, archive: Archive, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder = gateway.data / user_folder("u9") / "txt2img" / "2026-11-22"
-        stuck = self.stray(folder, "20261122T061530123-9f2c4e7a-1-0.png", LONG_AGO)
+        stuck = self.stray(folder, "20261122T061530123-9f2c4e7a-init.png", LONG_AGO)
         monkeypatch.setattr(gateway.services.records, "remove_stored", _refuse)
         report = archive.sweep()
         assert (report.count, len(report.problems)) == (0, 1)
@@ -423,8 +490,11 @@ class TestReindex:
         before = {type_: archive.history("用户", type_, 9, None)[0] for type_ in ("txt2img", "img2img")}
         assert archive.reindex().count == 0
         self.lose_rows(gateway)
+        assert archive.reindex(dry_run=True).count == 2
+        assert archive.history("用户", "txt2img", 9, None) == ([], None)
         report = archive.reindex()
         assert (report.count, report.problems) == (2, [])
+        assert archive.reindex(dry_run=True).count == 0
         after = {type_: archive.history("用户", type_, 9, None)[0] for type_ in ("txt2img", "img2img")}
         assert after == before
         assert archive.verify().problems == []
@@ -473,6 +543,7 @@ class TestReindex:
         [
             {"format": 2},
             {"type": "img2img"},
+            {"name": "20261122T061530123-9f2c4e7a"},
             {"id": "somebody else"},
             {"images": None},
             {"created_at": "yesterday"},

@@ -15,7 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
     ("app.startup", "app.services", "app.errors"),
-    ("app.generation", "app.results", "app.submission", "app.archive", "app.offers"),
+    ("app.generation", "app.results", "app.submission", "app.archive", "app.identity", "app.offers"),
     ("app.jobs", "app.webui", "app.records", "app.migrations"),
     ("app.allocator", "app.config", "app.jsontext", "app.steps"),
 )

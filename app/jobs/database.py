@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from app.jobs.errors import DatabaseUnavailable, SchemaTooNew
+from app.jobs.errors import DatabaseUnavailable, SchemaTooNew, SchemaTooOld
 from app.jobs.schema import CLOCK
 from app.steps import UNWATCHED, Steps
 
@@ -65,6 +66,20 @@ class Database:
     def folder(self) -> Path | None:
         """The folder of a SQLite file; None for PostgreSQL."""
         return Path(self.url.database).parent if self.is_sqlite and self.url.database else None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is something to connect to; a SQLite file that was never written does not count."""
+        if not self.is_sqlite:
+            return True
+        try:
+            status = Path(self.url.database or "").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            # Connecting will say what is wrong with it.
+            return True
+        return not stat.S_ISREG(status.st_mode) or status.st_size > 0
 
     def _create_engine(self) -> Engine:
         # More connections than threads could ask for would only hide a leak; a waiter's poll and the worker share these.
@@ -140,8 +155,7 @@ class Database:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DatabaseUnavailable from error
-        config = AlembicConfig()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config = _alembic()
         with self._translated(), self._writer, self._writing.begin() as connection:
             if not self.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
@@ -151,6 +165,28 @@ class Database:
             after = _revision(connection)
         if after != before:
             _LOG.info("the database was migrated from schema %s to %s", before or "none", after)
+        self._migrated = self._file()
+
+    def refuse_newer(self) -> None:
+        """Refuse a schema that only a newer version knows. A database that does not exist is not made.
+
+        :raises DatabaseUnavailable: when it can't be read.
+        :raises SchemaTooNew: when the database has a newer schema.
+        """
+        if self.exists:
+            with self.read() as connection:
+                _refuse_newer(connection, ScriptDirectory.from_config(_alembic()))
+
+    def open_migrated(self) -> None:
+        """Use an existing database as it is, without migrating it.
+
+        :raises DatabaseUnavailable: when it can't be read.
+        :raises SchemaTooNew, SchemaTooOld: when its schema is not this version's.
+        """
+        scripts = ScriptDirectory.from_config(_alembic())
+        with self.read() as connection:
+            if _refuse_newer(connection, scripts) != scripts.get_current_head():
+                raise SchemaTooOld
         self._migrated = self._file()
 
     def _file(self) -> tuple[int, int] | None:
@@ -182,6 +218,12 @@ class Database:
     def close(self) -> None:
         """Close the connections that nobody uses."""
         self.engine.dispose()
+
+
+def _alembic() -> AlembicConfig:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
 
 
 def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> str | None:

@@ -28,6 +28,15 @@ class SchemaTooNew(JobsError):
     slug = "database-unavailable"
 
 
+class SchemaTooOld(JobsError):
+    """The database was written by an earlier version and not migrated yet, which only a start of the gateway does."""
+
+    slug = "database-unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The database has the schema of an earlier version of sd-gateway.")
+
+
 class JobNotFound(JobsError):
     """No such job, or it was deleted."""
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from app.records.names import temporary_filename
 from app.steps import UNWATCHED, Steps
+
+#: What link(2) answers on file systems that have no hard links, such as exFAT.
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_files(folder: Path, files: Sequence[tuple[str, bytes]], steps: Steps = UNWATCHED) -> None:
@@ -35,6 +40,42 @@ def write_files(folder: Path, files: Sequence[tuple[str, bytes]], steps: Steps =
             with suppress(OSError):
                 path.unlink()
         raise
+
+
+def create_file(path: Path, data: bytes, steps: Steps = UNWATCHED) -> bool:
+    """Make a file unless there is one, durably; say whether it was made. Readers see it whole or not at all.
+
+    Of several processes that try at once only one makes it. A file system without hard links can't promise that.
+
+    :raises OSError: the file was not made.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        _write_durably(temporary, data, steps)
+        made = _link(temporary, path, steps)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The file is there now, so nobody needs what processes that were killed here have left.
+    for left in path.parent.glob(f"{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+    sync_folder(path.parent, steps)
+    return made
+
+
+def _link(temporary: Path, path: Path, steps: Steps) -> bool:
+    """Give a file its final name unless that is taken; say whether it was free."""
+    try:
+        with steps.around("link"):
+            os.link(temporary, path)
+    except (FileExistsError, FileNotFoundError):
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if path.exists():
+            return False
+        temporary.replace(path)
+    return True
 
 
 def _write_durably(path: Path, data: bytes, steps: Steps) -> None:

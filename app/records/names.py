@@ -2,6 +2,7 @@ r"""Names of records and their files, and the folders they lie in. Pure text: no
 
 ::
 
+    <data>/.sd-gateway-id                                                              the id that the database carries too
     <data>/<user folder>/<type>/<YYYY-MM-DD>/<name>-<attempt>-<index>.(png|jpg|webp)   an image
                                              <name>-<attempt>.json                     the parameter document
                                              <name>-init.png                           the reference image
@@ -24,6 +25,8 @@ from random import Random
 from typing import Literal
 
 TYPES = ("txt2img", "img2img")
+#: The file of the data folder's id; like every hidden file beside the user folders it is no file of a record.
+ID_FILE = ".sd-gateway-id"
 
 _NAME = (
     r"[0-9]{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"

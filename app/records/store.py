@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.records import names
-from app.records.atomic import sync_folder, write_files
+from app.records.atomic import create_file, sync_folder, write_files
 from app.records.errors import BadDocument, BadImage, MissingFile, StorageFailed, StoreUnavailable
 from app.records.images import sniff
 from app.records.names import FileName
@@ -54,13 +54,14 @@ class RecordStore:
     """The files of all records under one folder. Threads and processes may share it.
 
     The folder itself is made by :meth:`prepare` alone: when a disk is unmounted under a running gateway, saving must fail
-    rather than fill the empty mount point.
+    rather than fill the empty mount point. So after :meth:`expect` no folder of a user is made where the id is missing.
     """
 
     def __init__(self, root: Path, steps: Steps = UNWATCHED) -> None:
         self._root = root
         self._steps = steps
         self._durable: set[Path] = set()
+        self._expected: str | None = None
 
     # The folder as a whole.
 
@@ -88,6 +89,37 @@ class RecordStore:
         # A file system without a fixed number of inodes reports 0 of 0.
         if room.f_bavail * room.f_frsize < LEAST_FREE or (room.f_files and not room.f_favail):
             raise StoreUnavailable("The disk of the data folder is full.")
+
+    @property
+    def exists(self) -> bool:
+        """Whether the data folder is there."""
+        return self._root.is_dir()
+
+    @property
+    def has_users(self) -> bool:
+        """Whether the data folder holds the folder of a user."""
+        return any(names.is_user_folder(entry.name) for entry in _entries(self._root))
+
+    def read_id(self) -> str | None:
+        """The id of the data folder; None when it has none.
+
+        :raises StorageFailed: it can't be read.
+        """
+        with suppress(MissingFile), _translated("read"):
+            return (self._root / names.ID_FILE).read_text("ascii", "replace").strip()
+        return None
+
+    def give_id(self, value: str) -> None:
+        """Give the data folder an id, unless it has one.
+
+        :raises StorageFailed: that can't be done.
+        """
+        with _translated("written"):
+            create_file(self._root / names.ID_FILE, f"{value}\n".encode("ascii"), self._steps)
+
+    def expect(self, value: str) -> None:
+        """Save for new users only while the data folder has this id."""
+        self._expected = value
 
     # Writing.
 
@@ -131,11 +163,15 @@ class RecordStore:
     def _make(self, folder: Path) -> None:
         """Make a day folder and what is missing above it, down from the root, durably.
 
+        An empty mount point has no folder of a user, so asking for the id before one is made is enough.
+
         That a folder exists does not mean that another process has flushed its parent yet, so each store does it once itself.
         """
         type_folder = folder.parent
         user = type_folder.parent
         made = False
+        if self._expected is not None and not user.is_dir() and self.exists and self.read_id() != self._expected:
+            raise StoreUnavailable("The data folder has lost its id: its disk may not be mounted.")
         for step in (user, type_folder, folder):
             with suppress(FileExistsError):
                 step.mkdir(mode=0o755)
@@ -277,6 +313,10 @@ class RecordStore:
                 file = _examine(entry, folder, parts)
                 if file is not None:
                     yield file
+
+    def has(self, stored: StoredFile) -> bool:
+        """Whether a file that :meth:`scan` found is still there."""
+        return stored.path.exists()
 
     def read_stored(self, stored: StoredFile) -> dict[str, Any]:
         """The parameter document that :meth:`scan` found, for which no user id is needed.

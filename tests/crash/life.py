@@ -14,11 +14,12 @@ from typing import Any
 import requests
 from sqlalchemy import text
 
+from app import startup
 from app.config import load
 from app.records.names import document_filename
 from app.services import Services, build
 from tests.crash import script
-from tests.inprocess import USER, until
+from tests.inprocess import HIDDEN, USER, until
 
 #: Older than any file that a request under way may have left.
 _TWO_HOURS = 7200.0
@@ -36,7 +37,7 @@ class Verdict:
 def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
     """Start, let the client play its script up to a chapter, stop and judge; a step may end the process anywhere in it."""
     verdict = Verdict()
-    services = _build(folder, folder, url, crash_at)
+    services = _build(folder, url, crash_at)
     journal = script.Journal.read(folder / "journal")
     verdict.found = _found(services, journal)
     claims_before = _claims_before(services, folder)
@@ -47,7 +48,7 @@ def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
     verdict.problems += script.play(services, journal, chapters)
     services.drain()
     # Judging is no part of the story: its steps don't count.
-    services = _build(folder, folder, url)
+    services = _build(folder, url)
     verdict.outcome = script.outcome(services, chapters)
     verdict.problems += _judge_rows(services, chapters)
     verdict.problems += _judge_files(services)
@@ -57,15 +58,17 @@ def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
     return verdict
 
 
-def _build(folder: Path, instance: Path, url: str, crash_at: str = "") -> Services:
-    environ = {
+def _build(folder: Path, url: str, crash_at: str = "") -> Services:
+    return build(load(_environ(folder, url) | {"SDG_TEST_CRASH_AT": crash_at}, folder))
+
+
+def _environ(folder: Path, url: str) -> dict[str, str]:
+    return {
         "SDG_DATA_DIR": str(folder / "data"),
         "SDG_DATABASE_URL": f"sqlite:///{folder}/gateway.db",
         "SDG_HOST_ID": "testhost",
         "SDG_WEBUI_URLS": url,
-        "SDG_TEST_CRASH_AT": crash_at,
     }
-    return build(load(environ, instance))
 
 
 def _one(services: Services, statement: str) -> Any:
@@ -106,7 +109,7 @@ def _found(services: Services, journal: script.Journal) -> str:
 
 
 def _files(data: Path) -> list[Path]:
-    return [path for path in data.rglob("*") if path.is_file() and not path.name.startswith(".worker-")]
+    return [path for path in data.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN)]
 
 
 def _named_files(services: Services) -> set[str]:
@@ -155,7 +158,9 @@ def _judge_copy(services: Services, folder: Path) -> Iterator[str]:
     """The folder alone is a full backup: a database made from it shows the same records and nothing that was deleted."""
     copy = folder / "copy"
     shutil.copytree(services.config.data_dir, copy / "data")
-    restored = _build(copy, folder, services.config.webui_urls)
+    environ = _environ(copy, services.config.webui_urls)
+    startup.adopt(load(environ, folder), dry_run=False)
+    restored = build(load(environ, folder))
     try:
         yield from restored.archive.reindex().problems
         for kind in ("txt2img", "img2img"):

@@ -454,6 +454,62 @@ def test_remove_file_takes_one(records, root):
 # The whole tree.
 
 
+def test_the_folder_keeps_the_first_id_that_it_is_given(records, root):
+    assert records.read_id() is None
+    records.give_id("one")
+    records.give_id("two")
+    assert records.read_id() == "one"
+    # The id is no file of a record, and nothing else is left.
+    assert list(records.scan()) == []
+    assert [path.name for path in root.iterdir()] == [names.ID_FILE]
+    assert not records.has_users
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_folder_without_hard_links_gets_an_id_too(records, root, monkeypatch, code):
+    def no_links(*_args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", no_links)
+    records.give_id("one")
+    records.give_id("two")
+    assert records.read_id() == "one"
+    assert [path.name for path in root.iterdir()] == [names.ID_FILE]
+
+
+def test_an_id_that_can_not_be_written_leaves_nothing(records, root, monkeypatch):
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFailed) as caught:
+        records.give_id("one")
+    assert caught.value.full
+    assert everything(root) == set()
+
+
+def test_what_a_killed_process_left_of_an_id_goes(records, root):
+    (root / f"{names.ID_FILE}.0123abcd.tmp").write_text("on")
+    assert records.read_id() is None
+    records.give_id("one")
+    assert everything(root) == {names.ID_FILE}
+
+
+def test_no_user_gets_a_folder_where_the_expected_id_is_missing(records, root):
+    records.give_id("one")
+    records.expect("one")
+    records.save_init(*PLACE, PNG)
+    (root / names.ID_FILE).unlink()
+    # Folders of users show that the disk is mounted.
+    records.save(*PLACE, 1, [(PNG, "png")])
+    for there in ("", "another"):
+        if there:
+            (root / names.ID_FILE).write_text(there)
+        with pytest.raises(StoreUnavailable):
+            records.save_init("somebody new", "img2img", NAME, PNG)
+    assert [path.name for path in root.iterdir() if path.is_dir()] == [names.user_folder(USER)]
+
+
 def test_scan_tells_what_each_file_is(records, root):
     records.save(*PLACE, 1, [(PNG, "png")])
     folder = day_folder(root)

@@ -38,6 +38,8 @@ START_SECONDS = 30.0
 #: A job of the fast simulators takes a tenth of a second; this is for a machine that is busy with other things.
 JOB_SECONDS = 20.0
 UNFINISHED = ("queued", "running")
+#: How the files of the data folder begin that are no records': the worker's lock, and the id.
+HIDDEN = (".worker-", ".sd-gateway-id")
 
 #: What a request must hold, small and quick to draw.
 PICTURE: dict[str, Any] = {
@@ -434,8 +436,8 @@ class Gateway(Process):
     # -- beside it ---------------------------------------------------------------------------------------------------
 
     def files(self) -> set[str]:
-        """The names of all files in the data folder but the lock file of the worker and sockets."""
-        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(".worker-")}
+        """The names of all files in the data folder but the lock file of the worker and that of the id."""
+        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN)}
 
     def find(self, filename: str) -> Path:
         """Where a file of the data folder lies."""

@@ -361,6 +361,7 @@ BAD_FILENAMES = [
     f"./{RECORD}",
     "",
     ".worker-testhost.lock",
+    ".sd-gateway-id",
     "gateway.db",
     f"{RECORD}-1-0.gif",
     "%ff",

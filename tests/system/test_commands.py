@@ -41,8 +41,8 @@ def test_sweep_verify_and_reindex(stage: Stage, simulator: Simulator) -> None:
     # What no row accounts for is swept away, at once where a row says so, else after an hour; and verify opens every file.
     proper = gateway.files()
     name, rest = kept["name"], "-1-0.png"
-    of_no_row = age(stray(gateway, kept, f"{name[:-8]}00000000{rest}"))
-    young = stray(gateway, kept, f"{name[:-8]}11111111{rest}")
+    of_no_row = age(stray(gateway, kept, f"{name[:-8]}00000000-init.png"))
+    young = stray(gateway, kept, f"{name[:-8]}11111111-init.png")
     of_dead_claim = stray(gateway, kept, f"{name}-9-0.png")
     torn = age(stray(gateway, kept, f".{name}{rest}.0123abcd.tmp"))
     foreign = age(stray(gateway, kept, "holiday.png"))
@@ -65,6 +65,7 @@ def test_sweep_verify_and_reindex(stage: Stage, simulator: Simulator) -> None:
     assert gateway.stop() == 0
     for path in gateway.database.parent.glob("gateway.db*"):
         path.unlink()
+    assert gateway.cli("records", "adopt").returncode == 0
     reindex = gateway.cli("records", "reindex")
     assert (reindex.returncode, reindex.stdout) == (0, "3 records added, 0 not readable\n")
     gateway.restart()

@@ -240,6 +240,11 @@ def test_a_database_that_was_deleted_is_made_again_from_the_folder(stage: Stage,
     assert gateway.history("用户") == before
     assert gateway.stop() == 0
 
+    # A new database is not taken for the lost one.
+    gateway.launch()
+    assert gateway.wait() == 1
+    assert "sd-gateway records adopt" in gateway.text()
+    assert gateway.cli("records", "adopt").returncode == 0
     gateway.restart()
     assert gateway.history("用户") == []
     reindex = gateway.cli("records", "reindex")

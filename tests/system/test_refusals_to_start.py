@@ -19,6 +19,7 @@ from tests.system.harness import CHECKOUT, COMMAND, clean_environ, free_port
 GUNICORN = (sys.executable, "-m", "gunicorn", "wsgi:app")
 WORKER = (COMMAND, "worker")
 VERIFY = (COMMAND, "records", "verify")
+ADOPT = (COMMAND, "records", "adopt")
 #: From prctl(2) and capabilities(7).
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 ADVICE = "Let the gateway's user write there, or choose another place."
@@ -103,17 +104,22 @@ def test_a_file_of_the_instance_folder(command: Sequence[str], folder: Path, nam
     assert refusal(command, folder).startswith(f"{folder}/instance/{said}")
 
 
-def test_a_data_folder_that_can_not_be_made(command: Sequence[str], folder: Path) -> None:
+def test_a_data_folder_that_can_not_be_made(folder: Path) -> None:
     (folder / "file").touch()
     data = folder / "file" / "data"
-    said = refusal(command, folder, SDG_DATA_DIR=data)
+    said = refusal(GUNICORN, folder, SDG_DATA_DIR=data)
     assert said == f"SDG_DATA_DIR: {data} can't be made: Not a directory. {ADVICE}"
 
 
+def used_before(instance: Path) -> None:
+    """Give an instance folder a database and a data folder."""
+    (instance / "data").mkdir(exist_ok=True)
+    environ = clean_environ(instance, SDG_INSTANCE=instance)
+    subprocess.run(ADOPT, cwd=CHECKOUT, env=environ, capture_output=True, check=True)
+
+
 def newer(path: Path) -> None:
-    subprocess.run(
-        VERIFY, cwd=CHECKOUT, env=clean_environ(path.parent, SDG_INSTANCE=path.parent), capture_output=True, check=True
-    )
+    used_before(path.parent)
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
         connection.commit()
@@ -131,6 +137,7 @@ def newer(path: Path) -> None:
 def test_a_database_that_can_not_be_used(
     command: Sequence[str], folder: Path, make: Callable[[Path], object], said: str
 ) -> None:
+    (folder / "instance" / "data").mkdir()
     make(folder / "instance" / "gateway.db")
     line = refusal(command, folder)
     assert line.startswith("SDG_DATABASE_URL: ")
@@ -139,25 +146,28 @@ def test_a_database_that_can_not_be_used(
 
 def test_the_password_of_a_database_is_not_told(command: Sequence[str], folder: Path) -> None:
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    (folder / "instance" / "data").mkdir()
     line = refusal(command, folder, SDG_DATABASE_URL=f"postgresql://me:sec%2Fret@127.0.0.1:{free_port()}/gateway")
     assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://127.0.0.1:")
     assert line.endswith("PostgreSQL must run and be reachable.")
     assert "sec" not in line
 
 
-@pytest.mark.parametrize("existing", [False, True], ids=["a new gateway", "one that has run"])
-def test_an_instance_folder_that_can_not_be_written(command: Sequence[str], folder: Path, existing: bool) -> None:
+def test_an_instance_folder_that_can_not_be_written(folder: Path) -> None:
     instance = folder / "instance"
-    if existing:
-        subprocess.run(
-            VERIFY, cwd=CHECKOUT, env=clean_environ(folder, SDG_INSTANCE=instance), capture_output=True, check=True
-        )
+    instance.chmod(0o555)
+    line = refusal(GUNICORN, folder)
+    assert line.startswith(f"SDG_DATA_DIR: {instance}/data")
+    assert line.endswith(ADVICE)
+
+
+def test_a_database_that_can_not_be_written(command: Sequence[str], folder: Path) -> None:
+    instance = folder / "instance"
+    used_before(instance)
     for path in (*instance.glob("gateway.db"), instance):
         path.chmod(0o555 if path.is_dir() else 0o444)
     line = refusal(command, folder)
-    instance.chmod(0o755)
-    named = f"SDG_DATABASE_URL: sqlite:///{instance}/gateway.db" if existing else f"SDG_DATA_DIR: {instance}/data"
-    assert line.startswith(named)
+    assert line.startswith(f"SDG_DATABASE_URL: sqlite:///{instance}/gateway.db")
     assert line.endswith(ADVICE)
 
 

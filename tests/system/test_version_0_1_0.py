@@ -204,6 +204,7 @@ def test_records_can_be_deleted_verified_swept_and_indexed_anew(opened: Opened) 
     assert gateway.stop() == 0
     for path in opened.instance.glob("gateway.db*"):
         path.unlink()
+    assert gateway.cli("records", "adopt").returncode == 0
     indexed = gateway.cli("records", "reindex")
     assert (indexed.returncode, indexed.stdout) == (0, f"{len(records)} records added, 0 not readable\n")
     gateway.restart()
