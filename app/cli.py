@@ -180,3 +180,17 @@ def verify() -> None:
 def reindex() -> None:
     """Add to the database the records that only the folder knows."""
     _report(Archive.reindex, "{count} records added, {problems} not readable")
+
+
+@records.command()
+def upkeep() -> None:
+    """Remove what deleted records and expired keys have left; the worker does the same in small steps."""
+    services = _services()
+    try:
+        done = services.upkeep.run()
+    except (JobsError, RecordsError) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        services.database.close()
+    for what, count in done.items():
+        click.echo(f"{what}: {count}")

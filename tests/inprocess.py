@@ -148,8 +148,8 @@ class Gateway:
         return self.slot()
 
     def files(self) -> set[str]:
-        """The names of all files of records, hidden ones of the worker left out."""
-        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(".worker")}
+        """The names of all files of records; hidden ones of the data folder itself are the gateway's own."""
+        return {path.name for path in self.data.rglob("*") if path.is_file() and path.parent != self.data}
 
     def sql(self, statement: str, **values: object) -> Any:
         """Change or read rows behind everybody's back."""

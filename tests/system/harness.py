@@ -434,8 +434,8 @@ class Gateway(Process):
     # -- beside it ---------------------------------------------------------------------------------------------------
 
     def files(self) -> set[str]:
-        """The names of all files in the data folder but the lock file of the worker and sockets."""
-        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(".worker-")}
+        """The names of all files of records; hidden ones of the data folder itself are the gateway's own."""
+        return {path.name for path in self.data.rglob("*") if path.is_file() and path.parent != self.data}
 
     def find(self, filename: str) -> Path:
         """Where a file of the data folder lies."""
