@@ -61,13 +61,16 @@ class Space:
 
     def _pragma(self, name: str) -> int:
         with self._database.read() as connection:
+            # Reading a page makes a connection see what another one has changed.
+            connection.exec_driver_sql("PRAGMA page_count").scalar_one()
             return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
 
     def _give_back(self, pages: int) -> None:
         with self._database.write(flushed=False) as connection:
             driver: Any = connection.connection.dbapi_connection
-            # Each row that is fetched is a page that is freed.
-            driver.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+            for _ in range(pages):
+                # The driver takes one step of a statement without columns, and a step frees one page, whatever number is asked for.
+                driver.execute("PRAGMA incremental_vacuum(1)").close()
 
     def _cut_log(self, longest: int) -> None:
         """Copy the log into the file and cut it, if it is longer; not now if somebody reads for long."""
