@@ -160,7 +160,7 @@ class Archive:
             named = [document_filename(job.name, job.claims), *_files(job)]
             self._records.remove_files(job.user_id, job.type, job.name, dict.fromkeys(named))
         else:
-            self._records.remove(job.user_id, job.type, job.name, claims=job.claims, images=job.args.get("batch_size"))
+            self._records.remove(job.user_id, job.type, job.name, claims=job.claims, images=_batch_size(job))
         self._table.debris_removed(job)
 
     def tidy(self) -> int:
@@ -288,13 +288,18 @@ def _attempt(file: StoredFile) -> int:
 
 def _has_only_named_files(job: Job) -> bool:
     """Whether the row names every file that there can be: its only attempt succeeded, and no image of it was deleted alone."""
-    return job.status == "succeeded" and job.claims == 1 and len(job.images) == job.args["batch_size"]
+    return job.status == "succeeded" and job.claims == 1 and len(job.images) == _batch_size(job)
 
 
 def _unnamed_images(job: Job) -> list[str]:
     """The images that the attempt which succeeded can have made and that were deleted since."""
     named = {image["filename"] for image in job.images}
-    return [name for name in image_filenames(job.name, job.claims, job.args["batch_size"]) if name not in named]
+    return [name for name in image_filenames(job.name, job.claims, _batch_size(job) or 0) if name not in named]
+
+
+def _batch_size(job: Job) -> int | None:
+    """How many pictures each attempt was to make; None for a row that an earlier version emptied when it was deleted."""
+    return job.args.get("batch_size")
 
 
 def _files(job: Job) -> list[str]:

@@ -187,7 +187,12 @@ class Database:
                 )
                 return False
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL").close()
-            connection.execute("VACUUM").close()
+            try:
+                connection.execute("VACUUM").close()
+            except sqlite3.OperationalError as error:
+                # The temporary folder, where SQLite puts a copy, may be full, or somebody may be writing all the time.
+                _LOG.warning("the database could not be written anew to become smaller: %s", error)
+                return False
             return True
 
     def checkpoint(self, seconds: float) -> None:
