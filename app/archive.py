@@ -6,7 +6,7 @@ The row is the truth: a file is shown when its row names it, and goes when no ro
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,7 +21,7 @@ from app.jobs.model import Job, NewJob, Success
 from app.jobs.table import JobTable
 from app.jobs.view import describe, milliseconds
 from app.records.errors import MissingFile, RecordsError
-from app.records.names import FileName, document_filename, parse_filename, user_folder
+from app.records.names import FileName, document_filename, image_filenames, parse_filename, user_folder
 from app.records.store import RecordStore, StoredFile
 
 _LOG = logging.getLogger(__name__)
@@ -149,32 +149,36 @@ class Archive:
         events.transition("deleted", job, file=None if whole else filename)
         deleted = _files(job) if whole else [filename]
         try:
-            self._unlink(job, None if whole else {filename})
+            self._unlink(job, None if whole else [filename])
         except RecordsError:
             # The row is committed: the record is gone for its user, and the worker unlinks what is left at its next start.
             _LOG.exception("the files of a deleted record could not be removed yet")
         return deleted
 
-    def _unlink(self, job: Job, filenames: set[str] | None) -> None:
-        if filenames is None:
-            self._records.remove(job.user_id, job.type, job.name)
+    def _unlink(self, job: Job, filenames: Iterable[str] | None) -> None:
+        """Remove these files of a job, or all of them."""
+        if filenames is not None:
+            self._records.remove_files(job.user_id, job.type, job.name, filenames)
+        elif _has_only_named_files(job):
+            # The document first, so that a half-deleted record can't be indexed again from its folder.
+            named = [document_filename(job.name, job.claims), *_files(job)]
+            self._records.remove_files(job.user_id, job.type, job.name, dict.fromkeys(named))
         else:
-            for filename in filenames:
-                self._records.remove_file(job.user_id, job.type, filename)
+            self._records.remove(job.user_id, job.type, job.name, claims=job.claims, images=_batch_size(job))
         self._table.debris_removed(job)
 
-    def tidy(self) -> None:
-        """Unlink what a crash left of deletions whose rows were committed."""
-        for job, whole in self._table.debris():
-            try:
-                self._unlink(job, None if whole else self._unnamed_images(job))
-            except RecordsError:
-                _LOG.exception("the files of a deleted record could not be removed")
-
-    def _unnamed_images(self, job: Job) -> set[str]:
-        named = {image["filename"] for image in job.images}
-        files = self._records.files_of(job.user_id, job.type, job.name)
-        return {file.filename for file in files if _kind(file) == "image" and file.filename not in named}
+    def tidy(self) -> int:
+        """Unlink what a crash left of deletions whose rows were committed; how many rows that concerned."""
+        done = after = 0
+        while page := self._table.debris(after, _BATCH):
+            for job, whole in page:
+                try:
+                    self._unlink(job, None if whole else _unnamed_images(job))
+                    done += 1
+                except RecordsError:
+                    _LOG.exception("the files of a deleted record could not be removed")
+            after = page[-1][0].seq
+        return done
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -335,10 +339,6 @@ def _parse(filename: str) -> FileName:
     return parsed
 
 
-def _kind(file: StoredFile) -> str | None:
-    return file.parsed.kind if file.parsed is not None else None
-
-
 def _attempt(file: StoredFile) -> int:
     return (file.parsed.attempt or 0) if file.parsed is not None else 0
 
@@ -347,8 +347,28 @@ def _name(file: StoredFile) -> str:
     return file.parsed.name if file.parsed is not None else ""
 
 
+def _kind(file: StoredFile) -> str | None:
+    return file.parsed.kind if file.parsed is not None else None
+
+
 def _is_document(file: StoredFile) -> bool:
     return _kind(file) == "document" and not file.temporary
+
+
+def _has_only_named_files(job: Job) -> bool:
+    """Whether the row names every file that there can be: its only attempt succeeded, and no image of it was deleted alone."""
+    return job.status == "succeeded" and job.claims == 1 and len(job.images) == _batch_size(job)
+
+
+def _unnamed_images(job: Job) -> list[str]:
+    """The images that the attempt which succeeded can have made and that were deleted since."""
+    named = {image["filename"] for image in job.images}
+    return [name for name in image_filenames(job.name, job.claims, _batch_size(job) or 0) if name not in named]
+
+
+def _batch_size(job: Job) -> int | None:
+    """How many pictures each attempt was to make; None for a row that an earlier version emptied when it was deleted."""
+    return job.args.get("batch_size")
 
 
 def _files(job: Job) -> list[str]:

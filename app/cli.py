@@ -216,3 +216,18 @@ def adopt(dry_run: bool) -> None:
     click.echo(f"database and data folder {'would' if dry_run else 'now'} carry the id {value}")
     if not dry_run:
         click.echo("'sd-gateway records reindex' adds the records that only the folder knows.", err=True)
+
+
+@records.command()
+def upkeep() -> None:
+    """Remove what deleted records and expired keys have left; the worker does the same in small steps."""
+    services = _services(startup.open_existing)
+    click.echo(startup.places(services.config), err=True)
+    try:
+        done = services.upkeep.run()
+    except (JobsError, RecordsError) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        services.database.close()
+    for what, count in done.items():
+        click.echo(f"{what}: {count}")

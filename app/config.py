@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from app.addresses import host_of, slot_key, with_plain_host
+
 PREFIX = "SDG_"
 #: gunicorn's own variable for the number of processes; ours only to have a default and a place in the table.
 PROCESSES = "WEB_CONCURRENCY"
@@ -149,20 +151,6 @@ def _database_url(value: str) -> str:
 
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)=(?P<url>.+)")
-_LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|::1|0\.0\.0\.0")
-
-
-def _slot_key(url: str, host_id: str) -> str:
-    """The identity of a WebUI: its URL without credentials, a loopback name replaced by this host's.
-
-    ``localhost`` and ``127.0.0.1`` are one WebUI, and the one on another machine is another.
-    """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    host = host_id if _LOOPBACK.fullmatch(host) else host
-    host = f"[{host}]" if ":" in host else host
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
 
 
 def _parse_entry(entry: str, host_id: str) -> tuple[WebuiAddress, str]:
@@ -172,10 +160,10 @@ def _parse_entry(entry: str, host_id: str) -> tuple[WebuiAddress, str]:
     named = _NAMED.fullmatch(entry)
     url = (named["url"] if named else entry).rstrip("/")
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not host_of(parts) or parts.query or parts.fragment:
         raise ValueError(f"{_without_credentials(entry)!r} is no http:// or https:// address")
-    place = _slot_key(url, host_id)
-    return WebuiAddress(named["name"] if named else place, url), place
+    place = slot_key(url, host_id)
+    return WebuiAddress(named["name"] if named else place, with_plain_host(url)), place
 
 
 def parse_webui_urls(value: str, host_id: str) -> tuple[WebuiAddress, ...]:
@@ -324,6 +312,17 @@ class Config:
     webuis: tuple[WebuiAddress, ...]
     #: Empty but in crash tests.
     crash_at: str = ""
+
+    def current_slot_key(self, key: str) -> str:
+        """The key of a slot whose key an earlier version wrote: another one only for a WebUI of this process.
+
+        Earlier versions gave each spelling of an address a key of its own. A key that this version could have written is kept.
+        """
+        if "://" not in key:
+            return key
+        place = slot_key(key, self.host_id)
+        mine = {slot_key(webui.url, self.host_id): webui.key for webui in self.webuis if webui.url != SIMULATOR}
+        return key if place == key else mine.get(place, key)
 
 
 def _toml_text(value: Any) -> str:

@@ -241,7 +241,8 @@ class Results:
 
     def discard(self, claim: Claim) -> None:
         """Remove the files of an attempt whose job went to somebody else."""
-        self._records.discard(claim.job.user_id, claim.job.type, claim.job.name, claim.attempt)
+        job = claim.job
+        self._records.discard(job.user_id, job.type, job.name, claim.attempt, images=job.args["batch_size"])
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -21,6 +21,7 @@ from app.jobs.database import Database
 from app.jobs.election import HostLock
 from app.jobs.model import Failure, Job
 from app.jobs.slots import Slots
+from app.jobs.space import Space
 from app.jobs.station import Station
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
@@ -31,13 +32,14 @@ from app.records.store import RecordStore
 from app.results import refused_everywhere
 from app.steps import crash_at
 from app.submission import Submissions
+from app.upkeep import Upkeep
 from app.webui.client import Webui
 from app.webui.presets import Presets, load_presets
 from app.webui.simulator import SimulatorServer, SimulatorSettings
 
+_LOG = logging.getLogger(__name__)
+
 _FINISHED = b"finished "
-#: Files of deleted records that could not be removed are tried again so often.
-TIDY_SECONDS = 60.0
 
 
 @dataclass
@@ -97,10 +99,10 @@ class Services:
     waiters: Waiters
     submissions: Submissions
     archive: Archive
+    upkeep: Upkeep
     hints: _Hints
     worker: Worker | None = None
     simulator: SimulatorServer | None = field(default=None, repr=False)
-    _tidy_at: float = field(default=0.0, repr=False)
 
     # -- what the API asks -------------------------------------------------------------------------------------------
 
@@ -136,7 +138,6 @@ class Services:
         folder = self.database.folder or self.config.data_dir
         self.hints.wake = Wake(folder, self.hints.heard)
         if worker:
-            self._tidy_at = time.monotonic() + TIDY_SECONDS
             lock = HostLock(self.config.data_dir / f".worker-{self.config.host_id}.lock") if elected else None
             self.worker = self.hints.worker = self._make_worker(lock)
             self.worker.start()
@@ -148,12 +149,14 @@ class Services:
             self.config.host_id,
             stations=self._stations,
             tidy=self.archive.tidy,
-            upkeep=self._upkeep,
+            upkeep=self._look_after,
             on_finished=self.hints.finished,
             lock=lock,
         )
 
     def _stations(self) -> list[WebuiStation]:
+        for old, new in self.slots.rename(self.config.current_slot_key).items():
+            _LOG.info("the slot %s of an earlier version is now %s", old, new)
         return [self._station(address) for address in self.config.webuis]
 
     def _station(self, address: WebuiAddress) -> WebuiStation:
@@ -164,11 +167,9 @@ class Services:
         webui = Webui(address, job_timeout=self.config.job_timeout)
         return WebuiStation(webui, self.table, self.slots, self.records, self.offers, self.config)
 
-    def _upkeep(self, _stations: Sequence[Station]) -> list[int]:
-        """Fail the waiting jobs that no configured WebUI can serve any more; now and then, finish deletions that failed."""
-        if time.monotonic() >= self._tidy_at:
-            self._tidy_at = time.monotonic() + TIDY_SECONDS
-            self.archive.tidy()
+    def _look_after(self, _stations: Sequence[Station]) -> list[int]:
+        """Fail the waiting jobs that no configured WebUI can serve any more; now and then, remove what is left over."""
+        self.upkeep.step()
         self.table.forget_refusals()
         catalogues, configured = self.offers.catalogues(), self.slots.configured()
         failed: list[Job] = []
@@ -286,6 +287,7 @@ def _wire(config: Config, presets: Presets, identity: Identity) -> Services:
     offers = Offers(slots, presets, config.default_model)
     waiters = Waiters(table, config.max_waiters)
     hints = _Hints(waiters)
+    archive = Archive(table, records)
     return Services(
         config=config,
         database=database,
@@ -296,6 +298,7 @@ def _wire(config: Config, presets: Presets, identity: Identity) -> Services:
         offers=offers,
         waiters=waiters,
         submissions=Submissions(config, table, waiters, offers, records, hints.accepted, hints.look_wanted),
-        archive=Archive(table, records),
+        archive=archive,
+        upkeep=Upkeep(table, Space(database), records, archive),
         hints=hints,
     )

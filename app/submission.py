@@ -21,7 +21,7 @@ from app.jobs.waiters import Waiters
 from app.offers import Offers
 from app.records.errors import BadImage, RecordsError
 from app.records.images import Reference, ReferenceReader
-from app.records.names import new_name
+from app.records.names import init_filename, new_name
 from app.records.store import RecordStore
 from app.webui.errors import NoDefaultModel, UnknownNames
 from app.webui.names import Resolved, resolve
@@ -180,7 +180,7 @@ class Submissions:
 
     def _remove_files(self, new: NewJob) -> None:
         try:
-            self._records.remove(new.user_id, new.type, new.name)
+            self._records.remove_files(new.user_id, new.type, new.name, [init_filename(new.name)])
         except RecordsError:
             # The sweep takes it: a file without any row goes after an hour.
             _LOG.exception("the reference image of a refused request could not be removed")

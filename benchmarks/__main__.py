@@ -16,6 +16,7 @@ from types import MappingProxyType
 from benchmarks import (
     accept_claim,
     added_time,
+    deletion,
     history,
     idle_gap,
     machine,
@@ -33,6 +34,7 @@ FIGURES: Mapping[str, Callable[[Bench], None]] = MappingProxyType(
         "added-time": added_time.run,
         "history": history.run,
         "accept-claim": accept_claim.run,
+        "deletion": deletion.run,
         "served": served.run,
         "memory": memory.run,
         "throughput": throughput.run,

@@ -120,6 +120,22 @@ def fill_queue(database: Path, jobs: int, users: int) -> None:
         connection.execute("UPDATE clock SET unfinished = unfinished + ?", (jobs,))
 
 
+def fill_day(database: Path, user: str, jobs: int) -> None:
+    """Give a user so many copies of the youngest record, all of its day."""
+    with _opened(database) as connection:
+        _count_to(connection, jobs)
+        made = "substr(old.name, 1, 19) || printf('%08x', i)"
+        changes = {"user_id": f"'{user}'", "name": made, "images": f"replace(old.images, old.name, {made})"}
+        _copy(connection, changes, "numbers, old")
+
+
+def names_of(database: Path, user: str) -> list[str]:
+    """The names of a user's jobs, the oldest first."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("SELECT name FROM jobs WHERE user_id = ? ORDER BY seq", (user,))
+        return [name for (name,) in rows]
+
+
 def sequence_before_middle(database: Path, user: str, page: int) -> int:
     """The number that a page in the middle of a user's history begins below."""
     with contextlib.closing(sqlite3.connect(database)) as connection:

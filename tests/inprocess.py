@@ -28,7 +28,6 @@ from app.webui.simulator.faults import Fault
 DEADLINE = 30.0
 USER = "u1"
 #: How the files of the data folder begin that are no records': the worker's lock, and the id.
-HIDDEN = (".worker-", ".sd-gateway-id")
 #: A small request as its schema passes it.
 FIELDS = {
     "id": USER, "prompt": "a lighthouse", "negative_prompt": "blurry", "width": 64, "height": 64, "seed": "7", "steps": 2,
@@ -150,8 +149,8 @@ class Gateway:
         return self.slot()
 
     def files(self) -> set[str]:
-        """The names of all files of records, but not those of the gateway itself."""
-        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN)}
+        """The names of all files of records; hidden ones of the data folder itself are the gateway's own."""
+        return {path.name for path in self.data.rglob("*") if path.is_file() and path.parent != self.data}
 
     def sql(self, statement: str, **values: object) -> Any:
         """Change or read rows behind everybody's back."""

@@ -247,7 +247,7 @@ class TestDelete:
     ) -> None:
         view = gateway.post()
         with monkeypatch.context() as patch:
-            patch.setattr(gateway.services.records, "remove", _refuse)
+            patch.setattr(gateway.services.records, "remove_files", _refuse)
             assert archive.delete("u1", "txt2img", view["name"])
         with pytest.raises(JobNotFound):
             archive.job("u1", "txt2img", view["name"])
@@ -286,8 +286,8 @@ class TestTidy:
             gateway.services.table.delete("u1", "txt2img", view["name"])
         remove = gateway.services.records.remove
 
-        def sometimes(user: str, type_: str, name: str) -> list[str]:
-            return _refuse() if name == stuck["name"] else remove(user, type_, name)
+        def sometimes(user: str, type_: str, name: str, **of: Any) -> list[str]:
+            return _refuse() if name == stuck["name"] else remove(user, type_, name, **of)
 
         monkeypatch.setattr(gateway.services.records, "remove", sometimes)
         archive.tidy()

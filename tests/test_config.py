@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +119,88 @@ def test_a_password_in_a_bad_address_is_not_repeated(tmp_path: Path) -> None:
 )
 def test_one_webui_has_one_slot_however_it_is_spelled(urls: str, keys: list[str], tmp_path: Path) -> None:
     assert [webui.key for webui in webuis(urls, tmp_path)] == keys
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "0177.0.0.1", "127.0.0.2", "0",
+        "0.0.0.0", "[::1]", "[0:0:0:0:0:0:0:1]", "[::]", "[::ffff:127.0.0.1]", "[::FFFF:7f00:1]", "webui.localhost", "127%2e0.0.1",
+        "%6cocalhost", "box", "BOX.", "me:secret@127.1", "127.0.0.1.",
+    ],
+)  # fmt: skip
+def test_every_spelling_of_this_host_is_one_slot(host: str, tmp_path: Path) -> None:
+    [webui] = webuis(f"http://localhost:7860,http://{host}:7860/,a=http://{host}:07860//", tmp_path)
+    assert webui.key == "a"
+    [webui] = webuis(f"http://{host}:7860/", tmp_path, host="Box")
+    assert webui.key == "http://box:7860"
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("http://gpu", "http://GPU.:80/", "HTTP://gpu:080", "http://%67pu:", "http://me:pw@gpu"),
+        ("https://gpu/a", "https://gpu:443/a/"),
+        ("http://10.1", "http://10.0.0.1", "http://0xa000001", "http://[::ffff:10.0.0.1]", "http://167772161"),
+        ("http://[2001:db8:0:0::1]:9", "http://[2001:DB8::0001]:9"),
+        ("http://b\u00fccher.example", "http://xn--bcher-kva.example", "http://B\u00dcCHER.example."),
+    ],
+)
+def test_every_spelling_of_another_host_is_one_slot(spellings: tuple[str, ...], tmp_path: Path) -> None:
+    assert len(webuis(",".join(spellings), tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://gpu", "https://gpu"), ("http://gpu", "http://gpu:81"), ("http://gpu/a", "http://gpu/A"), ("http://gpu", "http://gpu2"),
+        ("http://10.0.0.1", "http://10.0.0.2"), ("http://localhost.example", "http://localhost"), ("http://128.0.0.1", "http://127.0.0.1"),
+    ],
+)  # fmt: skip
+def test_different_addresses_are_different_slots(one: str, other: str, tmp_path: Path) -> None:
+    assert len(webuis(f"{one},{other}", tmp_path)) == 2
+
+
+def test_an_address_connects_where_its_host_was_percent_encoded(tmp_path: Path) -> None:
+    [webui] = webuis("http://me:p%40ss@127%2e0.0.1:7860/sub%20folder", tmp_path)
+    assert webui.url == "http://me:p%40ss@127.0.0.1:7860/sub%20folder"
+
+
+def test_no_name_server_is_asked_for_the_key_of_a_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = socket.getaddrinfo
+
+    def numeric_only(*arguments: Any, flags: int = 0, **named: Any) -> Any:
+        assert flags & socket.AI_NUMERICHOST, arguments
+        return asked(*arguments, flags=flags, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", numeric_only)
+    assert [webui.key for webui in webuis("http://gpu.example,http://127.1", tmp_path)] == [
+        "http://gpu.example:80",
+        "http://box:80",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "current"),
+    [
+        ("http://127.1:7860", "http://box:7860"),
+        ("http://[::ffff:127.0.0.1]:7860", "http://box:7860"),
+        ("http://Box:7860", "http://box:7860"),
+        ("http://gpu.:80/sub", "named"),
+        # What this version writes itself stays: another host may use it now.
+        ("http://box:7860", "http://box:7860"),
+        ("http://gpu:80/sub", "http://gpu:80/sub"),
+        # Not configured here, so perhaps the WebUI of another host.
+        ("http://127.1:7861", "http://127.1:7861"),
+        ("http://elsewhere.:80", "http://elsewhere.:80"),
+        ("named", "named"),
+        ("simulator", "simulator"),
+    ],
+)
+def test_a_slot_of_an_earlier_version_is_known_again(key: str, current: str, tmp_path: Path) -> None:
+    urls = "http://localhost:7860,named=http://gpu/sub,simulator"
+    config = load({"SDG_WEBUI_URLS": urls, "SDG_HOST_ID": "Box"}, tmp_path)
+    assert config.current_slot_key(key) == current
 
 
 def test_credentials_stay_in_the_address_and_out_of_the_key(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
     ("app.startup", "app.services", "app.errors"),
-    ("app.generation", "app.results", "app.submission", "app.archive", "app.identity", "app.offers"),
+    ("app.generation", "app.results", "app.submission", "app.archive", "app.identity", "app.offers", "app.upkeep"),
     ("app.jobs", "app.webui", "app.records", "app.migrations"),
-    ("app.allocator", "app.config", "app.jsontext", "app.steps"),
+    ("app.config",),
+    ("app.addresses", "app.allocator", "app.jsontext", "app.steps"),
 )
 #: Rooms of one floor that do know each other, in this direction.
 NEIGHBOURS = {
@@ -25,6 +26,7 @@ NEIGHBOURS = {
     ("app.generation", "app.results"),
     ("app.results", "app.offers"),
     ("app.submission", "app.offers"),
+    ("app.upkeep", "app.archive"),
     ("app.api", "app.errors"),
     ("app.startup", "app.services"),
     ("app.migrations", "app.jobs"),

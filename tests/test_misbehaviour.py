@@ -100,7 +100,7 @@ def await_attempt(gateway: Gateway, server: SimulatorServer, view: dict[str, Any
 def test_files_that_could_not_be_removed_go_later_without_a_restart(
     tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.services.TIDY_SECONDS", 0.05)
+    monkeypatch.setattr("app.upkeep.STEP_SECONDS", 0.05)
     with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
         view = gateway.start().post()
         with monkeypatch.context() as broken:
@@ -108,7 +108,7 @@ def test_files_that_could_not_be_removed_go_later_without_a_restart(
             def refuse(*_: object) -> None:
                 raise StorageFailed(OSError(errno.EROFS, "read-only"), doing="removed")
 
-            broken.setattr(gateway.services.records, "remove", refuse)
+            broken.setattr(gateway.services.records, "remove_files", refuse)
             assert gateway.services.archive.delete(USER, "txt2img", view["name"])
             assert len(gateway.files()) == 2
         until(lambda: gateway.files() == set(), "the files are gone")

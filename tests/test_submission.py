@@ -203,7 +203,7 @@ class TestReferenceImage:
         with Front(tmp_path, migrated_sqlite, ["gpu0=http://127.0.0.1:9"], max_queue=1) as front:
             front.offer()
             front.accept()
-            monkeypatch.setattr(front.services.records, "remove", fail)
+            monkeypatch.setattr(front.services.records, "remove_files", fail)
             with pytest.raises(QueueFull):
                 front.accept("img2img")
             assert "could not be removed" in caplog.text

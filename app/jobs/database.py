@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
+import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
@@ -34,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 #: Seconds that a statement waits for another process's write before it gives up.
 BUSY_TIMEOUT = 30
+#: Bytes to which SQLite's log is cut when it is longer and has been copied into the file. Four times what it usually grows to.
+LOG_BYTES = 2**24
 #: Idle connections that a process keeps in its pool.
 _KEPT_CONNECTIONS = 8
 #: Any constant; PostgreSQL's advisory locks are numbers that programs agree on.
@@ -165,6 +169,8 @@ class Database:
             after = _revision(connection)
         if after != before:
             _LOG.info("the database was migrated from schema %s to %s", before or "none", after)
+            if self.is_sqlite:
+                self.rewrite()
         self._migrated = self._file()
 
     def refuse_newer(self) -> None:
@@ -188,6 +194,47 @@ class Database:
             if _refuse_newer(connection, scripts) != scripts.get_current_head():
                 raise SchemaTooOld
         self._migrated = self._file()
+
+    @contextlib.contextmanager
+    def _own_connection(self, timeout: float) -> Iterator[sqlite3.Connection]:
+        """A connection to the SQLite file outside of the pool, which waits so many seconds for others."""
+        self._refuse_another_file()
+        connection = sqlite3.connect(str(self.url.database), timeout=timeout, isolation_level=None)
+        with contextlib.closing(connection):
+            _prepare_sqlite(connection, None)
+            yield connection
+
+    def rewrite(self) -> bool:
+        """Write a SQLite file of an earlier version anew, as one that can become smaller; whether it is one now.
+
+        Where the disk has no room for that, the log says so and nothing changes.
+        """
+        with self._translated(), self._own_connection(BUSY_TIMEOUT) as connection:
+            if connection.execute("PRAGMA auto_vacuum").fetchone()[0]:
+                return True
+            pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+            free = shutil.disk_usage(Path(str(self.url.database)).parent).free
+            if free < 2 * pages * size:
+                _LOG.warning(
+                    "the database can't be written anew to become smaller: %d MB must be free on its disk, %d MB are;"
+                    " make room and run sd-gateway records upkeep",
+                    2 * pages * size // 10**6 + 1,
+                    free // 10**6,
+                )
+                return False
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL").close()
+            try:
+                connection.execute("VACUUM").close()
+            except sqlite3.OperationalError as error:
+                # The temporary folder, where SQLite puts a copy, may be full, or somebody may be writing all the time.
+                _LOG.warning("the database could not be written anew to become smaller: %s", error)
+                return False
+            return True
+
+    def checkpoint(self, seconds: float) -> None:
+        """Copy SQLite's log into the file and cut it; not now if readers or writers are in the way for so long."""
+        with self._translated(), self._own_connection(seconds) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _file(self) -> tuple[int, int] | None:
         if not self.is_sqlite or not self.url.database:
@@ -242,7 +289,10 @@ def _revision(connection: Connection) -> str | None:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     """Leave BEGIN to us (the driver's own begins deferred) and choose durability over speed."""
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    if not connection.execute("PRAGMA page_count").fetchone()[0]:
+        # Only a file without any page can be made one that may become smaller (app/jobs/space.py).
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL").close()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"journal_size_limit={LOG_BYTES}"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 

@@ -98,6 +98,7 @@ def _partial(name: str, where: Any, *columns: Any) -> None:
 _partial("jobs_queue", JOBS.c.status == QUEUED, JOBS.c.start_tag, JOBS.c.seq, JOBS.c.cost, JOBS.c.status)
 _partial("jobs_running", JOBS.c.status == RUNNING, JOBS.c.owner)
 _partial("jobs_debris", JOBS.c.debris, JOBS.c.seq)
+_partial("jobs_deleted", JOBS.c.status == DELETED, JOBS.c.seq)
 
 # One row: the virtual time of fair queueing and the number of unfinished jobs. Writers on PostgreSQL lock it first.
 CLOCK: Final = Table(
@@ -191,6 +192,7 @@ IDEMPOTENCY: Final = Table(
     PrimaryKeyConstraint("user_id", "key"),
 )
 Index("idempotency_expiry", IDEMPOTENCY.c.expires_at)
+Index("idempotency_job", IDEMPOTENCY.c.job)
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function where it is used

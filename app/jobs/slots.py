@@ -6,7 +6,7 @@ until the WebUI is idle.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 from app.jobs import statements as sql
 from app.jobs.database import Database
 from app.jobs.model import Slot, to_json
-from app.jobs.schema import CATALOGUES, NOTES, SLOTS, WORKERS, db_now
+from app.jobs.schema import CATALOGUES, JOBS, NOTES, REFUSALS, RUNNING, SLOTS, WORKERS, db_now
 from app.jobs.statements import LEASE_SECONDS
 from app.jsontext import loads
 
@@ -30,6 +30,8 @@ _DEFAULT_MODEL: Final = "default_model"
 _LOOK_WANTED: Final = "look_wanted_at"
 _WANTED_AGAIN_SECONDS: Final = 1.0
 Settled = Literal["clean", "suspect", "unclean"]
+#: The states of a slot, from the one that promises least about its WebUI.
+_MOST_CAUTIOUS_FIRST: Final = ("held", "settling", "unclean", "suspect", "clean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,30 @@ class Slots:
             there = set(connection.execute(select(SLOTS.c.key)).scalars())
             for key in [key for key in keys if key not in there]:
                 connection.execute(insert(SLOTS).values(key=key, state="clean", health="unknown", probed_at=0.0))
+
+    def rename(self, current_key: Callable[[str], str]) -> dict[str, str]:
+        """Give every slot the key that this version computes for it, wherever the old key stands; old keys to new ones.
+
+        Where both have a row, the one that promises less about its WebUI stays: several old slots may be one WebUI.
+
+        :param current_key: the new key for a stored one, often the same.
+        """
+        with self.database.read() as connection:
+            if not _renames(connection, current_key):
+                return {}
+        with self.database.write("rename slots") as connection:
+            renames = _renames(connection, current_key)
+            for old, new in renames.items():
+                _merge_slots(connection, old, new)
+                _rename_catalogue(connection, old, new)
+                _rename_refusals(connection, old, new)
+                connection.execute(update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.slot == old).values(slot=new))
+            for worker in connection.execute(select(WORKERS.c.owner, WORKERS.c.webuis)).all():
+                listed = list(dict.fromkeys(renames.get(key, key) for key in loads(worker.webuis)))
+                connection.execute(
+                    update(WORKERS).where(WORKERS.c.owner == worker.owner).values(webuis=to_json(listed))
+                )
+            return renames
 
     def beat(self, owner: str) -> bool:
         """Prolong every lease of this worker; False when the database doesn't know the worker (any more)."""
@@ -316,6 +342,40 @@ class Slots:
             connection.execute(delete(NOTES).where(NOTES.c.key == _DEFAULT_MODEL))
             if model is not None:
                 connection.execute(insert(NOTES).values(key=_DEFAULT_MODEL, value=model))
+
+
+def _renames(connection: Connection, current_key: Callable[[str], str]) -> dict[str, str]:
+    """The stored keys that are to be replaced, and by which."""
+    stored = [
+        *connection.execute(select(SLOTS.c.key)).scalars(),
+        *connection.execute(select(CATALOGUES.c.key)).scalars(),
+    ]
+    keys = dict.fromkeys([*stored, *connection.execute(select(REFUSALS.c.slot)).scalars(), *_configured(connection)])
+    return {key: new for key in keys if (new := current_key(key)) != key}
+
+
+def _merge_slots(connection: Connection, old: str, new: str) -> None:
+    rows = connection.execute(select(SLOTS).where(SLOTS.c.key.in_((old, new)))).mappings().all()
+    if not any(row["key"] == old for row in rows):
+        return
+    kept = min(rows, key=lambda row: _MOST_CAUTIOUS_FIRST.index(row["state"]))
+    merged = {**kept, "key": new}
+    for column in ("seconds_per_cost", "doubt", "overridden"):
+        merged[column] = next((row[column] for row in (kept, *rows) if row[column] is not None), None)
+    connection.execute(delete(SLOTS).where(SLOTS.c.key.in_((old, new))))
+    connection.execute(insert(SLOTS).values(merged))
+
+
+def _rename_catalogue(connection: Connection, old: str, new: str) -> None:
+    if connection.execute(select(CATALOGUES.c.key).where(CATALOGUES.c.key == new)).first() is None:
+        connection.execute(update(CATALOGUES).where(CATALOGUES.c.key == old).values(key=new))
+    connection.execute(delete(CATALOGUES).where(CATALOGUES.c.key == old))
+
+
+def _rename_refusals(connection: Connection, old: str, new: str) -> None:
+    known = select(REFUSALS.c.job).where(REFUSALS.c.slot == new)
+    connection.execute(delete(REFUSALS).where(REFUSALS.c.slot == old, REFUSALS.c.job.in_(known)))
+    connection.execute(update(REFUSALS).where(REFUSALS.c.slot == old).values(slot=new))
 
 
 def _past(moment: float | None, now: float) -> float:

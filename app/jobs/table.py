@@ -15,7 +15,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    delete,
+    false,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from app.jobs import places
 from app.jobs import statements as sql
@@ -31,7 +45,9 @@ from app.jobs.errors import (
 from app.jobs.model import Claim, Failure, IdempotencyKey, Job, NewJob, Place, Success, to_json
 from app.jobs.prepared import Prepared
 from app.jobs.schema import (
+    CLOCK,
     DEBRIS,
+    DELETED,
     DEMANDS,
     IDEMPOTENCY,
     JOBS,
@@ -40,6 +56,7 @@ from app.jobs.schema import (
     RUNNING,
     SLOTS,
     SUCCEEDED,
+    USERS,
     db_now,
 )
 from app.jsontext import loads
@@ -48,6 +65,10 @@ from app.jsontext import loads
 MAX_ATTEMPTS: Final = 3
 MAX_LOSSES: Final = 20
 _LATE_BEAT_SECONDS: Final = 60.0
+#: Rows that one transaction of the upkeep deletes at most.
+MOST_FORGOTTEN: Final = 500
+#: Far longer than a waiting client's process takes to see that its job has ended (app/jobs/waiters.py), in milliseconds.
+_SEEN_MS: Final = 10_000
 #: Above every number of a job.
 _AFTER_ALL: Final = 2**63 - 1
 
@@ -440,15 +461,15 @@ class JobTable:
             found.setdefault(row.seq, Refused(Job.of(row), row.body, set())).slots.add(row.refused_by)
         return list(found.values())
 
-    def forget_refusals(self) -> None:
-        """Drop the refusals of jobs that have ended."""
+    def forget_refusals(self) -> int:
+        """Drop the refusals of jobs that have ended; how many."""
         unfinished = select(JOBS.c.seq).where(or_(JOBS.c.status == QUEUED, JOBS.c.status == RUNNING))
         ended = REFUSALS.c.job.not_in(unfinished)
         with self.database.read() as connection:
             if connection.execute(select(REFUSALS.c.job).where(ended).limit(1)).first() is None:
-                return
+                return 0
         with self.database.write() as connection:
-            connection.execute(delete(REFUSALS).where(ended))
+            return connection.execute(delete(REFUSALS).where(ended)).rowcount
 
     # -- demands -----------------------------------------------------------------------------------------------------
 
@@ -581,11 +602,11 @@ class JobTable:
                 connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(images=to_json(left), debris=True))
             return job, not left
 
-    def debris(self) -> list[tuple[Job, bool]]:
-        """Rows whose deleted files may still be on disk, each with whether the whole record was deleted."""
+    def debris(self, after: int = 0, limit: int = _AFTER_ALL) -> list[tuple[Job, bool]]:
+        """Rows above a number whose deleted files may still be on disk, each with whether the whole record was deleted."""
+        wanted = select(*sql.COLUMNS).where(DEBRIS, JOBS.c.seq > after).order_by(JOBS.c.seq).limit(limit)
         with self.database.read() as connection:
-            rows = connection.execute(select(*sql.COLUMNS).where(DEBRIS).order_by(JOBS.c.seq)).all()
-            return [(Job.of(row), row.status == "deleted") for row in rows]
+            return [(Job.of(row), row.status == "deleted") for row in connection.execute(wanted).all()]
 
     def debris_removed(self, job: Job) -> None:
         """The files of what was deleted of this job are gone."""
@@ -608,14 +629,48 @@ class JobTable:
                 connection.execute(insert(JOBS).values(values | {"demand": 0}))
             return there is None
 
-    def forget_keys(self) -> None:
-        """Drop the idempotency keys that have expired."""
-        expired = IDEMPOTENCY.c.expires_at <= db_now()
+    def forget_keys(self) -> int:
+        """Drop idempotency keys that have expired, at most :data:`MOST_FORGOTTEN`; how many."""
+        return self._forget(IDEMPOTENCY, IDEMPOTENCY.c.expires_at <= db_now())
+
+    def forget_deleted(self) -> int:
+        """Drop rows of deleted jobs, at most :data:`MOST_FORGOTTEN`; how many.
+
+        A row stays while files of it may be left, and while an idempotency key names it. It also stays until every client that
+        waited for the job has seen its end.
+        """
+        now = _now_ms()
+        # A time in the future is one from before the clock was set back.
+        waited_for = JOBS.c.finished_at.between(now - _SEEN_MS, now)
+        named = select(IDEMPOTENCY.c.job).where(IDEMPOTENCY.c.job == JOBS.c.seq).exists()
+        gone = and_(JOBS.c.status == DELETED, not_(DEBRIS), not_(func.coalesce(waited_for, false())), not_(named))
+        return self._forget(JOBS, gone)
+
+    def forget_users(self) -> int:
+        """Drop what fair queueing need not know of users any more, at most :data:`MOST_FORGOTTEN` rows; how many.
+
+        A user without unfinished jobs whose finish tag the clock has passed begins like a new one, and so does everybody once
+        nothing at all is unfinished.
+        """
+        virtual = select(CLOCK.c.virtual).scalar_subquery()
+        unfinished = select(CLOCK.c.unfinished).scalar_subquery()
+        idle = and_(USERS.c.unfinished <= 0, or_(USERS.c.finish <= virtual, unfinished <= 0))
+        return self._forget(USERS, idle)
+
+    def _forget(self, table: Table, where: ColumnElement[bool]) -> int:
+        """Delete rows of a table, at most :data:`MOST_FORGOTTEN`; how many.
+
+        In batches that are chosen before, so that no writer waits long and PostgreSQL's autovacuum keeps up.
+        """
+        columns = list(table.primary_key.columns)
         with self.database.read() as connection:
-            if connection.execute(select(IDEMPOTENCY.c.key).where(expired).limit(1)).first() is None:
-                return
+            rows = connection.execute(select(*columns).where(where).limit(MOST_FORGOTTEN)).all()
+        if not rows:
+            return 0
+        key = columns[0].in_([row[0] for row in rows]) if len(columns) == 1 else tuple_(*columns).in_(map(tuple, rows))
         with self.database.write() as connection:
-            connection.execute(delete(IDEMPOTENCY).where(expired))
+            # Asked again: a user may have come back, and a key may have been given anew.
+            return connection.execute(delete(table).where(key, where)).rowcount
 
 
 def _now_ms() -> int:
@@ -688,11 +743,13 @@ def _count_out(connection: Connection, users: Sequence[str]) -> None:
 def _mark_deleted(connection: Connection, job: Job) -> None:
     if not job.finished:
         raise JobUnfinished
+    # Without its batch size nobody would know how many files may be left of it.
+    left = {name: value for name, value in job.args.items() if name == "batch_size"}
     connection.execute(
         update(JOBS)
         .where(JOBS.c.seq == job.seq)
         .values(
-            status="deleted", args="{}", images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
+            status="deleted", args=to_json(left), images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
             debris=True,
         )
     )  # fmt: skip

@@ -619,7 +619,7 @@ class Worker:
         host: str,
         *,
         stations: Callable[[], Sequence[Station]],
-        tidy: Callable[[], None],
+        tidy: Callable[[], object],
         upkeep: Callable[[Sequence[Station]], list[int]],
         on_finished: Callable[[int], None],
         lock: HostLock | None,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from app.records.names import temporary_filename
 from app.steps import UNWATCHED, Steps
@@ -16,10 +17,17 @@ from app.steps import UNWATCHED, Steps
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
-def write_files(folder: Path, files: Sequence[tuple[str, bytes]], steps: Steps = UNWATCHED) -> None:
+def write_files(
+    folder: Path,
+    files: Sequence[tuple[str, bytes]],
+    steps: Steps = UNWATCHED,
+    at_the_end: Callable[[], None] = lambda: None,
+) -> None:
     """Write files (name, bytes) into an existing folder, each seen by readers either whole or not at all.
 
     One flush per file and one for the folder: names become durable together. Raises ``OSError`` and leaves nothing behind.
+
+    :param at_the_end: called when all files are there; what it raises takes them back.
     """
     written: list[Path] = []
     try:
@@ -35,6 +43,7 @@ def write_files(folder: Path, files: Sequence[tuple[str, bytes]], steps: Steps =
             with steps.around(f"rename {final.suffix}"):
                 temporary.replace(final)
         sync_folder(folder, steps)
+        at_the_end()
     except BaseException:
         for path in written:
             with suppress(OSError):
@@ -79,11 +88,20 @@ def _link(temporary: Path, path: Path, steps: Steps) -> bool:
 
 
 def _write_durably(path: Path, data: bytes, steps: Steps) -> None:
-    with path.open("xb") as file:
+    with _create(path) as file:
         file.write(data)
         file.flush()
         with steps.around("fsync file"):
             os.fsync(file.fileno())
+
+
+def _create(path: Path) -> BinaryIO:
+    """Open a new file. One that is there was left by a killed process: a temporary name has one writer."""
+    try:
+        return path.open("xb")
+    except FileExistsError:
+        path.unlink(missing_ok=True)
+        return path.open("xb")
 
 
 def sync_folder(folder: Path, steps: Steps = UNWATCHED) -> None:

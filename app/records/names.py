@@ -6,18 +6,19 @@ r"""Names of records and their files, and the folders they lie in. Pure text: no
     <data>/<user folder>/<type>/<YYYY-MM-DD>/<name>-<attempt>-<index>.(png|jpg|webp)   an image
                                              <name>-<attempt>.json                     the parameter document
                                              <name>-init.png                           the reference image
-                                             .<any of these>.<8 hex>.tmp               one of these while it is written
+                                             .<any of these>.tmp                       one of these while it is written
 
 A name is the UTC time of acceptance to the millisecond and 8 random hex digits, ``20261122T061530123-9f2c4e7a``: names sort by
 time, and each says its own day folder. Every file has exactly one spelling (no leading zeros, ASCII only), so that comparing
-names compares files.
+names compares files. Each file has one temporary name, so that what a crash left of a record is found without listing its
+folder; versions before put 8 hex digits before ``.tmp``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -27,6 +28,8 @@ from typing import Literal
 TYPES = ("txt2img", "img2img")
 #: The file of the data folder's id; like every hidden file beside the user folders it is no file of a record.
 ID_FILE = ".sd-gateway-id"
+#: Of pictures.
+EXTENSIONS = ("png", "jpg", "webp")
 
 _NAME = (
     r"[0-9]{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
@@ -37,7 +40,7 @@ _FILE = re.compile(
     r"(?:-(?:(?P<attempt>[1-9][0-9]{0,8})(?:-(?P<index>0|[1-9][0-9]{0,4})\.(?P<image>png|jpg|webp)|\.(?P<document>json))"
     r"|init\.(?P<init>png)))?\Z"
 )
-_TEMPORARY = re.compile(r"\.(?P<filename>.+)\.[0-9a-f]{8}\.tmp\Z")
+_TEMPORARY = re.compile(r"\.(?P<filename>.+?)(?:\.[0-9a-f]{8})?\.tmp\Z")
 _USER_FOLDER = re.compile(r"[a-z0-9_]{0,24}-[0-9a-f]{16}\Z")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
 _NOT_READABLE = re.compile(r"[^A-Za-z0-9_]+")
@@ -98,6 +101,21 @@ def init_filename(name: str) -> str:
     return _checked(f"{name}-init.png", "init")
 
 
+def filenames_of(name: str, attempts: Iterable[int], images: int) -> list[str]:
+    """Every file name that these attempts can have given, the documents first.
+
+    :param images: how many pictures an attempt makes at most.
+    """
+    tried = list(attempts)
+    documents = [f"{name}-{attempt}.json" for attempt in tried]
+    return documents + [image for attempt in tried for image in image_filenames(name, attempt, images)]
+
+
+def image_filenames(name: str, attempt: int, images: int) -> list[str]:
+    """Every name that the pictures of one attempt can have, in each format."""
+    return [f"{name}-{attempt}-{index}.{extension}" for index in range(images) for extension in EXTENSIONS]
+
+
 def _checked(filename: str, kind: Kind) -> str:
     parsed = parse_filename(filename)
     if parsed is None or parsed.kind != kind:
@@ -106,8 +124,8 @@ def _checked(filename: str, kind: Kind) -> str:
 
 
 def temporary_filename(filename: str) -> str:
-    """A fresh name, hidden and never used by another writer, for a file on its way to ``filename``."""
-    return f".{filename}.{secrets.token_hex(4)}.tmp"
+    """The hidden name of a file on its way to ``filename``; a file has one writer, for its name holds the number of the claim."""
+    return f".{filename}.tmp"
 
 
 def parse_temporary(text: str) -> FileName | None:

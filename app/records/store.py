@@ -5,11 +5,12 @@ Nothing here decides what should exist (the job table does): files appear whole 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,12 @@ from app.steps import UNWATCHED, Steps
 LEAST_FREE = 2**20
 #: How many day folders a store remembers as durable, to flush their parents once and not at every save.
 _REMEMBERED = 4096
+#: How often a save makes its folder that others remove when it is empty.
+_MOST_TRIES = 8
+#: With more possible names than this, listing the folder costs less than trying them.
+_MOST_NAMES = 5000
+#: Why a folder stays: somebody uses it.
+_IN_USE = (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOTDIR)
 #: The document goes first, so that a half-deleted record can't be indexed again from its folder.
 _REMOVAL_ORDER = {"document": 0, "image": 1, "init": 2}
 
@@ -60,8 +67,11 @@ class RecordStore:
     def __init__(self, root: Path, steps: Steps = UNWATCHED) -> None:
         self._root = root
         self._steps = steps
-        self._durable: set[Path] = set()
         self._expected: str | None = None
+        #: Day folders whose parents this store has flushed, each with :meth:`_last_removal` as it was before.
+        self._durable: dict[Path, int] = {}
+        #: An empty file; its time of modification is that of the last removal of a folder.
+        self._removals = root / ".folders-removed"
 
     # The folder as a whole.
 
@@ -156,8 +166,16 @@ class RecordStore:
     def _save(self, user_id: str, type_: str, name: str, files: Sequence[tuple[str, bytes]]) -> list[str]:
         folder = self._folder(user_id, type_, name)
         with _translated("written"):
-            self._make(folder)
-            write_files(folder, files, self._steps)
+            for left in reversed(range(_MOST_TRIES)):
+                try:
+                    self._make(folder)
+                    write_files(folder, files, self._steps, lambda: self._keep_durable(folder))
+                    break
+                except FileNotFoundError:
+                    # The folder was empty until now, and whoever deleted its last record removed it just now. Where the data
+                    # folder itself is gone, nothing helps.
+                    if not left:
+                        raise
         return [filename for filename, _ in files]
 
     def _make(self, folder: Path) -> None:
@@ -167,21 +185,49 @@ class RecordStore:
 
         That a folder exists does not mean that another process has flushed its parent yet, so each store does it once itself.
         """
-        type_folder = folder.parent
-        user = type_folder.parent
         made = False
-        if self._expected is not None and not user.is_dir() and self.exists and self.read_id() != self._expected:
+        if (
+            self._expected is not None
+            and not folder.parent.parent.is_dir()
+            and self.exists
+            and self.read_id() != self._expected
+        ):
             raise StoreUnavailable("The data folder has lost its id: its disk may not be mounted.")
-        for step in (user, type_folder, folder):
+        for step in (folder.parent.parent, folder.parent, folder):
             with suppress(FileExistsError):
                 step.mkdir(mode=0o755)
                 made = True
-        if made or folder not in self._durable:
-            for parent in (self._root, user, type_folder):
-                sync_folder(parent, self._steps)
-            if len(self._durable) >= _REMEMBERED:
-                self._durable.clear()
-            self._durable.add(folder)
+        if made:
+            self._flush_parents(folder)
+        else:
+            self._keep_durable(folder)
+
+    def _keep_durable(self, folder: Path) -> None:
+        """Flush the parents of a day folder again if some folder was removed since: this one may be another of the same name."""
+        if self._durable.get(folder) != self._last_removal():
+            self._flush_parents(folder)
+
+    def _flush_parents(self, folder: Path) -> None:
+        # Read first: a removal in the meantime makes this flush one too many, never one too few.
+        last_removal = self._last_removal()
+        for parent in (self._root, folder.parent.parent, folder.parent):
+            sync_folder(parent, self._steps)
+        if len(self._durable) >= _REMEMBERED:
+            self._durable.clear()
+        self._durable[folder] = last_removal
+
+    def _last_removal(self) -> int:
+        """Differs as soon as any process is about to remove a folder."""
+        try:
+            return self._removals.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _note_removal(self) -> None:
+        # A time that is given is stored to the nanosecond; that of "now" steps by milliseconds.
+        now = time.time_ns()
+        os.close(os.open(self._removals, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        os.utime(self._removals, ns=(now, now))
 
     # Reading.
 
@@ -230,40 +276,45 @@ class RecordStore:
         ]
         return [file for _, file in sorted(found, key=lambda pair: pair[0])]
 
-    # Removing.
+    # Removing. Nothing is listed unless the names can't be known: what a removal costs does not depend on its folder.
 
-    def discard(self, user_id: str, type_: str, name: str, attempt: int) -> None:
+    def discard(self, user_id: str, type_: str, name: str, attempt: int, *, images: int) -> None:
         """Remove what one attempt has left, finished or not; never the reference image.
 
+        :param images: how many pictures it was to make.
         :raises StorageFailed: some file could not be removed.
         """
-        for file in self.files_of(user_id, type_, name):
-            if file.parsed is not None and file.parsed.attempt == attempt:
-                self.remove_stored(file)
+        self._remove(user_id, type_, name, _with_temporaries(names.filenames_of(name, [attempt], images)))
 
-    def remove(self, user_id: str, type_: str, name: str) -> list[str]:
-        """Remove every file of a record, of whatever attempt, its document first; return the names of the finished ones.
+    def remove(self, user_id: str, type_: str, name: str, *, claims: int, images: int | None) -> list[str]:
+        """Remove every file of a record, of whatever attempt, documents first; return the names of the finished ones.
 
+        Folders that are empty then go, too.
+
+        :param claims: the number of its last attempt.
+        :param images: how many pictures an attempt was to make; None where nobody knows, and then the folder is listed.
         :raises StorageFailed: some file could not be removed; a repetition goes on from there.
         """
-        removed = [file for file in self.files_of(user_id, type_, name) if self.remove_stored(file)]
-        if removed:
-            self._settle(removed[0].path.parent)
-        return [file.filename for file in removed if not file.temporary]
+        if images is None or claims * images * len(names.EXTENSIONS) > _MOST_NAMES:
+            filenames = [file.filename for file in self.files_of(user_id, type_, name)]
+        else:
+            finished = names.filenames_of(name, range(1, claims + 1), images)
+            filenames = _with_temporaries([*finished, f"{name}-init.png"])
+        removed = self._remove(user_id, type_, name, filenames)
+        return [filename for filename in removed if names.parse_filename(filename) is not None]
 
-    def remove_file(self, user_id: str, type_: str, filename: str) -> bool:
-        """Remove one file; say whether it was there.
+    def remove_files(self, user_id: str, type_: str, name: str, filenames: Iterable[str]) -> list[str]:
+        """Remove these files of a record, in this order, and folders that are empty then; the names of those that were there.
 
-        :raises StorageFailed: it could not be removed.
+        Any text may be given: nothing but a file of this record is removed.
+
+        :raises StorageFailed: one could not be removed; a repetition goes on from there.
         """
-        try:
-            path = self.path(user_id, type_, filename)
-        except MissingFile:
-            return False
-        removed = self._unlink(path)
-        if removed:
-            self._settle(path.parent)
-        return removed
+        parsed = [(filename, names.parse_filename(filename)) for filename in filenames]
+        own = [
+            filename for filename, file in parsed if file is not None and file.name == name and file.kind != "record"
+        ]
+        return self._remove(user_id, type_, name, own)
 
     def remove_stored(self, stored: StoredFile) -> bool:
         """Remove a file that :meth:`scan` or :meth:`files_of` found; say whether it was still there.
@@ -273,20 +324,85 @@ class RecordStore:
         """
         if stored.parsed is None:
             raise ValueError("a foreign file is never removed")
-        return self._unlink(stored.path)
+        removed = self._unlink(stored.path)
+        self._remove_empty(stored.path.parent)
+        return removed
+
+    def remove_empty_folders(self) -> int:
+        """Remove every empty folder of ours, such as versions before have left; how many users' folders went.
+
+        :raises StorageFailed: one could not be read or removed.
+        """
+        before = len(self._folders_in(self._root, 0))
+        for user in self._folders_in(self._root, 0):
+            for type_ in self._folders_in(user, 1):
+                for day in self._folders_in(type_, 2):
+                    self._remove_empty(day)
+                # For the types and users without any folder in them.
+                self._remove_empty(type_ / _NO_DAY)
+            self._remove_empty(user / names.TYPES[0] / _NO_DAY)
+        return before - len(self._folders_in(self._root, 0))
+
+    def _folders_in(self, folder: Path, depth: int) -> list[Path]:
+        found = (entry for entry in _entries(folder) if _IS_OURS[depth](entry.name))
+        return [folder / entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
+
+    def _remove(self, user_id: str, type_: str, name: str, filenames: Iterable[str]) -> list[str]:
+        try:
+            folder = self._folder(user_id, type_, name)
+        except ValueError:
+            return []
+        if any(step.is_symlink() for step in (folder, folder.parent, folder.parent.parent)):
+            # It may lead out of the data folder.
+            return []
+        removed = [filename for filename in filenames if self._unlink(folder / filename)]
+        if removed:
+            self._settle(folder)
+        self._remove_empty(folder)
+        return removed
 
     def _unlink(self, path: Path) -> bool:
-        with _translated("removed"), self._steps.around(f"unlink {path.suffix}"):
+        with _translated("removed"):
             try:
-                path.unlink()
-            except FileNotFoundError:
+                if not stat.S_ISREG(os.lstat(path).st_mode):
+                    return False
+                with self._steps.around(f"unlink {path.suffix}"):
+                    path.unlink()
+            except (FileNotFoundError, NotADirectoryError):
                 return False
         return True
 
     def _settle(self, folder: Path) -> None:
         """Make removals durable: what a user deleted must not come back with a power cut."""
-        with _translated("removed"):
+        # Where another process has just removed the folder, nothing of it can come back.
+        with _translated("removed"), suppress(FileNotFoundError):
             sync_folder(folder, self._steps)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove a day folder and those above it as far as they are empty: the name of a user's folder tells whose it was."""
+        highest: Path | None = None
+        with _translated("removed"):
+            for step in (folder, folder.parent, folder.parent.parent):
+                empty = _is_empty(step)
+                if empty is False or (empty and not self._remove_folder(step)):
+                    break
+                highest = step if empty else highest
+        if highest is not None:
+            self._settle(highest.parent)
+
+    def _remove_folder(self, folder: Path) -> bool:
+        """Remove an empty folder; False when it is in use again."""
+        self._note_removal()
+        try:
+            with self._steps.around("rmdir"):
+                folder.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno not in _IN_USE:
+                raise
+            return False
+        return True
 
     # The whole tree, for sweep, verify and reindex.
 
@@ -354,6 +470,25 @@ class RecordStore:
 
 # What a folder's name must look like to be one of ours, by its depth below the root.
 _IS_OURS = (names.is_user_folder, names.TYPES.__contains__, names.is_day)
+
+
+# Fits no record: stands for the day folder of a type that has none.
+_NO_DAY = "0000-00-00"
+
+
+def _with_temporaries(filenames: Sequence[str]) -> list[str]:
+    return [*filenames, *map(names.temporary_filename, filenames)]
+
+
+def _is_empty(folder: Path) -> bool | None:
+    """Whether a folder holds nothing; None when it is not there."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return False
 
 
 def _parts(user_id: str, type_: str, filename: str) -> tuple[str, str, str, str]:

@@ -19,7 +19,7 @@ from app.config import load
 from app.records.names import document_filename
 from app.services import Services, build
 from tests.crash import script
-from tests.inprocess import HIDDEN, USER, until
+from tests.inprocess import USER, until
 
 #: Older than any file that a request under way may have left.
 _TWO_HOURS = 7200.0
@@ -109,7 +109,8 @@ def _found(services: Services, journal: script.Journal) -> str:
 
 
 def _files(data: Path) -> list[Path]:
-    return [path for path in data.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN)]
+    """Those of records; hidden ones of the data folder itself are the gateway's own."""
+    return [path for path in data.rglob("*") if path.is_file() and path.parent != data]
 
 
 def _named_files(services: Services) -> set[str]:
@@ -149,6 +150,9 @@ def _judge_files(services: Services) -> Iterator[str]:
     found, named = sorted(path.name for path in _files(services.config.data_dir)), sorted(_named_files(services))
     if found != named:
         yield f"files {found} instead of {named}"
+    empty = [path.name for path in services.config.data_dir.rglob("*") if path.is_dir() and not any(path.iterdir())]
+    if empty:
+        yield f"empty folders {empty} are left"
     yield from services.archive.verify().problems
     if services.archive.reindex().count:
         yield "reindex brought something back"

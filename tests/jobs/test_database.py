@@ -318,7 +318,7 @@ class TestQueryPlans:
         self.no_full_scan(plan)
 
     def test_what_a_crash_left_of_deletions(self, plans: Callable[..., str], gate: Gate) -> None:
-        assert plans(gate.table.debris) == "SCAN jobs USING INDEX jobs_debris"
+        assert plans(gate.table.debris) == "SEARCH jobs USING INDEX jobs_debris (seq>?)"
 
     def test_everything_that_runs_again_and_again(self, plans: Callable[..., str], gate: Gate) -> None:
         job = gate.accept()

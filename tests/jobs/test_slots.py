@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from typing import Any
 
+import pytest
 from sqlalchemy import text
 
 from app.jobs.database import Database
 from app.jobs.model import Failure
 from app.jobs.slots import ALIVE_SECONDS, FORGOTTEN_SECONDS, PROBE_SECONDS, Slots
-from app.jobs.table import JobTable
+from app.jobs.table import JobTable, Serving
 from tests.jobs.conftest import Gate
 
 Advance = Callable[[float], None]
@@ -97,6 +100,87 @@ class TestSettling:
         advance(11)
         assert table.reclaim("host/two") == []
         assert slots.begin_settling("gpu0", "host/two").task_id == "lost-task"
+
+
+class TestRename:
+    """Earlier versions gave each spelling of one WebUI a slot of its own."""
+
+    OLD, OTHER, NEW = "http://127.1:7860", "http://localhost.:7860", "http://host:7860"
+
+    def renamed(self, slots: Slots, old: Sequence[str]) -> dict[str, str]:
+        return slots.rename(lambda key: self.NEW if key in old else key)
+
+    def rows(self, database: Database, statement: str) -> list[Any]:
+        with database.read() as connection:
+            return [*connection.execute(text(statement)).all()]
+
+    def test_everything_that_names_a_slot_names_the_new_one(
+        self, gate: Gate, table: JobTable, slots: Slots, database: Database
+    ) -> None:
+        slots.register("host/one", "host", [self.OLD, "gpu1", self.NEW], only=True)
+        slots.put_catalogue(self.OLD, "a")
+        for _ in range(2):
+            gate.accept()
+        refused = gate.claim(self.OLD)
+        table.give_back(refused, slot="clean", failure=Failure("webui-cannot", "x"), elsewhere=True)
+        slots.keep_doubt(self.OLD, "doubt")
+        running = gate.claim(self.OLD, serving=Serving(1000, frozenset(), "doubt"))
+        assert (running.job.seq, self.renamed(slots, [self.OLD])) == (refused.job.seq + 1, {self.OLD: self.NEW})
+        assert slots.get(self.OLD) is None
+        slot = slots.get(self.NEW)
+        assert (slot.state, slot.owner, slot.task_id) == ("held", "host/one", "task")
+        assert slots.traits(self.NEW).doubt == "doubt"
+        assert slots.configured() == [self.NEW, "gpu1"]
+        assert slots.catalogues([self.OLD, self.NEW]) == {self.NEW: "a"}
+        assert self.rows(database, "SELECT slot FROM refusals") == [(self.NEW,)]
+        assert self.rows(database, "SELECT slot FROM jobs WHERE slot IS NOT NULL") == [(self.NEW,)]
+        # The worker goes on under the new name.
+        moved = dataclasses.replace(running, slot=self.NEW)
+        assert gate.finish(moved)
+        assert slots.get(self.NEW).state == "clean"
+        assert self.renamed(slots, [self.OLD]) == {}
+
+    @pytest.mark.parametrize("cautious", [OLD, OTHER, NEW])
+    def test_of_several_rows_the_most_cautious_one_stays(
+        self, cautious: str, gate: Gate, table: JobTable, slots: Slots, database: Database
+    ) -> None:
+        slots.register("host/one", "host", [self.OLD, self.OTHER, self.NEW], only=True)
+        gate.accept()
+        table.give_back(gate.claim(cautious, task="lost"), slot="unclean")
+        assert self.renamed(slots, [self.OLD, self.OTHER]) == {self.OLD: self.NEW, self.OTHER: self.NEW}
+        slot = slots.get(self.NEW)
+        assert (slot.state, slot.task_id) == ("unclean", "lost")
+        assert self.rows(database, "SELECT key FROM slots ORDER BY key") == [("gpu0",), ("gpu1",), (self.NEW,)]
+        assert slots.configured() == [self.NEW]
+
+    def test_a_held_slot_beats_one_that_is_only_suspect(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+        slots.register("host/one", "host", [self.OLD, self.NEW], only=True)
+        for _ in range(2):
+            gate.accept()
+        table.give_back(gate.claim(self.NEW, task="lost"), slot="unclean")
+        slots.begin_settling(self.NEW, "host/one")
+        slots.end_settling(self.NEW, "host/one", "suspect")
+        gate.claim(self.OLD, task="running")
+        self.renamed(slots, [self.OLD])
+        slot = slots.get(self.NEW)
+        assert (slot.state, slot.task_id) == ("held", "running")
+
+    def test_a_job_that_both_refused_is_refused_once(
+        self, gate: Gate, table: JobTable, slots: Slots, database: Database
+    ) -> None:
+        slots.register("host/one", "host", [self.OLD, self.NEW], only=True)
+        gate.accept()
+        for key in (self.OLD, self.NEW):
+            table.give_back(gate.claim(key), slot="clean", failure=Failure("webui-cannot", "x"), elsewhere=True)
+        self.renamed(slots, [self.OLD])
+        assert self.rows(database, "SELECT slot FROM refusals") == [(self.NEW,)]
+
+    def test_where_both_have_a_catalogue_the_new_ones_stays(self, slots: Slots) -> None:
+        slots.register("host/one", "host", [self.OLD, self.NEW], only=True)
+        slots.put_catalogue(self.OLD, "old")
+        slots.put_catalogue(self.NEW, "new")
+        self.renamed(slots, [self.OLD])
+        assert slots.catalogues([self.OLD, self.NEW]) == {self.NEW: "new"}
 
 
 class TestHealth:

@@ -118,12 +118,24 @@ def test_a_name_that_could_not_be_read_back_is_never_built(build):
         build()
 
 
-def test_temporary_names_are_hidden_fresh_and_say_what_they_become():
-    first, second = (names.temporary_filename(f"{NAME}-1-0.png") for _ in range(2))
-    assert first != second
-    assert first.startswith(".")
-    assert names.parse_filename(first) is None
-    assert names.parse_temporary(first) == FileName(NAME, "image", 1, 0, "png")
+def test_temporary_names_are_hidden_and_say_what_they_become():
+    temporary = names.temporary_filename(f"{NAME}-1-0.png")
+    assert temporary.startswith(".")
+    assert names.parse_filename(temporary) is None
+    assert names.parse_temporary(temporary) == FileName(NAME, "image", 1, 0, "png")
+
+
+def test_temporary_names_of_earlier_versions_are_read():
+    assert names.parse_temporary(f".{NAME}-1.json.0123abcd.tmp") == FileName(NAME, "document", 1, None, "json")
+
+
+def test_the_possible_names_of_a_record_are_names_of_its_files():
+    found = names.filenames_of(NAME, (1, 12), 2)
+    assert len(found) == len(set(found)) == 2 + 2 * 2 * 3
+    parsed = [names.parse_filename(filename) for filename in found]
+    assert [file.kind for file in parsed] == ["document"] * 2 + ["image"] * 12
+    assert {(file.name, file.attempt) for file in parsed} == {(NAME, 1), (NAME, 12)}
+    assert {(file.index, file.extension) for file in parsed[2:]} == {(i, e) for i in (0, 1) for e in names.EXTENSIONS}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +145,9 @@ def test_temporary_names_are_hidden_fresh_and_say_what_they_become():
         ".worker-host.lock",
         ".notes.0123abcd.tmp",
         f".{NAME}.0123abcd.tmp",
-        f".{NAME}-1-0.png.tmp",
+        f".{NAME}.tmp",
+        f".{NAME}-1-0.png.0123ABCD.tmp",
+        f".{NAME}-1-0.png.tmp.tmp",
         f".{NAME}-1-0.png.0123abcd.tmp\n",
     ],
 )

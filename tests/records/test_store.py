@@ -30,6 +30,8 @@ NAME = "20261122T061530123-9f2c4e7a"
 OTHER = "20261122T061530123-00000000"
 USER = "用户-Alice"
 PLACE = (USER, "img2img", NAME)
+#: Of what :func:`fill` saves: the number of the last attempt, and the pictures of each.
+WHOLE = {"claims": 2, "images": 2}
 
 
 def encode(form: str) -> bytes:
@@ -58,7 +60,10 @@ def day_folder(root: Path) -> Path:
 
 
 def everything(root: Path) -> set[str]:
-    return {path.name for path in root.rglob("*") if path.is_file()}
+    """The names of all files but the gateway's own, which are hidden in the data folder itself."""
+    return {
+        path.name for path in root.rglob("*") if path.is_file() and not (path.parent == root and path.name[0] == ".")
+    }
 
 
 def fill(records: RecordStore) -> None:
@@ -143,7 +148,7 @@ def test_what_is_not_there_is_missing(records, root, user_id, type_, filename):
     (root / "secret.png").write_bytes(PNG)
     with pytest.raises(MissingFile, match=r"\AThere is no such file\.\Z"):
         records.path(user_id, type_, filename)
-    assert records.remove_file(user_id, type_, filename) is False
+    assert records.remove_files(user_id, type_, NAME, [filename]) == []
     assert everything(root) == {f"{NAME}-1-0.png", "secret.png"}
 
 
@@ -266,10 +271,31 @@ def test_what_is_remembered_of_folders_is_bounded(records, monkeypatch):
 def test_removals_are_flushed(records, events):
     fill(records)
     events.clear()
-    records.remove_file(USER, "img2img", f"{NAME}-1-0.png")
+    records.remove_files(*PLACE, [f"{NAME}-1-0.png"])
     assert events == [("fsync", "2026-11-22")]
-    records.remove(*PLACE)
+    records.remove(*PLACE, **WHOLE)
     assert events == [("fsync", "2026-11-22")] * 2
+
+
+def test_the_removal_of_empty_folders_is_flushed(records, root, events):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    events.clear()
+    records.remove(*PLACE, **WHOLE)
+    assert events == [("fsync", "2026-11-22"), ("fsync", "data")]
+
+
+def test_a_folder_that_another_process_made_again_is_flushed_again(records, root, events):
+    """What this store remembers of a folder holds for that folder alone, not for another one of the same name."""
+    records.save(*PLACE, 1, [(PNG, "png")])
+    other = RecordStore(root)
+    other.remove(*PLACE, **WHOLE)
+    day_folder(root).mkdir(parents=True)
+    events.clear()
+    records.save(*PLACE, 1, [(PNG, "png")])
+    assert events[:3] == [("fsync", "data"), ("fsync", names.user_folder(USER)), ("fsync", "img2img")]
+    events.clear()
+    records.save(*PLACE, 2, [(PNG, "png")])
+    assert [what for what, _ in events].count("fsync") == 2
 
 
 def failing(number: int, times_before: int, call):
@@ -392,39 +418,90 @@ def test_files_of_a_record_in_the_order_of_removal(records, root):
     ]
 
 
-def test_remove_takes_every_file_of_the_name_and_no_other(records, root):
+#: Everything of the record in the order of its removal.
+FILES = [
+    f"{NAME}-1.json",
+    f"{NAME}-2.json",
+    f"{NAME}-1-0.png",
+    f"{NAME}-1-1.jpg",
+    f"{NAME}-2-0.png",
+    f"{NAME}-2-1.jpg",
+    f"{NAME}-init.png",
+]
+
+
+# Without the number of pictures the folder is listed.
+@pytest.mark.parametrize("whole", [WHOLE, {"claims": 2, "images": 8}, {"claims": 9, "images": None}])
+def test_remove_takes_every_file_of_the_name_and_no_other(records, root, whole):
     fill(records)
-    (day_folder(root) / names.temporary_filename(f"{NAME}-3-0.png")).write_bytes(b"half")
+    for filename in (f"{NAME}-1-0.png", f"{NAME}-2.json", f"{NAME}-init.png"):
+        (day_folder(root) / names.temporary_filename(filename)).write_bytes(b"half")
     (day_folder(root) / f"{NAME}-notes.txt").write_text("a person's")
-    assert records.remove(*PLACE) == [
-        f"{NAME}-1.json",
-        f"{NAME}-2.json",
-        f"{NAME}-1-0.png",
-        f"{NAME}-1-1.jpg",
-        f"{NAME}-2-0.png",
-        f"{NAME}-2-1.jpg",
-        f"{NAME}-init.png",
-    ]
+    assert records.remove(*PLACE, **whole) == FILES
     assert everything(root) == {f"{OTHER}-1-0.webp", f"{NAME}-notes.txt"}
-    assert records.remove(*PLACE) == []
+    assert records.remove(*PLACE, **whole) == []
+
+
+def test_a_record_of_very_many_attempts_is_removed_whole(records, root):
+    fill(records)
+    records.save(*PLACE, 9_999, [(PNG, "png")])
+    assert records.remove(*PLACE, claims=10_000, images=2) == [*FILES[:-1], f"{NAME}-9999-0.png", FILES[-1]]
 
 
 @pytest.mark.parametrize("place", [("nobody", "img2img", NAME), (USER, "..", NAME), (USER, "img2img", "..")])
 def test_removing_what_never_was_is_nothing(records, place):
     fill(records)
-    assert records.remove(*place) == []
-    records.discard(*place, 1)
+    assert records.remove(*place, **WHOLE) == []
+    assert records.remove_files(*place, FILES[:1]) == []
+    records.discard(*place, 1, images=2)
     assert len(records.files_of(*PLACE)) == 7
+
+
+def test_removal_lists_no_folder(records, monkeypatch):
+    """So that its cost does not depend on how many files lie there."""
+    fill(records)
+    records.save(USER, "img2img", OTHER, 2, [(PNG, "png")])
+    reads = []
+    scandir = os.scandir
+
+    def counted(folder):
+        entries = scandir(folder)
+        reads.append(folder)
+        return Entries(entries)
+
+    class Entries:
+        def __init__(self, entries):
+            self.entries, self.left = entries, 1
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.entries.close()
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            assert self.left, "the folder is listed"
+            self.left -= 1
+            return next(self.entries)
+
+    monkeypatch.setattr(store.os, "scandir", counted)
+    records.discard(*PLACE, 2, images=2)
+    assert records.remove(*PLACE, **WHOLE)
+    assert records.remove_files(USER, "img2img", OTHER, [f"{OTHER}-2-0.png"])
+    assert len(reads) == 3
 
 
 def test_the_document_goes_first(records, root, monkeypatch):
     fill(records)
     monkeypatch.setattr(Path, "unlink", failing(errno.EIO, 2, Path.unlink))
     with pytest.raises(StorageFailed, match="could not be removed"):
-        records.remove(*PLACE)
+        records.remove(*PLACE, **WHOLE)
     assert not [name for name in everything(root) if name.endswith(".json")]
     monkeypatch.undo()
-    assert len(records.remove(*PLACE)) == 5
+    assert len(records.remove(*PLACE, **WHOLE)) == 5
 
 
 def test_discard_takes_one_attempt_and_never_the_reference_image(records, root):
@@ -433,7 +510,7 @@ def test_discard_takes_one_attempt_and_never_the_reference_image(records, root):
     other = names.temporary_filename(f"{NAME}-2-2.png")
     for stray in (half, other):
         (day_folder(root) / stray).write_bytes(b"half")
-    records.discard(*PLACE, 1)
+    records.discard(*PLACE, 1, images=3)
     assert everything(root) == {
         f"{NAME}-2.json",
         f"{NAME}-2-0.png",
@@ -444,11 +521,109 @@ def test_discard_takes_one_attempt_and_never_the_reference_image(records, root):
     }
 
 
-def test_remove_file_takes_one(records, root):
+def test_remove_files_takes_what_it_is_told(records, root):
     fill(records)
-    assert records.remove_file(USER, "img2img", f"{NAME}-1-0.png") is True
-    assert records.remove_file(USER, "img2img", f"{NAME}-1-0.png") is False
+    wanted = [f"{NAME}-1-0.png", f"{NAME}-9-0.png", f"{OTHER}-1-0.webp", "..", NAME]
+    assert records.remove_files(*PLACE, wanted) == [f"{NAME}-1-0.png"]
+    assert records.remove_files(*PLACE, wanted) == []
     assert len(everything(root)) == 7
+
+
+def test_nothing_is_removed_behind_a_link(records, root, tmp_path):
+    fill(records)
+    elsewhere = tmp_path / "elsewhere"
+    (root / names.user_folder(USER)).rename(elsewhere)
+    (root / names.user_folder(USER)).symlink_to(elsewhere)
+    assert records.remove(*PLACE, **WHOLE) == []
+    assert len(everything(elsewhere)) == 8
+
+
+def test_what_a_killed_process_left_of_a_file_is_not_in_the_way(records, root):
+    records.save_init(*PLACE, PNG)
+    (day_folder(root) / names.temporary_filename(f"{NAME}-1-0.png")).write_bytes(
+        b"half of another picture that is longer" * 99
+    )
+    records.save(*PLACE, 1, [(PNG, "png")])
+    assert (day_folder(root) / f"{NAME}-1-0.png").read_bytes() == PNG
+    assert everything(root) == {f"{NAME}-1-0.png", f"{NAME}-init.png"}
+
+
+# Empty folders.
+
+
+def folders(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir())
+
+
+def test_the_last_file_takes_its_folders_along(records, root):
+    user = names.user_folder(USER)
+    later = NAME.replace("20261122", "20261123")
+    fill(records)
+    records.save(USER, "txt2img", NAME, 1, [(PNG, "png")])
+    records.save(USER, "txt2img", later, 1, [(PNG, "png")])
+    records.remove(USER, "txt2img", NAME, **WHOLE)
+    assert folders(root) == [user] + [
+        f"{user}/{below}" for below in ("img2img", "img2img/2026-11-22", "txt2img", "txt2img/2026-11-23")
+    ]
+    records.remove_files(USER, "txt2img", later, [f"{later}-1-0.png"])
+    assert folders(root) == [user, f"{user}/img2img", f"{user}/img2img/2026-11-22"]
+    records.remove(*PLACE, **WHOLE)
+    for stored in list(records.scan()):
+        records.remove_stored(stored)
+    assert folders(root) == []
+
+
+def test_a_folder_with_anything_in_it_stays(records, root):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    (day_folder(root).parent / "notes.txt").write_text("a person's")
+    records.remove(*PLACE, **WHOLE)
+    assert folders(root) == [names.user_folder(USER), f"{names.user_folder(USER)}/img2img"]
+
+
+def test_a_removal_that_was_cut_short_is_ended_by_the_next(records, root):
+    records.save(*PLACE, 1, [(PNG, "png")])
+    (day_folder(root) / f"{NAME}-1-0.png").unlink()
+    day_folder(root).rmdir()
+    assert records.remove(*PLACE, **WHOLE) == []
+    assert folders(root) == []
+
+
+def test_empty_folders_of_earlier_versions_can_be_removed(records, root):
+    fill(records)
+    for empty in ("bob-0123456789abcdef/txt2img/2026-11-22", "eve-0123456789abcdef/img2img", "joe-0123456789abcdef"):
+        (root / empty).mkdir(parents=True)
+    (root / "not ours").mkdir()
+    assert records.remove_empty_folders() == 3
+    assert {Path(folder).parts[0] for folder in folders(root)} == {names.user_folder(USER), "not ours"}
+    assert len(everything(root)) == 8
+
+
+def test_no_picture_is_lost_where_saves_meet_the_removal_of_their_folder(root):
+    """Each thread saves and removes records of one user and day, so that the folder comes and goes all the time."""
+    RecordStore(root).prepare()
+    stores = [RecordStore(root) for _ in range(3)]
+    start, failures = threading.Barrier(12), []
+
+    def work(number):
+        own, name = stores[number % 3], f"{NAME[:-8]}{number:08x}"
+        start.wait(10)
+        try:
+            for _ in range(150):
+                own.save(USER, "img2img", name, 1, [(PNG, "png")], {"of": number})
+                assert own.path(USER, "img2img", f"{name}-1-0.png").read_bytes() == PNG
+                assert len(own.remove(USER, "img2img", name, claims=1, images=1)) == 2
+            own.save(USER, "img2img", name, 1, [(PNG, "png")])
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert len(list(day_folder(root).iterdir())) == 12
 
 
 # The whole tree.
@@ -706,7 +881,7 @@ def test_a_full_disk(small_disk):
     with pytest.raises(StoreUnavailable, match="full"):
         records.check()
     records.save(*PLACE, 2, [(PNG, "png")])
-    assert len(records.remove(*PLACE)) == 2
+    assert len(records.remove(*PLACE, **WHOLE)) == 2
 
 
 def test_a_read_only_disk(small_disk):
@@ -720,7 +895,7 @@ def test_a_read_only_disk(small_disk):
         records.save(*PLACE, 2, [(PNG, "png")])
     assert not caught.value.full
     with pytest.raises(StorageFailed, match="could not be removed"):
-        records.remove(*PLACE)
+        records.remove(*PLACE, **WHOLE)
     assert records.path(USER, "img2img", f"{NAME}-1-0.png").read_bytes() == PNG
 
 

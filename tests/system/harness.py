@@ -39,7 +39,6 @@ START_SECONDS = 30.0
 JOB_SECONDS = 20.0
 UNFINISHED = ("queued", "running")
 #: How the files of the data folder begin that are no records': the worker's lock, and the id.
-HIDDEN = (".worker-", ".sd-gateway-id")
 
 #: What a request must hold, small and quick to draw.
 PICTURE: dict[str, Any] = {
@@ -436,8 +435,8 @@ class Gateway(Process):
     # -- beside it ---------------------------------------------------------------------------------------------------
 
     def files(self) -> set[str]:
-        """The names of all files in the data folder but the lock file of the worker and that of the id."""
-        return {path.name for path in self.data.rglob("*") if path.is_file() and not path.name.startswith(HIDDEN)}
+        """The names of all files of records; hidden ones of the data folder itself are the gateway's own."""
+        return {path.name for path in self.data.rglob("*") if path.is_file() and path.parent != self.data}
 
     def find(self, filename: str) -> Path:
         """Where a file of the data folder lies."""

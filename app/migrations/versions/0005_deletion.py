@@ -1,0 +1,28 @@
+"""Find the rows of deleted jobs, and the idempotency keys that name a job.
+
+Revision ID: 0005
+Revises: 0002
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make the two indexes."""
+    deleted = sa.text("status = 'deleted'")
+    op.create_index("jobs_deleted", "jobs", ["seq"], unique=False, sqlite_where=deleted, postgresql_where=deleted)
+    op.create_index("idempotency_job", "idempotency", ["job"], unique=False)
+
+
+def downgrade() -> None:
+    """Refuse: the migrations only go forwards.
+
+    :raises NotImplementedError: always.
+    """
+    raise NotImplementedError("sd-gateway's migrations only go forwards; restore a backup instead")
