@@ -17,7 +17,7 @@ from app.generation import WebuiStation, hopeless_demands, restarts_needed, serv
 from app.jobs import events
 from app.jobs.database import Database
 from app.jobs.election import HostLock
-from app.jobs.model import Failure, Job
+from app.jobs.model import Failure, Identity, Job
 from app.jobs.slots import Slots
 from app.jobs.station import Station
 from app.jobs.table import JobTable
@@ -54,9 +54,10 @@ class _Hints:
         else:
             self._tell(ACCEPTED)
 
-    def finished(self, seq: int) -> None:
+    def finished(self, job: Identity) -> None:
         """A job ended."""
-        self._tell(_FINISHED + b"%d" % seq)
+        # A user id may hold spaces, so it comes last.
+        self._tell(_FINISHED + f"{job.type} {job.name} {job.user_id}".encode())
 
     def look_wanted(self) -> None:
         """Somebody wants to know anew what the WebUIs offer."""
@@ -74,8 +75,11 @@ class _Hints:
             self.worker.wake()
         elif message == LOOK_WANTED and self.worker is not None:
             self.worker.look_again()
-        elif message.startswith(_FINISHED) and message.removeprefix(_FINISHED).isdigit():
-            self.waiters.finished(int(message.removeprefix(_FINISHED)))
+        elif message.startswith(_FINISHED):
+            parts = message.removeprefix(_FINISHED).decode("utf-8", "replace").split(" ", 2)
+            if len(parts) == len(Identity._fields):
+                type_, name, user_id = parts
+                self.waiters.finished(Identity(user_id, type_, name))
 
 
 @dataclass
@@ -160,7 +164,7 @@ class Services:
         webui = Webui(address, job_timeout=self.config.job_timeout)
         return WebuiStation(webui, self.table, self.slots, self.records, self.offers, self.config)
 
-    def _upkeep(self, _stations: Sequence[Station]) -> list[int]:
+    def _upkeep(self, _stations: Sequence[Station]) -> list[Identity]:
         """Fail the waiting jobs that no configured WebUI can serve any more; now and then, finish deletions that failed."""
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + TIDY_SECONDS
@@ -176,11 +180,13 @@ class Services:
             serving = serving_webuis(refused.demand, catalogues, configured)
             failure = refused_everywhere(refused.job, refused.slots, serving)
             if failure is not None:
-                failed += self._fail_queued(failure, seqs=[refused.job.seq])
-        return [job.seq for job in failed]
+                failed += self._fail_queued(failure, jobs=[refused.job.identity])
+        return [job.identity for job in failed]
 
-    def _fail_queued(self, failure: Failure, **chosen: Sequence[int]) -> list[Job]:
-        failed = self.table.fail_queued(failure, **chosen)
+    def _fail_queued(
+        self, failure: Failure, *, demands: Sequence[int] = (), jobs: Sequence[Identity] = ()
+    ) -> list[Job]:
+        failed = self.table.fail_queued(failure, demands=demands, jobs=jobs)
         for job in failed:
             events.transition("failed", job, slug=failure.slug)
         return failed

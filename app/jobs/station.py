@@ -29,6 +29,10 @@ class AttemptLost(Exception):
         self.failure = failure
 
 
+class ClaimLost(Exception):
+    """The job's row does not show this claim any more, so nothing of its answer is to be written."""
+
+
 class StationDown(Exception):
     """The WebUI does not answer. ``str()`` says why, for the log."""
 
@@ -136,7 +140,10 @@ class Station(Protocol):
         """Break the connection on which :meth:`generate` waits."""
 
     def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
-        """Decode an answer and write its files; ``before_writing`` is called in between."""
+        """Decode an answer and write its files; ``before_writing`` is called in between.
+
+        :raises ClaimLost: from ``before_writing``; then no file was written.
+        """
 
     def discard(self, claim: Claim) -> None:
         """Remove the files of an attempt whose job went to somebody else."""
