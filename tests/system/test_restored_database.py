@@ -85,7 +85,7 @@ def test_the_number_of_a_lost_job_goes_to_another_user_while_a_client_and_a_work
         alices.succeeded(alices.post(id="carol", seed=str(seed)))
     database.dump()
 
-    simulator.fault("hang-idle", seconds=_ANSWER_SECONDS)
+    simulator.fault("hang", seconds=_ANSWER_SECONDS)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(alices.post, id="alice", key="alices-key", prompt="hers alone")
         until(lambda: simulator.stats()["generations"] == 4, "alice's job runs")
