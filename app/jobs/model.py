@@ -141,6 +141,8 @@ class Claim:
     owner: str
     slot: str
     task_id: str
+    #: What a WebUI must offer for the job, as canonical JSON. Like a job's, a demand's number holds within one transaction only.
+    demand: str
 
     @property
     def attempt(self) -> int:

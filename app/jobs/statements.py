@@ -153,8 +153,9 @@ REFUSES_JOB: Final[ColumnElement[bool]] = and_(
 )
 #: A job is not sent again to a WebUI that can't make it.
 _REFUSED: Final = select(REFUSALS.c.slot).where(REFUSES_JOB, REFUSALS.c.slot == bindparam("c_slot")).exists()
+_DEMAND: Final = select(DEMANDS.c.body).where(DEMANDS.c.id == JOBS.c.demand).scalar_subquery().label("demand_body")
 _WAITING: Final[Select[Any]] = (
-    select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_DEMAND)
+    select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_DEMAND, _DEMAND)
     .where(JOBS.c.status == QUEUED, JOBS.c.demand <= bindparam("p_known"), ~_REFUSED)
     .order_by(JOBS.c.start_tag, JOBS.c.seq)
     .limit(1)

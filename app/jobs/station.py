@@ -99,6 +99,12 @@ class Station(Protocol):
     def serving(self, *, fresh: bool = True) -> Serving:
         """The demands that this WebUI can be asked for, as of the last refresh; ``fresh`` judges new ones first."""
 
+    def knows(self, claim: Claim) -> bool:
+        """Whether :meth:`serving` judged the very demand that the claimed job has.
+
+        If not, demands have got other numbers, as after a restore of an older dump: the next fresh look judges all of them anew.
+        """
+
     def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is.
 

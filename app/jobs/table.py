@@ -219,7 +219,7 @@ class JobTable:
         start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": _now_ms()}
         job = Job.of(sql.START_JOB.first(connection, start))
         sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
-        return Claim(job, owner, slot, task_id)
+        return Claim(job, owner, slot, task_id, row.demand_body)
 
     def answered(
         self,

@@ -175,7 +175,7 @@ class Runner:
 
         def ready(claim: Claim | None) -> bool:
             # Asked within the transaction, so that nothing is taken that was accepted after the worker had been told to stop.
-            if claim is None or self._desk.stopping.is_set():
+            if claim is None or self._desk.stopping.is_set() or not self.station.knows(claim):
                 return False
             self.station.hold(claim)
             return True
@@ -305,6 +305,8 @@ class Runner:
 
             def ready(following: Claim | None) -> bool:
                 if following is not None:
+                    if not self.station.knows(following):
+                        return False
                     self.station.hold(following)
                     return True
                 # Nothing is held up by the decoding.

@@ -191,7 +191,7 @@ class TestClaims:
 
     def test_the_job_with_the_number_ends_as_ever(self, lost: Claim, gate: Gate, table: JobTable) -> None:
         [bobs] = table.of_user("bob", "running", 9, None)
-        mine = Claim(bobs, lost.owner, lost.slot, "bob's task")
+        mine = Claim(bobs, lost.owner, lost.slot, "bob's task", "{}")
         assert gate.finish(mine)
         assert table.current(bobs.identity).status == "succeeded"
 
@@ -211,6 +211,20 @@ class TestClaims:
         table.delete("bob", "txt2img", bobs.name)
         table.debris_removed(debris)
         assert [job.identity for job, _ in table.debris()] == [bobs.identity]
+
+
+class TestHeartbeats:
+    def test_a_job_that_its_owner_only_seems_to_store_goes_back_to_the_queue(self, gate: Gate, table: JobTable) -> None:
+        jobs = [gate.accept("alice"), gate.accept("bob")]
+        first = gate.claim(task="task 0")
+        assert first is not None
+        second = table.answered(first, 1.0, "task 1", EVERYTHING)
+        assert second is not None
+        assert table.lose_unknown("host/one", lambda: [first.task_id]) == []
+        # The second one is not stored yet; its slot says who sends it.
+        [lost] = table.lose_unknown("host/one", list)
+        assert (lost.identity, lost.status) == (jobs[0].identity, "queued")
+        assert [table.current(job.identity).status for job in jobs] == ["queued", "running"]
 
 
 class TestForgottenClaims:

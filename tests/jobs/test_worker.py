@@ -75,6 +75,9 @@ class ScriptedStation:
     def serving(self, *, fresh: bool = True) -> Serving:
         return self.serves
 
+    def knows(self, claim: Claim) -> bool:
+        return True
+
     def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         self.settled.append((task_id, patience))
         return self.idle
