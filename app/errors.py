@@ -72,6 +72,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "no-longer-available": Problem(502, "No WebUI can serve the job any more"),
         "worker-lost": Problem(502, "The worker was lost too often"),
         "queue-full": Problem(503, "The queue is full", 10),
+        "job-lost": Problem(503, "The accepted job was lost", 5),
         "no-free-waiter": Problem(503, "Too many clients are waiting", 10),
         "no-catalogue": Problem(503, "No WebUI was ever seen", 10),
         "no-default-model": Problem(503, "No default model is known", 2),

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from app.config import Config
 from app.jobs.errors import DatabaseUnavailable
-from app.jobs.model import Claim, Failure, Job, Success
+from app.jobs.model import Claim, Failure, Success
 from app.jobs.slots import Slots
 from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, StationDown
 from app.jobs.table import JobTable, Serving
@@ -165,13 +165,33 @@ class WebuiStation:
                 traits = self._slots.traits(self.key)
                 self._doubt.learn(traits.doubt)
                 self._overrides.learn(traits.overridden)
-                new = {
-                    number: Demand.from_json(body)
-                    for number, body in self._table.demands_after(max(self._demands, default=0))
-                }
-                self._demands |= new
-                self._unservable |= self._judge(new)
+                self._learn_demands()
             return Serving(max(self._demands, default=0), self._unservable | self._doubted(), self._doubt.stored)
+
+    def _learn_demands(self) -> None:
+        """Read the demands that are new; all of them when the newest known one has another number or is gone."""
+        newest = max(self._demands, default=0)
+        found = self._read_demands(newest - 1)
+        if found.get(newest) != self._demands.get(newest):
+            self._forget_demands()
+            found = self._read_demands(0)
+        new = {number: demand for number, demand in found.items() if number not in self._demands}
+        self._demands |= new
+        self._unservable |= self._judge(new)
+
+    def _read_demands(self, after: int) -> dict[int, Demand]:
+        return {number: Demand.from_json(body) for number, body in self._table.demands_after(after)}
+
+    def _forget_demands(self) -> None:
+        self._demands, self._unservable = {}, frozenset()
+
+    def knows(self, claim: Claim) -> bool:
+        """Whether the claimed job's demand is the one that is known by its number; if not, all are read anew."""
+        with self._lock:
+            known = self._demands.get(claim.job.demand) == Demand.from_json(claim.demand)
+            if not known:
+                self._forget_demands()
+            return known
 
     def _judge(self, demands: Mapping[int, Demand]) -> frozenset[int]:
         return frozenset(number for number, demand in demands.items() if not self._catalogue.serves(demand))
@@ -232,7 +252,7 @@ class WebuiStation:
 
     def _post(self, claim: Claim, on_sending: Callable[[], None]) -> Replies:
         job = claim.job
-        model = self._model_of(job)
+        model = self._model_of(claim)
         payload = self._payload(claim, model)
         limits = bounds.of_generation(job.args)
         self._ask_what_is_loaded()
@@ -256,12 +276,12 @@ class WebuiStation:
     def _is_shared(self) -> bool:
         return time.monotonic() < self._shared_until
 
-    def _model_of(self, job: Job) -> Model:
+    def _model_of(self, claim: Claim) -> Model:
         """The model of a job here. One that version 0.1.0 accepted for a name of several files has the exact model_name.
 
         :raises NoLongerAvailable: the WebUI has it no more.
         """
-        demand, catalogue = self._demands[job.demand], self._catalogue
+        demand, catalogue = Demand.from_json(claim.demand), self._catalogue
         model = payloads.model_of(demand, catalogue)
         if catalogue.model(demand.model) is None and demand.model not in self._guessed:
             self._guessed.add(demand.model)
@@ -485,7 +505,7 @@ class WebuiStation:
 
     def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
         """Decode the answer, write the images and the parameter JSON, and tell what the row shall say."""
-        outcome = self._results.store(claim, answer, self._demands[claim.job.demand], before_writing)
+        outcome = self._results.store(claim, answer, Demand.from_json(claim.demand), before_writing)
         if outcome.shared:
             self._shared_until = time.monotonic() + _SHARED_SECONDS
         if outcome.wrong_model:

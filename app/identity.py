@@ -48,7 +48,7 @@ class Mismatch(Exception):
     """Database and data folder can't be used together; the text is what is wrong and what to do, without naming them."""
 
 
-class Identity:
+class Belonging:
     """The ids of one database and one data folder."""
 
     def __init__(self, database: Database, records: RecordStore) -> None:

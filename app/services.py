@@ -15,11 +15,11 @@ from typing import Any
 from app.archive import Archive
 from app.config import SIMULATOR, Config, WebuiAddress
 from app.generation import WebuiStation, hopeless_demands, restarts_needed, serving_webuis
-from app.identity import Identity
+from app.identity import Belonging
 from app.jobs import events
 from app.jobs.database import Database
 from app.jobs.election import HostLock
-from app.jobs.model import Failure, Job
+from app.jobs.model import Failure, Identity, Job
 from app.jobs.slots import Slots
 from app.jobs.space import Space
 from app.jobs.station import Station
@@ -58,9 +58,10 @@ class _Hints:
         else:
             self._tell(ACCEPTED)
 
-    def finished(self, seq: int) -> None:
+    def finished(self, job: Identity) -> None:
         """A job ended."""
-        self._tell(_FINISHED + b"%d" % seq)
+        # A user id may hold spaces, so it comes last.
+        self._tell(_FINISHED + f"{job.type} {job.name} {job.user_id}".encode())
 
     def look_wanted(self) -> None:
         """Somebody wants to know anew what the WebUIs offer."""
@@ -78,8 +79,11 @@ class _Hints:
             self.worker.wake()
         elif message == LOOK_WANTED and self.worker is not None:
             self.worker.look_again()
-        elif message.startswith(_FINISHED) and message.removeprefix(_FINISHED).isdigit():
-            self.waiters.finished(int(message.removeprefix(_FINISHED)))
+        elif message.startswith(_FINISHED):
+            parts = message.removeprefix(_FINISHED).decode("utf-8", "replace").split(" ", 2)
+            if len(parts) == len(Identity._fields):
+                type_, name, user_id = parts
+                self.waiters.finished(Identity(user_id, type_, name))
 
 
 @dataclass
@@ -94,7 +98,7 @@ class Services:
     table: JobTable
     slots: Slots
     records: RecordStore
-    identity: Identity
+    identity: Belonging
     offers: Offers
     waiters: Waiters
     submissions: Submissions
@@ -167,7 +171,7 @@ class Services:
         webui = Webui(address, job_timeout=self.config.job_timeout)
         return WebuiStation(webui, self.table, self.slots, self.records, self.offers, self.config)
 
-    def _look_after(self, _stations: Sequence[Station]) -> list[int]:
+    def _look_after(self, _stations: Sequence[Station]) -> list[Identity]:
         """Fail the waiting jobs that no configured WebUI can serve any more; now and then, remove what is left over."""
         self.upkeep.step()
         self.table.forget_refusals()
@@ -181,11 +185,13 @@ class Services:
             serving = serving_webuis(refused.demand, catalogues, configured)
             failure = refused_everywhere(refused.job, refused.slots, serving)
             if failure is not None:
-                failed += self._fail_queued(failure, seqs=[refused.job.seq])
-        return [job.seq for job in failed]
+                failed += self._fail_queued(failure, jobs=[refused.job.identity])
+        return [job.identity for job in failed]
 
-    def _fail_queued(self, failure: Failure, **chosen: Sequence[int]) -> list[Job]:
-        failed = self.table.fail_queued(failure, **chosen)
+    def _fail_queued(
+        self, failure: Failure, *, demands: Sequence[int] = (), jobs: Sequence[Identity] = ()
+    ) -> list[Job]:
+        failed = self.table.fail_queued(failure, demands=demands, jobs=jobs)
         for job in failed:
             events.transition("failed", job, slug=failure.slug)
         return failed
@@ -262,7 +268,7 @@ def build_on_existing(config: Config) -> Services:
 
 
 @contextlib.contextmanager
-def _closed_on_failure(identity: Identity) -> Iterator[None]:
+def _closed_on_failure(identity: Belonging) -> Iterator[None]:
     """Close the database when the body raises, so that SQLite leaves no files beside one that was only looked at."""
     try:
         yield
@@ -271,17 +277,17 @@ def _closed_on_failure(identity: Identity) -> Iterator[None]:
         raise
 
 
-def identity_of(config: Config) -> Identity:
+def identity_of(config: Config) -> Belonging:
     """The ids of the configured database and data folder, neither of which was touched."""
     steps = crash_at(config.crash_at)
-    return Identity(Database(config.database_url, steps), RecordStore(config.data_dir, steps))
+    return Belonging(Database(config.database_url, steps), RecordStore(config.data_dir, steps))
 
 
 def _presets(config: Config) -> Presets:
     return load_presets(config.instance / "styles.toml")
 
 
-def _wire(config: Config, presets: Presets, identity: Identity) -> Services:
+def _wire(config: Config, presets: Presets, identity: Belonging) -> Services:
     database, records = identity.database, identity.records
     table, slots = JobTable(database), Slots(database)
     offers = Offers(slots, presets, config.default_model)

@@ -52,7 +52,7 @@ def open_existing(config: Config) -> Services:
 
 
 def adopt(config: Config, *, dry_run: bool) -> str:
-    """Make the database and the data folder belong together; their id. See :meth:`app.identity.Identity.adopt`.
+    """Make the database and the data folder belong together; their id. See :meth:`app.identity.Belonging.adopt`.
 
     :raises CannotStart: something can't be used.
     """

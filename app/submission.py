@@ -107,7 +107,7 @@ class Submissions:
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
             before_waiting()
-            return self._describe(self._waiters.wait(job.seq, wait) or self._table.by_seq(job.seq))
+            return self._describe(self._waiters.wait(job.identity, wait) or self._table.current(job.identity))
 
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job, self._table.place(job))

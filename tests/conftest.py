@@ -93,7 +93,8 @@ def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def _postgresql_programs() -> Path | None:
+def postgresql_programs() -> Path | None:
+    """The folder of PostgreSQL's programs; None where they are not installed."""
     found = shutil.which("initdb")
     places = [Path(found).resolve().parent] if found else []
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -103,7 +104,7 @@ def _postgresql_programs() -> Path | None:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server of this run's own, reachable by a Unix socket only."""
-    programs = _postgresql_programs()
+    programs = postgresql_programs()
     if programs is None:
         pytest.skip("PostgreSQL's programs are not installed")
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")

@@ -172,6 +172,38 @@ def shown(pair: Pair, view: dict[str, Any]) -> list[bytes]:
     return [archive.file(view["id"], view["type"], image["filename"]).path.read_bytes() for image in view["images"]]
 
 
+class TestRestoredDatabase:
+    """After a restore of an older dump, the numbers of newer demands go to others, while the worker remembers the old ones."""
+
+    def test_a_job_is_made_with_its_own_model(self, pair: Pair) -> None:
+        sql, models = pair.gateway.sql, ("simulated-one", "simulated-two")
+        for model in models:
+            pair.gateway.post(model=model)
+        rows = {
+            model: row
+            for row in sql("SELECT id, body FROM demands")
+            for model in models
+            if json.loads(row.body)["model"] == model
+        }
+        one, two = (rows[model] for model in models)
+        for number, body in ((one.id, "between"), (two.id, one.body), (one.id, two.body)):
+            sql("UPDATE demands SET body = :body WHERE id = :id", body=body, id=number)
+        for model in models:
+            view = pair.gateway.post(model=model)
+            assert (view["status"], view["args"]["model"], view["webui"]["model"]) == ("succeeded", model, model)
+
+    def test_a_job_is_not_taken_for_one_that_the_webui_can_not_serve(self, pair: Pair) -> None:
+        sql, worker = pair.gateway.sql, pair.gateway.services.worker
+        assert worker is not None
+        gone, wanted = (Demand("txt2img", "Heun", model).to_json() for model in ("gone", "simulated-one"))
+        sql("INSERT INTO demands (body) VALUES (:body)", body=gone)
+        [(number,)] = sql("SELECT id FROM demands WHERE body = :body", body=gone)
+        assert number in worker._runners[0].station.serving().unservable
+        sql("UPDATE demands SET body = :body WHERE id = :id", body=wanted, id=number)
+        view = pair.gateway.post(model="simulated-one", sampler_name="Heun")
+        assert (view["status"], pair.gateway.job(view).demand) == ("succeeded", number)
+
+
 class TestFaults:
     @pytest.mark.parametrize("kind", RETRIED)
     def test_one_such_answer_costs_an_attempt_and_no_picture(self, pair: Pair, kind: str) -> None:

@@ -137,7 +137,10 @@ class TestHints:
                 assert two.post()["status"] == "succeeded"
                 assert two.sql("SELECT owner FROM workers") != owners
 
-    @pytest.mark.parametrize("message", [b"", b"nonsense", b"finished ", b"finished x", b"finished -1", b"accepted"])
+    @pytest.mark.parametrize(
+        "message",
+        [b"", b"nonsense", b"finished ", b"finished x", b"finished txt2img", b"finished \xff \xff \xff", b"accepted"],
+    )
     def test_a_hint_that_means_nothing_does_nothing(self, gateway: Gateway, message: bytes) -> None:
         gateway.services.hints.heard(message)
 

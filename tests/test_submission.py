@@ -47,7 +47,7 @@ class Front(Gateway):
         claim = table.claim("gpu0", "testhost/t", "task", EVERYTHING)
         table.answered(claim, 1.0, None, EVERYTHING)
         assert table.succeed(claim, success_of(claim))
-        self.services.hints.finished(claim.job.seq)
+        self.services.hints.finished(claim.job.identity)
 
 
 @pytest.fixture

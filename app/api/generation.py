@@ -48,6 +48,7 @@ _ENDED_BADLY = (
     "webui-timeout",
     "no-longer-available",
     "worker-lost",
+    "job-lost",
     "storage-failed",
 )
 

@@ -46,6 +46,18 @@ class JobNotFound(JobsError):
         super().__init__("This user has no such job.")
 
 
+class JobLost(JobsError):
+    """The job was accepted, but its row has vanished: the database was restored from an older dump, or a replica has lost it."""
+
+    slug = "job-lost"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The job was accepted, but the database has lost it. Look at the history, or post the request again with the same "
+            "Idempotency-Key."
+        )
+
+
 class JobUnfinished(JobsError):
     """The job is queued or running and can't be deleted yet."""
 

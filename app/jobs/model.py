@@ -16,6 +16,18 @@ STATUSES: Final[tuple[Status, ...]] = ("queued", "running", "succeeded", "failed
 UNFINISHED: Final = ("queued", "running")
 
 
+class Identity(NamedTuple):
+    """What identifies a job for good, across transactions and processes.
+
+    The sequence number of its row does not: after the database was restored from an older dump, or a replica that lagged behind has
+    taken over, the number may belong to another job.
+    """
+
+    user_id: str
+    type: str
+    name: str
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A request that passed every check and asks to be accepted.
@@ -93,6 +105,11 @@ class Job(NamedTuple):
         return cls._make(values)
 
     @property
+    def identity(self) -> Identity:
+        """Which job it is."""
+        return Identity(self.user_id, self.type, self.name)
+
+    @property
     def finished(self) -> bool:
         """Whether the job will never change any more, but for its deletion."""
         return self.status not in UNFINISHED
@@ -114,15 +131,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A worker's hold on a job: valid while the row still shows this owner and this number of the claim.
+    """A worker's hold on a job: valid while the job's row still shows this owner, this number of the claim and this task.
 
-    ``job`` is the row as of the claim; ``task_id`` the ``force_task_id`` that the slot row has committed.
+    ``job`` is the row as of the claim; ``task_id`` the ``force_task_id`` that job and slot have committed. It is random, so it
+    tells two claims with the same number apart: a replica that lagged behind may know the job but not its last claim.
     """
 
     job: Job
     owner: str
     slot: str
     task_id: str
+    #: What a WebUI must offer for the job, as canonical JSON. Like a job's, a demand's number holds within one transaction only.
+    demand: str
 
     @property
     def attempt(self) -> int:

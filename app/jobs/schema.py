@@ -40,7 +40,8 @@ DEBRIS: Final[ColumnElement[Any]] = literal_column("debris")
 JOBS: Final = Table(
     "jobs",
     METADATA,
-    # The acceptance sequence: the order of history and, among equal start tags, of the queue. Never used twice.
+    # The acceptance sequence: the order of history and, among equal start tags, of the queue. Within one transaction it names the
+    # row; across transactions only (user_id, type, name) does, see app.jobs.model.Identity.
     Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
     Column("user_id", Text, nullable=False),
     Column("type", Text, nullable=False),
@@ -71,6 +72,8 @@ JOBS: Final = Table(
     Column("owner", Text),
     Column("lease_expires", Float),
     Column("slot", Text),
+    # The force_task_id of the last claim; it stays when that has ended.
+    Column("task_id", Text),
     Column("phase", Text),
     Column("claimed_at", Float),
     Column("progress", Float),
@@ -134,7 +137,6 @@ SLOTS: Final = Table(
     Column("state", Text, nullable=False),
     Column("owner", Text),
     Column("lease_expires", Float),
-    Column("job", _SEQUENCE),
     Column("task_id", Text),
     # up, down or unknown, as its worker saw it last.
     Column("health", Text, nullable=False),
@@ -150,9 +152,11 @@ SLOTS: Final = Table(
 REFUSALS: Final = Table(
     "refusals",
     METADATA,
-    Column("job", _SEQUENCE, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("user_id", Text, nullable=False),
     Column("slot", Text, nullable=False),
-    PrimaryKeyConstraint("job", "slot"),
+    PrimaryKeyConstraint("name", "type", "user_id", "slot"),
 )
 
 CATALOGUES: Final = Table(
@@ -187,7 +191,9 @@ IDEMPOTENCY: Final = Table(
     Column("user_id", Text, nullable=False),
     Column("key", Text, nullable=False),
     Column("digest", Text, nullable=False),
-    Column("job", _SEQUENCE, nullable=False),
+    # The job, with the user_id; both are empty when it was gone before schema 0004.
+    Column("type", Text, nullable=False),
+    Column("name", Text, nullable=False),
     Column("expires_at", Float, nullable=False),
     PrimaryKeyConstraint("user_id", "key"),
 )

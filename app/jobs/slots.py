@@ -182,7 +182,7 @@ class Slots:
         """Let go of a slot that was being settled: clean when its WebUI is idle, suspect when it went on working, unclean when
         nothing could be asked.
         """
-        left: dict[str, Any] = {"owner": None, "lease_expires": None, "job": None, "state": state}
+        left: dict[str, Any] = {"owner": None, "lease_expires": None, "state": state}
         left |= {"task_id": None} if state == "clean" else {}
         with self.database.write("end settling") as connection:
             connection.execute(

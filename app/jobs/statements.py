@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import Update
 
-from app.jobs.model import Claim, Job
+from app.jobs.model import Claim, Identity, Job
 from app.jobs.prepared import Prepared
 from app.jobs.schema import (
     CATALOGUES,
@@ -65,9 +65,19 @@ FREE: Final[dict[str, Any]] = {
 BACK: Final[dict[str, Any]] = {"status": "queued", "progress": None, **FREE}
 
 
+def named(identity: Identity) -> dict[str, Any]:
+    """The parameters of the statements that look a job up by its identity."""
+    return {"p_user": identity.user_id, "p_type": identity.type, "p_name": identity.name}
+
+
+def row_of(job: Job) -> dict[str, Any]:
+    """The parameters of :data:`ROW`."""
+    return {"c_seq": job.seq, "c_user": job.user_id, "c_type": job.type, "c_name": job.name}
+
+
 def owned_by(claim: Claim) -> dict[str, Any]:
-    """The parameters of :data:`OWNED`."""
-    return {"c_seq": claim.job.seq, "c_owner": claim.owner, "c_claims": claim.job.claims}
+    """The parameters of :data:`OWNED` and of :data:`FINISHED_BY`."""
+    return row_of(claim.job) | {"c_owner": claim.owner, "c_claims": claim.job.claims, "c_task": claim.task_id}
 
 
 def held_by(claim: Claim) -> dict[str, Any]:
@@ -75,12 +85,18 @@ def held_by(claim: Claim) -> dict[str, Any]:
     return {"c_slot": claim.slot, "c_owner": claim.owner, "c_task": claim.task_id}
 
 
+_SAME_JOB: Final[ColumnElement[bool]] = and_(
+    JOBS.c.user_id == bindparam("c_user"), JOBS.c.type == bindparam("c_type"), JOBS.c.name == bindparam("c_name")
+)
+#: The row of a job that an earlier transaction has read. The number finds it, the identity says that it is still this job's.
+ROW: Final[ColumnElement[bool]] = and_(JOBS.c.seq == bindparam("c_seq"), _SAME_JOB)
 #: The compare of every compare-and-set on a claimed job.
 OWNED: Final[ColumnElement[bool]] = and_(
-    JOBS.c.seq == bindparam("c_seq"),
+    ROW,
     JOBS.c.status == RUNNING,
     JOBS.c.owner == bindparam("c_owner"),
     JOBS.c.claims == bindparam("c_claims"),
+    JOBS.c.task_id == bindparam("c_task"),
 )
 #: The same for the slot that a claim holds.
 HELD: Final[ColumnElement[bool]] = and_(
@@ -91,11 +107,13 @@ HELD: Final[ColumnElement[bool]] = and_(
 
 _KEY: Final = and_(IDEMPOTENCY.c.user_id == bindparam("p_user"), IDEMPOTENCY.c.key == bindparam("p_key"))
 FIND_KEY: Final = Prepared(
-    select(IDEMPOTENCY.c.digest, IDEMPOTENCY.c.job).where(_KEY, IDEMPOTENCY.c.expires_at > db_now())
+    select(IDEMPOTENCY.c.digest, IDEMPOTENCY.c.type, IDEMPOTENCY.c.name).where(
+        _KEY, IDEMPOTENCY.c.expires_at > db_now()
+    )
 )
 FORGET_KEY: Final = Prepared(delete(IDEMPOTENCY).where(_KEY))
 REMEMBER_KEY: Final = Prepared(
-    insert(IDEMPOTENCY).values(expires_at=db_now() + KEY_SECONDS), ("user_id", "key", "digest", "job")
+    insert(IDEMPOTENCY).values(expires_at=db_now() + KEY_SECONDS), ("user_id", "key", "digest", "type", "name")
 )
 #: All that accepting has to know, in one look: the clock, the user (None where he is new) and the demand's number (None likewise).
 LOOK_ROUND: Final = Prepared(
@@ -129,12 +147,15 @@ DEMANDS_AFTER: Final = Prepared(
 # -- claim -----------------------------------------------------------------------------------------------------------
 
 _NEWEST_DEMAND: Final = select(func.coalesce(func.max(DEMANDS.c.id), 0)).scalar_subquery().label("newest_demand")
-#: A job is not sent again to a WebUI that can't make it.
-_REFUSED: Final = (
-    select(REFUSALS.c.job).where(REFUSALS.c.job == JOBS.c.seq, REFUSALS.c.slot == bindparam("c_slot")).exists()
+#: What joins a refusal with its job.
+REFUSES_JOB: Final[ColumnElement[bool]] = and_(
+    REFUSALS.c.name == JOBS.c.name, REFUSALS.c.type == JOBS.c.type, REFUSALS.c.user_id == JOBS.c.user_id
 )
+#: A job is not sent again to a WebUI that can't make it.
+_REFUSED: Final = select(REFUSALS.c.slot).where(REFUSES_JOB, REFUSALS.c.slot == bindparam("c_slot")).exists()
+_DEMAND: Final = select(DEMANDS.c.body).where(DEMANDS.c.id == JOBS.c.demand).scalar_subquery().label("demand_body")
 _WAITING: Final[Select[Any]] = (
-    select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_DEMAND)
+    select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_DEMAND, _DEMAND)
     .where(JOBS.c.status == QUEUED, JOBS.c.demand <= bindparam("p_known"), ~_REFUSED)
     .order_by(JOBS.c.start_tag, JOBS.c.seq)
     .limit(1)
@@ -158,10 +179,10 @@ TAKE_SLOT: Final = Prepared(
         state="held",
         owner=bindparam("p_owner"),
         lease_expires=db_now() + LEASE_SECONDS,
-        job=bindparam("p_job"),
         task_id=bindparam("p_task"),
     )
 )
+#: By its number: the row was read and locked in this transaction.
 START_JOB: Final = Prepared(
     update(JOBS)
     .where(JOBS.c.seq == bindparam("c_seq"))
@@ -171,6 +192,7 @@ START_JOB: Final = Prepared(
         claims=JOBS.c.claims + 1,
         owner=bindparam("p_owner"),
         slot=bindparam("p_slot"),
+        task_id=bindparam("p_task"),
         lease_expires=db_now() + LEASE_SECONDS,
         claimed_at=db_now(),
         started_at=bindparam("p_started"),
@@ -185,7 +207,7 @@ ADVANCE_CLOCK: Final = Prepared(
     update(CLOCK).where(CLOCK.c.virtual < bindparam("p_tag")).values(virtual=bindparam("p_tag"))
 )
 
-_CLEAN: Final[dict[str, Any]] = {"state": "clean", "owner": None, "lease_expires": None, "job": None, "task_id": None}
+_CLEAN: Final[dict[str, Any]] = {"state": "clean", "owner": None, "lease_expires": None, "task_id": None}
 #: A moving average, so that one slow model load does not spoil every eta.
 _SPEED: Final[dict[str, Any]] = {
     "seconds_per_cost": func.coalesce(SLOTS.c.seconds_per_cost * 0.7 + bindparam("p_speed") * 0.3, bindparam("p_speed"))
@@ -195,9 +217,7 @@ FREE_SLOT: Final = Prepared(_FREE)
 _FREE_SLOT_MEASURED: Final = Prepared(_FREE.values(_SPEED))
 #: The same owner keeps the slot for its next job.
 _PASS: Final[Update] = (
-    update(SLOTS)
-    .where(HELD)
-    .values(job=bindparam("p_job"), task_id=bindparam("p_task"), lease_expires=db_now() + LEASE_SECONDS)
+    update(SLOTS).where(HELD).values(task_id=bindparam("p_task"), lease_expires=db_now() + LEASE_SECONDS)
 )
 _PASS_SLOT: Final = Prepared(_PASS)
 _PASS_SLOT_MEASURED: Final = Prepared(_PASS.values(_SPEED))
@@ -214,14 +234,14 @@ def free_slot(claim: Claim, seconds: float | None) -> tuple[Prepared, dict[str, 
     return _FREE_SLOT_MEASURED, held_by(claim) | _speed(claim, seconds)
 
 
-def pass_slot(claim: Claim, seconds: float | None, job: int, task_id: str) -> tuple[Prepared, dict[str, Any]]:
-    """The same for a slot that is kept for another job."""
-    kept = held_by(claim) | {"p_job": job, "p_task": task_id}
+def pass_slot(claim: Claim, seconds: float | None, task_id: str) -> tuple[Prepared, dict[str, Any]]:
+    """The same for a slot that is kept for another job, which is sent under this task id."""
+    kept = held_by(claim) | {"p_task": task_id}
     return (_PASS_SLOT, kept) if seconds is None else (_PASS_SLOT_MEASURED, kept | _speed(claim, seconds))
 
 
 #: The WebUI of an unclean slot may still work at the task, so its id stays for the next holder to look for.
-_UNCLEAN: Final[dict[str, Any]] = {"state": "unclean", "owner": None, "lease_expires": None, "job": None}
+_UNCLEAN: Final[dict[str, Any]] = {"state": "unclean", "owner": None, "lease_expires": None}
 LEAVE_SLOT: Final = Prepared(update(SLOTS).where(HELD).values(_UNCLEAN))
 BEGIN_STORING: Final = Prepared(
     update(JOBS).where(OWNED).values(phase="storing", progress=1.0, eta=None, progress_at=db_now())
@@ -236,14 +256,12 @@ REPORT: Final = Prepared(
 )
 STALE_LOOK: Final = Prepared(
     select(JOBS.c.seq).where(
-        JOBS.c.seq == bindparam("c_seq"),
+        ROW,
         # A look from the future is one from before the clock was set back.
         or_(JOBS.c.looked_at.is_(None), JOBS.c.looked_at < db_now() - 1.0, JOBS.c.looked_at > db_now()),
     )
 )
-LOOK: Final = Prepared(
-    update(JOBS).where(JOBS.c.seq == bindparam("c_seq"), JOBS.c.status == RUNNING).values(looked_at=db_now())
-)
+LOOK: Final = Prepared(update(JOBS).where(ROW, JOBS.c.status == RUNNING).values(looked_at=db_now()))
 SECONDS_SINCE_LOOK: Final = Prepared(select((db_now() - JOBS.c.looked_at).label("seconds")).where(OWNED))
 
 # -- leases ----------------------------------------------------------------------------------------------------------
@@ -282,6 +300,13 @@ LEASES: Final = Prepared(
     )
 )
 
+#: The task ids of the jobs whose results an owner decodes or stores.
+STORED_BY: Final = Prepared(
+    select(JOBS.c.task_id).where(
+        JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner"), JOBS.c.phase == "storing"
+    )
+)
+
 # -- finish ----------------------------------------------------------------------------------------------------------
 
 SUCCEED: Final = Prepared(
@@ -314,11 +339,13 @@ WORKER_LOST: Final = "worker-lost"
 #: Whether a claim has ended its job already. A job that failed as lost was ended by another worker.
 FINISHED_BY: Final = Prepared(
     select(JOBS.c.seq).where(
-        JOBS.c.seq == bindparam("c_seq"),
+        _SAME_JOB,
         JOBS.c.claims == bindparam("c_claims"),
+        JOBS.c.task_id == bindparam("c_task"),
         or_(JOBS.c.status == SUCCEEDED, and_(JOBS.c.status == FAILED, JOBS.c.error_slug != WORKER_LOST)),
     )
 )
+STILL_OWNED: Final = Prepared(select(JOBS.c.seq).where(OWNED))
 #: What an owner holds on a slot without knowing it; whether anything was sent, the next holder looks.
 LET_JOB_GO: Final = Prepared(
     update(JOBS)
@@ -342,7 +369,6 @@ COUNT_USER_OUT: Final = Prepared(
 # -- look up ---------------------------------------------------------------------------------------------------------
 
 _SHOWN: Final = JOBS.c.status != DELETED
-BY_SEQ: Final = Prepared(select(*COLUMNS).where(JOBS.c.seq == bindparam("p_seq"), _SHOWN))
 _NAMED: Final[ColumnElement[bool]] = and_(
     JOBS.c.name == bindparam("p_name"), JOBS.c.type == bindparam("p_type"), JOBS.c.user_id == bindparam("p_user")
 )
@@ -351,9 +377,12 @@ BY_NAME: Final = Prepared(_BY_NAME)
 LOCK_BY_NAME: Final = Prepared(_BY_NAME.with_for_update())
 #: Whether there is a row, also a deleted one.
 ANY_NAMED: Final = Prepared(select(JOBS.c.seq).where(_NAMED))
+#: The last claim of a job, also of a deleted one.
+CLAIM_SHOWN: Final = Prepared(select(JOBS.c.claims, JOBS.c.task_id).where(_NAMED))
 IMAGES: Final = Prepared(select(JOBS.c.images, JOBS.c.init_image).where(_NAMED, _SHOWN))
-STATUSES: Final[Select[Any]] = select(JOBS.c.seq, JOBS.c.status).where(
-    JOBS.c.seq.in_(bindparam("p_seqs", expanding=True))
+#: By the name alone, which is random: SQLite's IN takes no list of rows.
+STATUSES: Final[Select[Any]] = select(JOBS.c.user_id, JOBS.c.type, JOBS.c.name, JOBS.c.status).where(
+    JOBS.c.name.in_(bindparam("p_names", expanding=True))
 )
 
 _BEFORE: Final = JOBS.c.seq < bindparam("p_before")

@@ -29,6 +29,10 @@ class AttemptLost(Exception):
         self.failure = failure
 
 
+class ClaimLost(Exception):
+    """The job's row does not show this claim any more, so nothing of its answer is to be written."""
+
+
 class StationDown(Exception):
     """The WebUI does not answer. ``str()`` says why, for the log."""
 
@@ -95,6 +99,12 @@ class Station(Protocol):
     def serving(self, *, fresh: bool = True) -> Serving:
         """The demands that this WebUI can be asked for, as of the last refresh; ``fresh`` judges new ones first."""
 
+    def knows(self, claim: Claim) -> bool:
+        """Whether :meth:`serving` judged the very demand that the claimed job has.
+
+        If not, demands have got other numbers, as after a restore of an older dump: the next fresh look judges all of them anew.
+        """
+
     def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is.
 
@@ -136,7 +146,10 @@ class Station(Protocol):
         """Break the connection on which :meth:`generate` waits."""
 
     def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
-        """Decode an answer and write its files; ``before_writing`` is called in between."""
+        """Decode an answer and write its files; ``before_writing`` is called in between.
+
+        :raises ClaimLost: from ``before_writing``; then no file was written.
+        """
 
     def discard(self, claim: Claim) -> None:
         """Remove the files of an attempt whose job went to somebody else."""

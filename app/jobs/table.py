@@ -4,14 +4,17 @@ The queue is fair by start-time fair queueing (P. Goyal, H. Vin, H. Cheng, "Star
 start tag is the later of the virtual clock and the finish tag of its user's previous job, the lowest start tag goes first, and
 the clock moves to the start tag of the job that was claimed. So a user with many jobs delays only himself.
 
-Leases are in seconds of the database's clock. Every change to a claimed job is a compare-and-set on (seq, owner, claims):
-whoever lost the claim changes nothing.
+Leases are in seconds of the database's clock. Every change to a claimed job is a compare-and-set on the job's identity, the owner,
+the number of the claim and its task id: whoever lost the claim changes nothing.
+
+A sequence number names a row within one transaction only. What is kept longer (a claim, a waiting client, an idempotency key, a
+refusal, files to be removed) names the job by its identity: see :class:`app.jobs.model.Identity`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -35,6 +38,7 @@ from app.jobs import places
 from app.jobs import statements as sql
 from app.jobs.database import Database
 from app.jobs.errors import (
+    JobLost,
     JobNotFound,
     JobUnfinished,
     KeyOfDeletedJob,
@@ -42,7 +46,7 @@ from app.jobs.errors import (
     QueueFull,
     UserQueueFull,
 )
-from app.jobs.model import Claim, Failure, IdempotencyKey, Job, NewJob, Place, Success, to_json
+from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job, NewJob, Place, Success, to_json
 from app.jobs.prepared import Prepared
 from app.jobs.schema import (
     CLOCK,
@@ -137,7 +141,7 @@ class JobTable:
             values = _row_of(new) | {"start_tag": tag, "demand": demand}
             job = Job.of(sql.ADD_JOB.first(connection, values))
             if key is not None:
-                self._remember_key(connection, new.user_id, key, job.seq)
+                self._remember_key(connection, key, job.identity)
             return job, True
 
     def find_key(self, user_id: str, key: IdempotencyKey) -> Job | None:
@@ -157,15 +161,14 @@ class JobTable:
             return None
         if row.digest != key.digest:
             raise KeyReused
-        found = sql.BY_SEQ.first(connection, {"p_seq": row.job})
+        found = sql.BY_NAME.first(connection, sql.named(Identity(user_id, row.type, row.name)))
         if found is None:
             raise KeyOfDeletedJob
         return Job.of(found)
 
-    def _remember_key(self, connection: Connection, user_id: str, key: IdempotencyKey, seq: int) -> None:
-        sql.FORGET_KEY.change(connection, {"p_user": user_id, "p_key": key.key})
-        remembered = {"user_id": user_id, "key": key.key, "digest": key.digest, "job": seq}
-        sql.REMEMBER_KEY.change(connection, remembered)
+    def _remember_key(self, connection: Connection, key: IdempotencyKey, job: Identity) -> None:
+        sql.FORGET_KEY.change(connection, {"p_user": job.user_id, "p_key": key.key})
+        sql.REMEMBER_KEY.change(connection, {"key": key.key, "digest": key.digest, **job._asdict()})
 
     def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds, found: Any) -> float:
         """Count the job in and return its start tag; ``found`` is a row of ``LOOK_ROUND``."""
@@ -226,7 +229,7 @@ class JobTable:
         if row is None:
             return None
         wanted = {
-            "c_slot": slot, "c_doubt": serving.doubt or "", "p_owner": owner, "p_job": row.seq, "p_task": task_id,
+            "c_slot": slot, "c_doubt": serving.doubt or "", "p_owner": owner, "p_task": task_id,
         }  # fmt: skip
         if sql.TAKE_SLOT.change(connection, wanted) != 1:
             return None
@@ -234,10 +237,10 @@ class JobTable:
 
     def _start(self, connection: Connection, row: Any, slot: str, owner: str, task_id: str) -> Claim:
         """The chosen job runs, on a slot that was taken for it."""
-        start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_started": _now_ms()}
+        start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": _now_ms()}
         job = Job.of(sql.START_JOB.first(connection, start))
         sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
-        return Claim(job, owner, slot, task_id)
+        return Claim(job, owner, slot, task_id, row.demand_body)
 
     def answered(
         self,
@@ -264,7 +267,7 @@ class JobTable:
                 statement, values = sql.free_slot(claim, seconds)
                 statement.change(connection, values)
             else:
-                statement, values = sql.pass_slot(claim, seconds, row.seq, next_task_id)
+                statement, values = sql.pass_slot(claim, seconds, next_task_id)
                 if statement.change(connection, values) == 1:
                     following = self._start(connection, row, claim.slot, claim.owner, next_task_id)
             sql.BEGIN_STORING.change(connection, sql.owned_by(claim))
@@ -286,10 +289,10 @@ class JobTable:
     def looked_at(self, job: Job) -> None:
         """Somebody asked for this running job: its WebUI is asked for progress while that goes on."""
         with self.database.read() as connection:
-            if sql.STALE_LOOK.first(connection, {"c_seq": job.seq}) is None:
+            if sql.STALE_LOOK.first(connection, sql.row_of(job)) is None:
                 return
         with self.database.write() as connection:
-            sql.LOOK.change(connection, {"c_seq": job.seq})
+            sql.LOOK.change(connection, sql.row_of(job))
 
     def seconds_since_look(self, claim: Claim) -> float | None:
         """How long ago somebody looked at the claimed job; None when nobody did, or the claim is lost."""
@@ -298,6 +301,20 @@ class JobTable:
             return None if row is None else row.seconds
 
     # -- finish ------------------------------------------------------------------------------------------------------
+
+    def owns(self, claim: Claim) -> bool:
+        """Whether the job's row still shows this claim."""
+        with self.database.read() as connection:
+            return sql.STILL_OWNED.first(connection, sql.owned_by(claim)) is not None
+
+    def shares_number(self, claim: Claim) -> bool:
+        """Whether the job's row shows another claim with the number of this one, whose files then have the same names.
+
+        So it is after the database has lost this claim but not the job, as a replica that lagged behind does.
+        """
+        with self.database.read() as connection:
+            row = sql.CLAIM_SHOWN.first(connection, sql.named(claim.job.identity))
+        return row is not None and row.claims == claim.attempt and row.task_id != claim.task_id
 
     def succeed(self, claim: Claim, success: Success) -> bool:
         """Commit the result; False when the claim was lost, and then the caller removes its files."""
@@ -398,6 +415,22 @@ class JobTable:
             self._clip_leases()
         return self._lose(sql.job_lapsed(owner), sql.slot_lapsed(owner)) if found.lapsed else []
 
+    def lose_unknown(self, owner: str, in_hand: Callable[[], Collection[str]]) -> list[Job]:
+        """Give back the jobs that this owner stores by their rows, but not in fact; the jobs, see :meth:`_lose`.
+
+        So it is after the database was restored from a dump of a moment when it did: its own heartbeats would keep them for ever.
+
+        :param in_hand: the task ids of the claims whose results this owner decodes or stores; asked after the rows were read, so
+            that one that ends meanwhile is not taken for unknown.
+        """
+        with self.database.read() as connection:
+            shown = [row.task_id for row in sql.STORED_BY.all(connection, {"p_owner": owner})]
+        unknown = set(shown) - set(in_hand()) if shown else set()
+        if not unknown:
+            return []
+        mine = and_(JOBS.c.status == RUNNING, JOBS.c.owner == owner, JOBS.c.phase == "storing")
+        return self._lose(and_(mine, JOBS.c.task_id.in_(unknown)), false())
+
     def _clip_leases(self) -> None:
         """Bound every lease by what a beat could have given: after the clock was set back, a dead owner's would last for hours.
 
@@ -430,13 +463,14 @@ class JobTable:
             ends = dict.fromkeys(back, "queued") | dict.fromkeys(lost, "failed")
             return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
 
-    def fail_queued(self, failure: Failure, *, demands: Collection[int] = (), seqs: Collection[int] = ()) -> list[Job]:
-        """Fail every queued job with one of these demands or numbers; the jobs as they were queued."""
+    def fail_queued(
+        self, failure: Failure, *, demands: Collection[int] = (), jobs: Collection[Identity] = ()
+    ) -> list[Job]:
+        """Fail every queued job with one of these demands, and these jobs where they are queued; the jobs as they were queued."""
         with self.database.write("fail queued") as connection:
-            chosen = or_(JOBS.c.demand.in_(demands), JOBS.c.seq.in_(seqs))
-            rows = [
-                Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(JOBS.c.status == QUEUED, chosen))
-            ]
+            chosen = or_(JOBS.c.demand.in_(demands), JOBS.c.name.in_([job.name for job in jobs]))
+            found = connection.execute(select(*sql.COLUMNS).where(JOBS.c.status == QUEUED, chosen))
+            rows = [job for job in map(Job.of, found) if job.demand in demands or job.identity in jobs]
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_([row.seq for row in rows]))
@@ -450,9 +484,7 @@ class JobTable:
         with self.database.read() as connection:
             rows = connection.execute(
                 select(*sql.COLUMNS, DEMANDS.c.body, REFUSALS.c.slot.label("refused_by"))
-                .select_from(
-                    REFUSALS.join(JOBS, JOBS.c.seq == REFUSALS.c.job).join(DEMANDS, DEMANDS.c.id == JOBS.c.demand)
-                )
+                .select_from(REFUSALS.join(JOBS, sql.REFUSES_JOB).join(DEMANDS, DEMANDS.c.id == JOBS.c.demand))
                 .where(JOBS.c.status == QUEUED)
                 .order_by(JOBS.c.seq)
             ).all()
@@ -463,10 +495,10 @@ class JobTable:
 
     def forget_refusals(self) -> int:
         """Drop the refusals of jobs that have ended; how many."""
-        unfinished = select(JOBS.c.seq).where(or_(JOBS.c.status == QUEUED, JOBS.c.status == RUNNING))
-        ended = REFUSALS.c.job.not_in(unfinished)
+        unfinished = or_(JOBS.c.status == QUEUED, JOBS.c.status == RUNNING)
+        ended = ~select(JOBS.c.seq).where(sql.REFUSES_JOB, unfinished).exists()
         with self.database.read() as connection:
-            if connection.execute(select(REFUSALS.c.job).where(ended).limit(1)).first() is None:
+            if connection.execute(select(REFUSALS.c.slot).where(ended).limit(1)).first() is None:
                 return 0
         with self.database.write() as connection:
             return connection.execute(delete(REFUSALS).where(ended)).rowcount
@@ -494,7 +526,19 @@ class JobTable:
         :raises JobNotFound: there is none, or it was deleted.
         """
         with self.database.read() as connection:
-            return _by_name(connection, user_id, type_, name)
+            return _by_name(connection, Identity(user_id, type_, name))
+
+    def current(self, job: Identity) -> Job:
+        """A job that was accepted, as it is now.
+
+        :raises JobNotFound: it was deleted.
+        :raises JobLost: there is no row of it any more.
+        """
+        with self.database.read() as connection:
+            row = sql.BY_NAME.first(connection, sql.named(job))
+            if row is None and sql.ANY_NAMED.first(connection, sql.named(job)) is None:
+                raise JobLost
+            return _found(row)
 
     def images(self, user_id: str, type_: str, name: str) -> list[dict[str, Any]]:
         """The images of one job, its reference image last: a narrow look, for every picture that is served asks it.
@@ -502,26 +546,19 @@ class JobTable:
         :raises JobNotFound: there is no such job, or it was deleted.
         """
         with self.database.read() as connection:
-            row = sql.IMAGES.first(connection, _name_of(user_id, type_, name))
+            row = sql.IMAGES.first(connection, sql.named(Identity(user_id, type_, name)))
         if row is None:
             raise JobNotFound
         images, init_image = row
         listed: list[dict[str, Any]] = loads(images) if images else []
         return listed + ([loads(init_image)] if init_image else [])
 
-    def statuses(self, seqs: Iterable[int]) -> dict[int, str]:
-        """The status of each of these jobs; a deleted one shows as ``deleted``."""
+    def statuses(self, jobs: Collection[Identity]) -> dict[Identity, str]:
+        """The status of each of these jobs that has a row; a deleted one shows as ``deleted``."""
         with self.database.read() as connection:
-            rows = connection.execute(sql.STATUSES, {"p_seqs": list(seqs)})
-            return {row.seq: row.status for row in rows}
-
-    def by_seq(self, seq: int) -> Job:
-        """One job by its number.
-
-        :raises JobNotFound: it was deleted.
-        """
-        with self.database.read() as connection:
-            return _found(sql.BY_SEQ.first(connection, {"p_seq": seq}))
+            rows = connection.execute(sql.STATUSES, {"p_names": [job.name for job in jobs]})
+            found = {Identity(row.user_id, row.type, row.name): row.status for row in rows}
+        return {job: found[job] for job in jobs if job in found}
 
     def history(self, user_id: str, type_: str, limit: int, before: int | None) -> list[Job]:
         """Succeeded jobs of one type, newest first, below the number ``before``."""
@@ -581,7 +618,7 @@ class JobTable:
         :raises JobNotFound, JobUnfinished: nothing was changed.
         """
         with self.database.write("delete") as connection:
-            job = _by_name(connection, user_id, type_, name, lock=True)
+            job = _by_name(connection, Identity(user_id, type_, name), lock=True)
             _mark_deleted(connection, job)
             return job
 
@@ -592,7 +629,7 @@ class JobTable:
         :raises JobUnfinished: nothing was changed.
         """
         with self.database.write("delete image") as connection:
-            job = _by_name(connection, user_id, type_, name, lock=True)
+            job = _by_name(connection, Identity(user_id, type_, name), lock=True)
             left = [image for image in job.images if image["filename"] != filename]
             if len(left) == len(job.images):
                 raise JobNotFound
@@ -611,7 +648,7 @@ class JobTable:
     def debris_removed(self, job: Job) -> None:
         """The files of what was deleted of this job are gone."""
         with self.database.write("debris removed") as connection:
-            connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(debris=False))
+            connection.execute(update(JOBS).where(sql.ROW).values(debris=False), sql.row_of(job))
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -623,7 +660,7 @@ class JobTable:
             "finished_at": success.finished_at, "claims": claims, "start_tag": 0.0,
         }  # fmt: skip
         with self.database.write("restore") as connection:
-            there = sql.ANY_NAMED.first(connection, _name_of(new.user_id, new.type, new.name))
+            there = sql.ANY_NAMED.first(connection, sql.named(Identity(new.user_id, new.type, new.name)))
             if there is None:
                 # It will never be claimed, so it demands nothing.
                 connection.execute(insert(JOBS).values(values | {"demand": 0}))
@@ -685,11 +722,6 @@ def _row_of(new: NewJob) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _name_of(user_id: str, type_: str, name: str) -> dict[str, Any]:
-    """The parameters of the statements that look a job up by the names that clients use."""
-    return {"p_user": user_id, "p_type": type_, "p_name": name}
-
-
 def _failed(failure: Failure) -> dict[str, Any]:
     return {
         "status": "failed",
@@ -715,8 +747,8 @@ def _next_job(connection: Connection, slot: str, serving: Serving, *, lock: bool
 
 def _refuse(connection: Connection, claim: Claim) -> None:
     """Keep the job away from the slot that the claim is for."""
-    refusal = {"job": claim.job.seq, "slot": claim.slot}
-    connection.execute(delete(REFUSALS).where(REFUSALS.c.job == claim.job.seq, REFUSALS.c.slot == claim.slot))
+    refusal = {**claim.job.identity._asdict(), "slot": claim.slot}
+    connection.execute(delete(REFUSALS).filter_by(**refusal))
     connection.execute(insert(REFUSALS).values(refusal))
 
 
@@ -726,9 +758,8 @@ def _found(row: Any) -> Job:
     return Job.of(row)
 
 
-def _by_name(connection: Connection, user_id: str, type_: str, name: str, *, lock: bool = False) -> Job:
-    statement = sql.LOCK_BY_NAME if lock else sql.BY_NAME
-    return _found(statement.first(connection, _name_of(user_id, type_, name)))
+def _by_name(connection: Connection, job: Identity, *, lock: bool = False) -> Job:
+    return _found((sql.LOCK_BY_NAME if lock else sql.BY_NAME).first(connection, sql.named(job)))
 
 
 def _count_out(connection: Connection, users: Sequence[str]) -> None:

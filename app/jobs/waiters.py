@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from app.jobs.errors import DatabaseUnavailable, NoFreeWaiter
-from app.jobs.model import UNFINISHED, Job
+from app.jobs.model import UNFINISHED, Identity, Job
 from app.jobs.table import JobTable
 
 _POLL_SECONDS: Final = 0.25
@@ -29,11 +29,11 @@ class Waiters:
     def __init__(self, table: JobTable, limit: int) -> None:
         self._table = table
         self._free = threading.BoundedSemaphore(limit)
-        self._waiting: dict[int, list[threading.Event]] = {}
+        self._waiting: dict[Identity, list[threading.Event]] = {}
         self._lock = threading.Lock()
         self._somebody_waits = threading.Event()
         #: Jobs that were said to be finished, perhaps before their clients had begun to wait.
-        self._lately: deque[int] = deque(maxlen=_REMEMBERED)
+        self._lately: deque[Identity] = deque(maxlen=_REMEMBERED)
         self._draining = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -50,18 +50,19 @@ class Waiters:
         finally:
             self._free.release()
 
-    def wait(self, seq: int, seconds: float) -> Job | None:
+    def wait(self, job: Identity, seconds: float) -> Job | None:
         """Wait for the end of a job: the job, or None after ``seconds`` or at once when the process is about to stop.
 
         :raises JobNotFound: it was deleted meanwhile.
+        :raises JobLost: its row has vanished.
         """
         done = threading.Event()
         with self._lock:
-            self._waiting.setdefault(seq, []).append(done)
+            self._waiting.setdefault(job, []).append(done)
             if self._watcher is None:
                 self._watcher = threading.Thread(target=self._watch, name="waiters", daemon=True)
                 self._watcher.start()
-            if seq in self._lately:
+            if job in self._lately:
                 done.set()
         deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
         self._somebody_waits.set()
@@ -69,33 +70,33 @@ class Waiters:
             # Draining is looked at after the event was cleared, and set before the event is set: it is never missed.
             while not self._draining.is_set() and done.wait(max(deadline - time.monotonic(), 0.0)):
                 done.clear()
-                job = self._finished(seq)
-                if job is not None:
-                    return job
+                ended = self._finished(job)
+                if ended is not None:
+                    return ended
             return None
         finally:
-            self._leave(seq, done)
+            self._leave(job, done)
 
-    def _finished(self, seq: int) -> Job | None:
+    def _finished(self, job: Identity) -> Job | None:
         """A hint is no proof: the attempt may have ended and the job be queued again."""
         with contextlib.suppress(DatabaseUnavailable):
-            job = self._table.by_seq(seq)
-            return job if job.finished else None
+            current = self._table.current(job)
+            return current if current.finished else None
         return None
 
-    def _leave(self, seq: int, done: threading.Event) -> None:
+    def _leave(self, job: Identity, done: threading.Event) -> None:
         with self._lock:
-            left = [event for event in self._waiting.get(seq, []) if event is not done]
+            left = [event for event in self._waiting.get(job, []) if event is not done]
             if left:
-                self._waiting[seq] = left
+                self._waiting[job] = left
             else:
-                self._waiting.pop(seq, None)
+                self._waiting.pop(job, None)
 
-    def finished(self, seq: int) -> None:
+    def finished(self, job: Identity) -> None:
         """A hint that this job is finished: its waiters look at once."""
         with self._lock:
-            self._lately.append(seq)
-            events = self._waiting.get(seq, [])
+            self._lately.append(job)
+            events = self._waiting.get(job, [])
         for event in events:
             event.set()
 
@@ -117,17 +118,18 @@ class Waiters:
     def _watch(self) -> None:
         while not self._draining.is_set():
             with self._lock:
-                seqs = list(self._waiting)
-            if not seqs:
+                jobs = list(self._waiting)
+            if not jobs:
                 self._somebody_waits.wait()
             self._somebody_waits.clear()
             with contextlib.suppress(DatabaseUnavailable):
-                self._release_finished(seqs)
+                self._release_finished(jobs)
             # A job that was accepted just now needs no look, and whoever is about to claim it needs the interpreter.
             self._draining.wait(_POLL_SECONDS)
 
-    def _release_finished(self, seqs: list[int]) -> None:
-        statuses = self._table.statuses(seqs) if seqs else {}
-        for seq in seqs:
-            if statuses.get(seq) not in UNFINISHED:
-                self.finished(seq)
+    def _release_finished(self, jobs: list[Identity]) -> None:
+        """Wake the waiters of the jobs that are finished, deleted or gone."""
+        statuses = self._table.statuses(jobs) if jobs else {}
+        for job in jobs:
+            if statuses.get(job) not in UNFINISHED:
+                self.finished(job)

@@ -19,6 +19,8 @@ from typing import Final
 _PREFIX: Final = ".wake-"
 #: What sockaddr_un holds on Linux is 108 bytes (unix(7)); longer paths go round through an open folder.
 _LONGEST_PATH: Final = 100
+#: More than the longest name of a job takes: a user id is at most 64 characters of up to 4 bytes.
+_LONGEST_MESSAGE: Final = 1024
 ACCEPTED: Final = b"accepted"
 #: A request named what no WebUI was known to have; see :meth:`app.jobs.slots.Slots.want_look`.
 LOOK_WANTED: Final = b"look wanted"
@@ -74,7 +76,7 @@ class Wake:
     def _listen(self) -> None:
         while not self._closed.is_set():
             try:
-                message = self._socket.recv(256)
+                message = self._socket.recv(_LONGEST_MESSAGE)
             except OSError:
                 return
             if message:

@@ -21,9 +21,9 @@ from typing import Any, Final, TypeVar
 from app.jobs import events
 from app.jobs.election import HostLock
 from app.jobs.errors import DatabaseUnavailable, JobsError
-from app.jobs.model import Claim, Failure, Job, Success
+from app.jobs.model import Claim, Failure, Identity, Job, Success
 from app.jobs.slots import Settled, Slots
-from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, Station, StationDown
+from app.jobs.station import Answer, AttemptLost, ClaimLost, Look, NotSent, Retry, Station, StationDown
 from app.jobs.table import JobTable, NotReady, Serving
 
 _LOG = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class Desk:
     table: JobTable
     slots: Slots
     owner: str
-    #: Called with the number of a job that is finished.
-    on_finished: Callable[[int], None]
+    #: Called with a job that is finished.
+    on_finished: Callable[[Identity], None]
     #: No more claims.
     stopping: threading.Event
     #: Nothing more at all.
@@ -108,7 +108,8 @@ class Runner:
         self.thread = threading.Thread(target=self._run, name=f"runner {station.key}", daemon=True)
         self._desk = desk
         self._pool = pool
-        self._undecoded = 0
+        #: The task ids of the claims whose results wait to be decoded, or are being decoded or stored.
+        self._undecoded: set[str] = set()
         self._decoded = threading.Condition()
         self._unwanted: Claim | None = None
         #: The result that waits for the next job to be sent.
@@ -176,7 +177,7 @@ class Runner:
 
         def ready(claim: Claim | None) -> bool:
             # Asked within the transaction, so that nothing is taken that was accepted after the worker had been told to stop.
-            if claim is None or self._desk.stopping.is_set():
+            if claim is None or self._desk.stopping.is_set() or not self.station.knows(claim):
                 return False
             self.station.hold(claim)
             return True
@@ -227,7 +228,7 @@ class Runner:
     def _repaired(self) -> bool:
         """Have the WebUI load another model where jobs have to wait for that and none does it; whether to look again at once."""
         with self._decoded:
-            undecoded = self._undecoded
+            undecoded = bool(self._undecoded)
         # What is being decoded may be the picture of another model, or a job that goes back to be tried with one.
         if undecoded or self._desk.stopping.is_set() or not self.station.needs_repair():
             return False
@@ -285,8 +286,8 @@ class Runner:
     def _pass_on(self, claim: Claim, answer: Answer, seconds: float) -> Claim | None:
         """Free the slot, and let the pool decode the answer while the next job runs."""
         with self._decoded:
-            self._undecoded += 1
-            room = self._undecoded < _MOST_UNDECODED
+            self._undecoded.add(claim.task_id)
+            room = len(self._undecoded) < _MOST_UNDECODED
         next_task = new_task_id() if room and not self._desk.stopping.is_set() else None
         # Whatever becomes of the slot, this result is stored; and the one before, if this job was never sent.
         self._store_waiting()
@@ -312,6 +313,8 @@ class Runner:
 
             def ready(following: Claim | None) -> bool:
                 if following is not None:
+                    if not self.station.knows(following):
+                        return False
                     self.station.hold(following)
                     return True
                 # Nothing is held up by the decoding.
@@ -378,7 +381,7 @@ class Runner:
         status = self._desk.insist(lambda: self._desk.table.give_back(claim, slot=slot, failure=counted))
         self._report_end(claim, status, counted)
         if status == "failed":
-            self._desk.on_finished(claim.job.seq)
+            self._desk.on_finished(claim.job.identity)
 
     def _report_end(self, claim: Claim, status: str | None, failure: Failure | None) -> None:
         """Log that an attempt ended without a result, unless the claim was lost: then whoever took it has logged that."""
@@ -389,7 +392,7 @@ class Runner:
 
     def _await_room(self) -> None:
         with self._decoded:
-            self._decoded.wait_for(lambda: self._undecoded < _MOST_UNDECODED)
+            self._decoded.wait_for(lambda: len(self._undecoded) < _MOST_UNDECODED)
 
     # -- the result --------------------------------------------------------------------------------------------------
 
@@ -402,25 +405,48 @@ class Runner:
             # A failure was judged without waiting for it, and ends the job after its answer all the same.
             passed_on.wait()
             finished = verdict is not None and self._conclude(claim, verdict)
+        except ClaimLost:
+            _LOG.warning("the claim of job %s was lost; its answer is not stored", claim.job.name)
         except Exception:
             _LOG.exception("job %s could not be concluded", claim.job.name)
         finally:
             with self._decoded:
-                self._undecoded -= 1
+                self._undecoded.discard(claim.task_id)
                 self._decoded.notify_all()
         if blocked:
             # The picture may have shown that the WebUI is whole again, or the runner waited for it before a repair.
             self.wake.set()
         if finished:
-            self._desk.on_finished(claim.job.seq)
+            self._desk.on_finished(claim.job.identity)
 
     def _judge(self, claim: Claim, answer: Answer, passed_on: threading.Event) -> Success | Failure | Retry | None:
         """The verdict on an answer; None when the worker is told to stop while the database can't be read."""
+
+        def before_writing() -> None:
+            passed_on.wait()
+            # The files of a claim that another one follows must not replace those of that one; see JobTable.shares_number.
+            if not self._owns(claim):
+                raise ClaimLost
+
         try:
-            return self._desk.insist(lambda: self.station.store(claim, answer, passed_on.wait))
+            return self._desk.insist(lambda: self.station.store(claim, answer, before_writing))
+        except ClaimLost:
+            raise
         except Exception:
             _LOG.exception("storing job %s failed", claim.job.name)
             return Failure("internal-error", "The gateway failed to store the result.")
+
+    def _owns(self, claim: Claim) -> bool:
+        """Whether the claim holds; taken for granted while the database can't be asked, for the commit compares it anyhow."""
+        try:
+            return self._desk.table.owns(claim)
+        except DatabaseUnavailable:
+            return True
+
+    def _discard(self, claim: Claim) -> None:
+        """Remove the files of a claim that was lost, unless they may be those of another one with its number: the sweep judges."""
+        if self._desk.insist(lambda: self._desk.table.shares_number(claim)) is False:
+            self.station.discard(claim)
 
     def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> bool:
         """Commit what became of the attempt; whether that ended the job."""
@@ -428,7 +454,7 @@ class Runner:
         if isinstance(verdict, Success):
             done = self._desk.insist(lambda: table.succeed(claim, verdict))
             if done is False:
-                self.station.discard(claim)
+                self._discard(claim)
             elif done:
                 self._note("stored", claim)
             self._events.write()
@@ -456,7 +482,12 @@ class Runner:
     def idle(self) -> bool:
         """Whether nothing is generated, decoded or stored."""
         with self._decoded:
-            return self._undecoded == 0 and not self.thread.is_alive()
+            return not self._undecoded and not self.thread.is_alive()
+
+    def in_hand(self) -> set[str]:
+        """The task ids of the claims whose results are not stored yet."""
+        with self._decoded:
+            return set(self._undecoded)
 
     def interrupt(self) -> None:
         """Stop what runs; its half picture is not wanted, and the job goes back without counting an attempt."""
@@ -620,8 +651,8 @@ class Worker:
         *,
         stations: Callable[[], Sequence[Station]],
         tidy: Callable[[], object],
-        upkeep: Callable[[Sequence[Station]], list[int]],
-        on_finished: Callable[[int], None],
+        upkeep: Callable[[Sequence[Station]], list[Identity]],
+        on_finished: Callable[[Identity], None],
         lock: HostLock | None,
     ) -> None:
         self._desk = Desk(table, slots, new_owner(host), on_finished, threading.Event(), threading.Event())
@@ -768,10 +799,13 @@ class Worker:
             except Exception:
                 _LOG.exception("the leases were not beaten")
 
+    def _in_hand(self) -> set[str]:
+        return {task_id for runner in self._runners for task_id in runner.in_hand()}
+
     def _look_after(self) -> None:
         desk = self._desk
         try:
-            back = desk.table.reclaim(desk.owner)
+            back = desk.table.reclaim(desk.owner) + desk.table.lose_unknown(desk.owner, self._in_hand)
             _report_lost(back)
             desk.slots.forget_workers(desk.owner, self._host)
             desk.slots.drop_unconfigured()
@@ -783,7 +817,7 @@ class Worker:
         except Exception:
             _LOG.exception("the worker's upkeep failed")
             return
-        for seq in failed:
-            desk.on_finished(seq)
+        for job in failed:
+            desk.on_finished(job)
         if back:
             self.wake()

@@ -32,7 +32,7 @@ def test_the_job_and_slot_of_a_dead_worker_come_back_after_one_lease(
     assert table.reclaim("host/two") == []
     advance(LEASE_SECONDS + 1)
     assert [back.seq for back in table.reclaim("host/two")] == [job.seq]
-    assert (table.by_seq(job.seq).status, table.by_seq(job.seq).losses) == ("queued", 1)
+    assert (table.current(job.identity).status, table.current(job.identity).losses) == ("queued", 1)
     assert slots.get("gpu0").state == "unclean"
     assert slots.begin_settling("gpu0", "host/two").task_id == "lost"
 
@@ -128,7 +128,7 @@ def test_the_time_left_is_never_more_than_was_said(
     claim = gate.claim()
     table.report(claim, 0.5, 20.0)
     set_back()
-    assert 0 <= table.place(table.by_seq(claim.job.seq)).eta <= 20.0
+    assert 0 <= table.place(table.current(claim.job.identity)).eta <= 20.0
 
 
 def test_newest_first_is_by_acceptance(gate: Gate, table: JobTable, set_back: Callable[[], None]) -> None:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from alembic import command
+from alembic.config import Config as AlembicConfig
 from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError
 
 from app.jobs import database as database_module
 from app.jobs.database import Database
-from app.jobs.errors import DatabaseUnavailable, SchemaTooNew, UserQueueFull
+from app.jobs.errors import DatabaseUnavailable, KeyOfDeletedJob, KeyReused, SchemaTooNew, UserQueueFull
+from app.jobs.model import IdempotencyKey, Identity
 from app.jobs.prepared import Prepared
 from app.jobs.schema import CLOCK
 from app.jobs.slots import Slots
@@ -98,6 +101,68 @@ class TestMigrate:
             database.migrate()
         assert str(tmp_path) not in str(refused.value)
         database.close()
+
+
+class TestIdentityMigration:
+    """Schema 0004: what named a job by its number names it by its identity."""
+
+    KEYS = ("of a record", "of a deleted job", "of a job without a row")
+
+    @pytest.fixture
+    def before(self, fresh: str) -> Iterator[Database]:
+        """A database of schema 0002 with a record, a deleted job and a queued one that gpu0 is not to get again."""
+        database = Database(fresh)
+        if database.folder is not None:
+            database.folder.mkdir(parents=True)
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(database_module.MIGRATIONS))
+        with database.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0002")
+            for seq, status in ((1, "succeeded"), (2, "deleted"), (4, "queued")):
+                connection.execute(text(self.JOB), {"seq": seq, "name": f"job {seq}", "status": status})
+            for seq, key in enumerate(self.KEYS, start=1):
+                connection.execute(text(self.KEY), {"key": key, "job": seq})
+            for seq in (3, 4):
+                connection.execute(text("INSERT INTO refusals (job, slot) VALUES (:job, 'gpu0')"), {"job": seq})
+            connection.execute(
+                text("INSERT INTO slots (key, state, job, health, probed_at) VALUES ('gpu0', 'clean', 4, 'up', 0)")
+            )
+            connection.execute(text("INSERT INTO demands (id, body) VALUES (1, '{}')"))
+        yield database
+        database.close()
+
+    JOB = (
+        "INSERT INTO jobs (seq, user_id, type, name, status, created_at, args, simulated, cost, start_tag, demand, claims,"
+        " attempts, losses, one_by_one, debris)"
+        " VALUES (:seq, 'u1', 'txt2img', :name, :status, 1, '{}', false, 1.0, 0.0, 1, 0, 0, 0, false, false)"
+    )
+    KEY = "INSERT INTO idempotency (user_id, key, digest, job, expires_at) VALUES ('u1', :key, 'digest', :job, 9e9)"
+
+    def test_keys_answer_as_before(self, before: Database) -> None:
+        before.migrate()
+        table = JobTable(before)
+        record, deleted, gone = (IdempotencyKey(key, "digest") for key in self.KEYS)
+        found = table.find_key("u1", record)
+        assert found is not None
+        assert found.name == "job 1"
+        for key in (deleted, gone):
+            with pytest.raises(KeyOfDeletedJob):
+                table.find_key("u1", key)
+            with pytest.raises(KeyReused):
+                table.find_key("u1", IdempotencyKey(key.key, "another digest"))
+
+    def test_a_job_is_still_kept_from_the_webui_that_can_not_make_it(self, before: Database) -> None:
+        before.migrate()
+        table = JobTable(before)
+        [refused] = table.refused()
+        assert (refused.job.name, refused.slots) == ("job 4", {"gpu0"})
+        serving = Serving(9, frozenset())
+        assert table.claim("gpu0", "host/one", "task", serving) is None
+        Slots(before).register("host/one", "host", ["gpu0", "gpu1"], only=True)
+        claim = table.claim("gpu1", "host/one", "task", serving)
+        assert claim is not None
+        assert claim.job.name == "job 4"
 
 
 class TestTransactions:
@@ -329,11 +394,11 @@ class TestQueryPlans:
             lambda: table.reclaim("host/one"),
             lambda: table.take_over("host", "host/one"),
             table.queued_demands,
-            lambda: table.statuses([job.seq, 5]),
+            lambda: table.statuses([job.identity, Identity("u2", "txt2img", "gone")]),
             lambda: table.get("u1", "txt2img", job.name),
             lambda: table.rows_named(job.name, "txt2img"),
             lambda: table.place(job),
-            lambda: table.place(table.by_seq(job.seq)),
+            lambda: table.place(table.current(job.identity)),
             table.seconds_until_room,
             lambda: table.report(claim, 0.5, 1.0),
             lambda: table.looked_at(claim.job),

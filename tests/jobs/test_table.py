@@ -228,7 +228,7 @@ class TestClaim:
         following = table.answered(claim, 1.0, "t2", EVERYTHING)
         assert following.job.seq == second.seq
         assert slots.get("gpu0").task_id == "t2"
-        assert table.by_seq(first.seq).phase == "storing"
+        assert table.current(first.identity).phase == "storing"
         assert table.succeed(claim, success_of(claim))
 
     def test_nothing_changes_before_the_claimer_is_ready(self, gate: Gate, table: JobTable, slots: Slots) -> None:
@@ -241,14 +241,14 @@ class TestClaim:
 
         with pytest.raises(NotReady):
             table.claim("gpu0", "host/one", "t0", EVERYTHING, ready=not_ready)
-        assert (table.by_seq(first.seq).status, slots.get("gpu0").state) == ("queued", "clean")
+        assert (table.current(first.identity).status, slots.get("gpu0").state) == ("queued", "clean")
         claim = gate.claim(task="t1")
         for following in ("t2", None):
             with pytest.raises(NotReady):
                 table.answered(claim, 1.0, following, EVERYTHING, ready=not_ready)
             assert (slots.get("gpu0").state, slots.get("gpu0").task_id) == ("held", "t1")
-            assert table.by_seq(first.seq).phase == "generating"
-            assert table.by_seq(second.seq).status == "queued"
+            assert table.current(first.identity).phase == "generating"
+            assert table.current(second.identity).status == "queued"
         assert seen == [first.seq, second.seq, None]
 
     def test_a_job_that_is_stored_does_not_hold_up_the_queue(self, gate: Gate, table: JobTable) -> None:
@@ -326,11 +326,11 @@ class TestFinish:
         gate.accept()
         claim = gate.claim()
         assert gate.finish(claim)
-        ended = table.by_seq(claim.job.seq)
+        ended = table.current(claim.job.identity)
         # Asked for again, as when the answer to the first commit was lost: the job did end by this claim.
         assert table.succeed(claim, replace(success_of(claim), images=[]))
         assert table.fail(claim, FAILURE)
-        assert table.by_seq(claim.job.seq) == ended
+        assert table.current(claim.job.identity) == ended
         assert table.give_back(claim, slot="clean") == "lost"
         with table.database.read() as connection:
             assert connection.execute(text("SELECT unfinished FROM clock")).scalar_one() == 0
@@ -356,7 +356,7 @@ class TestFinish:
         job = gate.accept()
         claim = gate.claim()
         assert table.fail(claim, FAILURE)
-        failed = table.by_seq(job.seq)
+        failed = table.current(job.identity)
         assert (failed.status, failed.error_slug, failed.error_detail) == ("failed", "webui-error", "It failed.")
         assert failed.finished_at is not None
 
@@ -366,14 +366,14 @@ class TestGiveBack:
         job = gate.accept()
         outcomes = [table.give_back(gate.claim(), slot="clean", failure=FAILURE) for _ in range(MAX_ATTEMPTS)]
         assert outcomes == ["queued"] * (MAX_ATTEMPTS - 1) + ["failed"]
-        assert table.by_seq(job.seq).error_slug == "webui-error"
+        assert table.current(job.identity).error_slug == "webui-error"
         assert gate.claim() is None
 
     def test_a_connection_never_made_counts_nothing(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
         for _ in range(MAX_ATTEMPTS * 3):
             assert table.give_back(gate.claim(), slot="clean") == "queued"
-        kept = table.by_seq(job.seq)
+        kept = table.current(job.identity)
         assert (kept.attempts, kept.claims) == (0, MAX_ATTEMPTS * 3)
 
     def test_after_out_of_memory_the_next_attempt_goes_one_by_one(self, gate: Gate, table: JobTable) -> None:
@@ -403,7 +403,7 @@ class TestTakeOver:
         job = gate.accept()
         gate.claim(owner="host/one")
         assert [back.seq for back in table.take_over("host", "host/two")] == [job.seq]
-        kept = table.by_seq(job.seq)
+        kept = table.current(job.identity)
         assert (kept.status, kept.losses, kept.attempts) == ("queued", 1, 0)
         assert slots.get("gpu0").state == "unclean"
 
@@ -444,7 +444,7 @@ class TestTakeOver:
                 connection.execute(text("UPDATE slots SET state = 'clean'"))
             assert gate.claim(owner=owners[loss % 2]) is not None
             table.take_over("host", owners[(loss + 1) % 2])
-        failed = table.by_seq(job.seq)
+        failed = table.current(job.identity)
         assert (failed.status, failed.error_slug, failed.losses) == ("failed", "worker-lost", MAX_LOSSES + 1)
         gate.accept(bounds=Bounds(1, 1))
 
@@ -464,8 +464,8 @@ class TestTakeOver:
         kept = gate.accept(demand='{"model":"kept"}')
         [number] = [number for number, body in table.queued_demands().items() if "gone" in body]
         assert table.fail_queued(Failure("no-longer-available", "Gone."), demands=[number]) == [gone]
-        assert table.by_seq(gone.seq).error_slug == "no-longer-available"
-        assert table.by_seq(kept.seq).status == "queued"
+        assert table.current(gone.identity).error_slug == "no-longer-available"
+        assert table.current(kept.identity).status == "queued"
 
 
 class TestPages:
@@ -525,7 +525,7 @@ class TestPlaces:
         gate.accept(cost=10.0)
         last = gate.accept(cost=10.0)
         assert table.place(last).eta == pytest.approx(5.0 + 20.0 + 20.0, abs=1.0)
-        assert table.place(table.by_seq(running.job.seq)).eta == pytest.approx(5.0, abs=1.0)
+        assert table.place(table.current(running.job.identity)).eta == pytest.approx(5.0, abs=1.0)
 
     def test_eta_counts_the_costs_before_a_job_among_equals_too(
         self, gate: Gate, table: JobTable, slots: Slots
@@ -544,7 +544,7 @@ class TestPlaces:
     def test_a_finished_job_has_no_place(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
         gate.run_next()
-        place = table.place(table.by_seq(job.seq))
+        place = table.place(table.current(job.identity))
         assert (place.position, place.eta) == (None, None)
 
     def test_a_look_is_remembered_for_the_worker(self, gate: Gate, table: JobTable) -> None:
@@ -563,7 +563,7 @@ class TestDelete:
         assert table.delete("u1", "txt2img", job.name).seq == job.seq
         with pytest.raises(JobNotFound):
             table.get("u1", "txt2img", job.name)
-        assert table.statuses([job.seq]) == {job.seq: "deleted"}
+        assert table.statuses([job.identity]) == {job.identity: "deleted"}
         with database.read() as connection:
             row = connection.execute(text("SELECT args, images, webui FROM jobs")).one()
         assert tuple(row) == ("{}", None, None)
@@ -593,13 +593,13 @@ class TestDelete:
         table.succeed(claim, type(success)(1, success.args, [*success.images, second], {}, simulated=False))
         _, whole = table.delete_image("u1", "txt2img", job.name, f"{job.name}-1-0.png")
         assert not whole
-        assert [image["filename"] for image in table.by_seq(job.seq).images] == [second["filename"]]
+        assert [image["filename"] for image in table.current(job.identity).images] == [second["filename"]]
         with pytest.raises(JobNotFound):
             table.delete_image("u1", "txt2img", job.name, f"{job.name}-1-0.png")
         _, whole = table.delete_image("u1", "txt2img", job.name, second["filename"])
         assert whole
         with pytest.raises(JobNotFound):
-            table.by_seq(job.seq)
+            table.current(job.identity)
 
     def test_a_deleted_row_is_not_missing_for_reindex(self, gate: Gate, table: JobTable) -> None:
         new = gate.new()

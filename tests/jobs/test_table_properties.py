@@ -478,10 +478,10 @@ class TableMachine(RuleBasedStateMachine):
     @invariant()
     def every_promise_is_kept(self) -> None:
         jobs = self._all(
-            "SELECT seq, name, user_id, status, claims, attempts, losses, owner, slot, phase, start_tag, images, args"
+            "SELECT seq, name, user_id, status, claims, attempts, losses, owner, slot, phase, start_tag, images, args, task_id"
             " FROM jobs ORDER BY seq"
         )
-        slots = self._all("SELECT key, state, owner, task_id, job FROM slots ORDER BY key")
+        slots = self._all("SELECT key, state, owner, task_id FROM slots ORDER BY key")
         self._the_rows_say_what_the_rules_say(jobs, slots)
         self._a_slot_is_held_for_one_job_at_most(jobs, slots)
         self._no_job_ends_twice_or_is_tried_for_ever(jobs)
@@ -495,14 +495,14 @@ class TableMachine(RuleBasedStateMachine):
             (job.seq, job.name, job.user, job.status, job.claims, job.attempts, job.losses, job.owner, job.slot, job.phase, job.tag)
             for job in self.jobs
         ]  # fmt: skip
-        assert [tuple(row)[:4] for row in slots] == [
+        assert [tuple(row) for row in slots] == [
             (key, slot.state, slot.owner, slot.task) for key, slot in self.slots.items()
         ]
         assert all(row.images is None and row.args == "{}" for row in jobs if row.status == "deleted")
 
     def _a_slot_is_held_for_one_job_at_most(self, jobs: list[Row[Any]], slots: list[Row[Any]]) -> None:
-        generating = sorted((row.slot, row.seq, row.owner) for row in jobs if row.phase == "generating")
-        assert generating == sorted((row.key, row.job, row.owner) for row in slots if row.state == "held")
+        generating = sorted((row.slot, row.task_id, row.owner) for row in jobs if row.phase == "generating")
+        assert generating == sorted((row.key, row.task_id, row.owner) for row in slots if row.state == "held")
 
     def _no_job_ends_twice_or_is_tried_for_ever(self, jobs: list[Row[Any]]) -> None:
         assert all(job.wins <= 1 for job in self.jobs)
@@ -525,7 +525,7 @@ class TableMachine(RuleBasedStateMachine):
 
     def _positions_are_those_of_the_real_order(self) -> None:
         queue = sorted((job for job in self.jobs if job.status == "queued"), key=lambda job: (job.tag, job.seq))
-        positions = [self.table.place(self.table.by_seq(job.seq)).position for job in queue]
+        positions = [self.table.place(self.table.get(job.user, "txt2img", job.name)).position for job in queue]
         assert positions == list(range(1, len(queue) + 1))
 
 

@@ -13,6 +13,7 @@ from app.jobs import database as database_module
 from app.jobs import waiters as waiters_module
 from app.jobs.database import Database
 from app.jobs.errors import NoFreeWaiter
+from app.jobs.model import Identity
 from app.jobs.slots import Slots
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
@@ -40,9 +41,9 @@ def waiting(waiters: Waiters) -> Iterator[Callable[..., Future[None]]]:
     """Start to wait in another thread; returns once that has begun."""
     with ThreadPoolExecutor(4) as pool:
 
-        def wait(seq: int, seconds: float = NEVER) -> Future[None]:
+        def wait(job: Identity, seconds: float = NEVER) -> Future[None]:
             before = sum(len(events) for events in waiters._waiting.values())
-            future = pool.submit(waiters.wait, seq, seconds)
+            future = pool.submit(waiters.wait, job, seconds)
             until(lambda: future.done() or sum(len(events) for events in waiters._waiting.values()) > before)
             return future
 
@@ -71,7 +72,7 @@ class TestWait:
     ) -> None:
         monkeypatch.setattr(waiters_module, "_POLL_SECONDS", 0.02)
         job = gate.accept()
-        future = waiting(job.seq)
+        future = waiting(job.identity)
         gate.run_next()
         future.result(DEADLINE)
 
@@ -84,39 +85,39 @@ class TestWait:
     ) -> None:
         monkeypatch.setattr(waiters_module, "_POLL_SECONDS", NEVER)
         mine, other = gate.accept(), gate.accept()
-        both, neighbour = [waiting(mine.seq), waiting(mine.seq)], waiting(other.seq)
+        both, neighbour = [waiting(mine.identity), waiting(mine.identity)], waiting(other.identity)
         gate.run_next()
-        waiters.finished(mine.seq)
+        waiters.finished(mine.identity)
         for future in both:
             future.result(DEADLINE)
         assert not neighbour.done()
 
     def test_a_hint_for_nobody_does_no_harm(self, waiters: Waiters) -> None:
-        waiters.finished(12345)
+        waiters.finished(Identity("u9", "txt2img", "unknown"))
 
     def test_a_job_that_was_finished_before_needs_no_wait(
         self, gate: Gate, waiting: Callable[..., Future[None]]
     ) -> None:
         job = gate.accept()
         gate.run_next()
-        waiting(job.seq).result(DEADLINE)
+        waiting(job.identity).result(DEADLINE)
 
     def test_the_patience_of_a_client_ends(self, gate: Gate, waiters: Waiters) -> None:
         job = gate.accept()
-        waiters.wait(job.seq, 0.05)
-        assert gate.table.by_seq(job.seq).status == "queued"
+        waiters.wait(job.identity, 0.05)
+        assert gate.table.current(job.identity).status == "queued"
         assert waiters._waiting == {}
 
     def test_no_patience_is_too_long(self, gate: Gate, waiting: Callable[..., Future[None]]) -> None:
         job = gate.accept()
-        future = waiting(job.seq, 1e12)
+        future = waiting(job.identity, 1e12)
         gate.run_next()
         future.result(DEADLINE)
 
     def test_one_watcher_serves_all(self, gate: Gate, waiting: Callable[..., Future[None]]) -> None:
         before = threading.active_count()
         jobs = [gate.accept() for _ in range(3)]
-        futures = [waiting(job.seq) for job in jobs]
+        futures = [waiting(job.identity) for job in jobs]
         assert [thread.name for thread in threading.enumerate()].count("waiters") >= 1
         assert threading.active_count() <= before + len(jobs) + 1
         for _ in jobs:
@@ -130,12 +131,12 @@ class TestTrouble:
         self, gate: Gate, waiters: Waiters, waiting: Callable[..., Future[None]]
     ) -> None:
         jobs = [gate.accept(), gate.accept()]
-        futures = [waiting(job.seq) for job in jobs]
+        futures = [waiting(job.identity) for job in jobs]
         waiters.drain()
         for future in futures:
             future.result(DEADLINE)
-        waiters.wait(jobs[0].seq, NEVER)
-        assert gate.table.by_seq(jobs[0].seq).status == "queued"
+        waiters.wait(jobs[0].identity, NEVER)
+        assert gate.table.current(jobs[0].identity).status == "queued"
 
     def test_a_database_that_fails_for_a_while_only_delays(
         self,
@@ -149,7 +150,7 @@ class TestTrouble:
         job = gate.accept()
         with sqlite.write() as connection:
             connection.execute(text("ALTER TABLE jobs RENAME TO hidden"))
-        future = waiting(job.seq)
+        future = waiting(job.identity)
         with sqlite.write() as connection:
             connection.execute(text("ALTER TABLE hidden RENAME TO jobs"))
         gate.run_next()

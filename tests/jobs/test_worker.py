@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from app.jobs import worker as worker_module
 from app.jobs.database import Database
 from app.jobs.election import HostLock
 from app.jobs.errors import DatabaseUnavailable
-from app.jobs.model import Claim, Failure, Job, Success
+from app.jobs.model import Claim, Failure, Identity, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.table import MAX_ATTEMPTS, JobTable, Serving
 from app.jobs.worker import Answer, AttemptLost, Look, NotSent, Retry, StationDown, Worker
@@ -74,6 +75,9 @@ class ScriptedStation:
     def serving(self, *, fresh: bool = True) -> Serving:
         return self.serves
 
+    def knows(self, claim: Claim) -> bool:
+        return True
+
     def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         self.settled.append((task_id, patience))
         return self.idle
@@ -114,6 +118,7 @@ class ScriptedStation:
 
     def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
         self.calls.append("store")
+        before_writing()
         self.storing.release()
         assert self.may_store.wait(DEADLINE)
         verdict = success_of(claim) if self.verdicts.empty() else self.verdicts.get()
@@ -150,11 +155,11 @@ class House:
         self.table = JobTable(database)
         self.slots = Slots(database)
         self.gate = Gate(self.table)
-        self.told: queue.Queue[int] = queue.Queue()
+        self.told: queue.Queue[Identity] = queue.Queue()
         self.workers: list[Worker] = []
         self.stations: list[ScriptedStation] = []
         self.tidied: list[str] = []
-        self.upkeep: Callable[[Sequence[Any]], list[int]] = lambda _stations: []
+        self.upkeep: Callable[[Sequence[Any]], list[Identity]] = lambda _stations: []
         self.tidy: Callable[[], None] = lambda: self.tidied.append("tidy")
 
     def worker(self, *keys: str, host: str = HOST, lock: Path | None = None) -> Worker:
@@ -183,8 +188,8 @@ class House:
         return station
 
     def finished(self, job: Job) -> Job:
-        until(lambda: self.table.by_seq(job.seq).finished, "the end of the job")
-        return self.table.by_seq(job.seq)
+        until(lambda: self.table.current(job.identity).finished, "the end of the job")
+        return self.table.current(job.identity)
 
     def sql(self, statement: str, **values: object) -> None:
         with self.database.write() as connection:
@@ -218,8 +223,8 @@ class TestAttempt:
         claim = station.begins()
         assert (claim.job.seq, claim.attempt, house.slot()) == (job.seq, 1, "held")
         station.answers()
-        assert house.told.get(timeout=DEADLINE) == job.seq
-        assert house.table.by_seq(job.seq).status == "succeeded"
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        assert house.table.current(job.identity).status == "succeeded"
         assert house.slot() == "clean"
 
     def test_the_next_job_starts_while_the_last_one_is_stored(self, house: House) -> None:
@@ -229,7 +234,7 @@ class TestAttempt:
         station.begins()
         station.answers()
         assert station.begins().job.seq == second.seq
-        assert house.table.by_seq(first.seq).phase == "storing"
+        assert house.table.current(first.identity).phase == "storing"
         station.may_store.set()
         station.answers()
         assert {house.finished(first).status, house.finished(second).status} == {"succeeded"}
@@ -243,7 +248,7 @@ class TestAttempt:
             station.answers()
             station.stores()
         station.begins_nothing()
-        assert house.table.by_seq(jobs[2].seq).status == "queued"
+        assert house.table.current(jobs[2].identity).status == "queued"
         assert house.slot() == "clean"
         station.may_store.set()
         assert station.begins().job.seq == jobs[2].seq
@@ -260,7 +265,7 @@ class TestAttempt:
             one.answers()
         mine, others = sorted(jobs, key=lambda job: by_seq[job.seq] is other)
         assert house.finished(others).status == "succeeded"
-        assert house.table.by_seq(mine.seq).status == "running"
+        assert house.table.current(mine.identity).status == "running"
         station.may_store.set()
         house.finished(mine)
 
@@ -283,7 +288,7 @@ class TestAttempt:
         assert station.begins().job.seq == wanted.seq
         station.answers()
         house.finished(wanted)
-        assert house.table.by_seq(refused.seq).status == "queued"
+        assert house.table.current(refused.identity).status == "queued"
 
 
 class TestFailure:
@@ -294,7 +299,7 @@ class TestFailure:
         assert station.begins().job.seq == first.seq
         station.answers(NotSent())
         until(lambda: house.slots.get("gpu0").health == "down")
-        kept = house.table.by_seq(first.seq)
+        kept = house.table.current(first.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
         assert house.table.place(kept).position == 1
         assert house.slot() == "clean"
@@ -329,8 +334,8 @@ class TestFailure:
         for _ in range(MAX_ATTEMPTS):
             station.begins()
             station.answers(reply)
-        assert house.told.get(timeout=DEADLINE) == job.seq
-        failed = house.table.by_seq(job.seq)
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        failed = house.table.current(job.identity)
         assert (failed.status, failed.error_slug, failed.attempts) == ("failed", slug, MAX_ATTEMPTS)
         assert "a bug" not in failed.error_detail
         until(lambda: house.slot() == "clean")
@@ -342,8 +347,8 @@ class TestFailure:
         job = house.gate.accept()
         station.begins()
         station.answers(Answer(ok=False, content=None))
-        assert house.told.get(timeout=DEADLINE) == job.seq
-        failed = house.table.by_seq(job.seq)
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        failed = house.table.current(job.identity)
         assert (failed.error_slug, failed.error_detail, failed.attempts) == ("webui-error", "It failed.", 1)
 
     def test_a_retry_is_another_attempt_and_wakes_no_waiter(self, house: House) -> None:
@@ -356,7 +361,7 @@ class TestFailure:
         assert (again.attempt, again.job.attempts, again.job.one_by_one) == (2, 1, True)
         assert house.told.empty()
         station.answers()
-        assert house.told.get(timeout=DEADLINE) == job.seq
+        assert house.told.get(timeout=DEADLINE) == job.identity
         assert station.settled == []
 
     def test_the_last_retry_allowed_ends_the_job(self, house: House) -> None:
@@ -366,8 +371,8 @@ class TestFailure:
             station.verdicts.put(Retry(FAILED))
             station.begins()
             station.answers(Answer(ok=False, content=None))
-        assert house.told.get(timeout=DEADLINE) == job.seq
-        assert house.table.by_seq(job.seq).error_slug == "webui-error"
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        assert house.table.current(job.identity).error_slug == "webui-error"
 
     def test_a_result_that_can_not_be_stored_is_an_honest_error(self, house: House) -> None:
         station = house.start()
@@ -410,7 +415,7 @@ class TestSettling:
         until(lambda: len(station.settled) >= 3)
         assert station.settled[0] == (lost.task_id, worker_module.STUCK_SECONDS)
         assert set(station.settled[1:]) == {(lost.task_id, 0.0)}
-        assert house.table.by_seq(job.seq).status == "queued"
+        assert house.table.current(job.identity).status == "queued"
         station.idle = True
         station.begins()
         station.answers()
@@ -485,8 +490,8 @@ class TestKeeper:
         assert station.looks == 0
         house.table.looked_at(claim.job)
         until(lambda: station.looks >= 3)
-        until(lambda: house.table.by_seq(job.seq).progress == 0.5)
-        assert house.table.place(house.table.by_seq(job.seq)).eta == pytest.approx(3.0, abs=1.0)
+        until(lambda: house.table.current(job.identity).progress == 0.5)
+        assert house.table.place(house.table.current(job.identity)).eta == pytest.approx(3.0, abs=1.0)
         house.sql("UPDATE jobs SET looked_at = looked_at - 60")
         self.keeper_comes_by(house)
         before = station.looks
@@ -503,7 +508,7 @@ class TestKeeper:
         job = house.gate.accept()
         station.begins()
         until(lambda: station.looks >= 3)
-        assert house.table.by_seq(job.seq).progress == 0.0
+        assert house.table.current(job.identity).progress == 0.0
         station.answers()
         house.finished(job)
 
@@ -514,7 +519,7 @@ class TestKeeper:
         claim = station.begins()
         house.table.looked_at(claim.job)
         until(lambda: station.looks >= 3)
-        assert house.table.by_seq(job.seq).progress == 0.0
+        assert house.table.current(job.identity).progress == 0.0
         station.answers()
         house.finished(job)
 
@@ -556,7 +561,7 @@ class TestKeeper:
             until(lambda seq=job.seq: seq in seen)
             self.keeper_comes_by(house, 2)
             station.answers()
-            until(lambda seq=job.seq: house.table.by_seq(seq).phase != "generating")
+            until(lambda job=job: house.table.current(job.identity).phase != "generating")
         assert [house.finished(job).attempts for job in jobs] == [0] * len(jobs)
         assert "abort" not in station.calls
 
@@ -695,8 +700,8 @@ class TestDrain:
             drained = pool.submit(house.workers[0].drain, DEADLINE)
             station.answers()
             drained.result(DEADLINE)
-        assert house.table.by_seq(running.seq).status == "succeeded"
-        assert house.table.by_seq(waiting.seq).status == "queued"
+        assert house.table.current(running.identity).status == "succeeded"
+        assert house.table.current(waiting.identity).status == "queued"
         assert station.calls == ["store"]
         assert house.slot() == "clean"
 
@@ -705,7 +710,7 @@ class TestDrain:
         job = house.gate.accept()
         station.begins()
         house.workers[0].drain(0)
-        kept = house.table.by_seq(job.seq)
+        kept = house.table.current(job.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
         assert station.calls == ["interrupt"]
         assert house.slot() == "clean"
@@ -716,7 +721,7 @@ class TestDrain:
         job = house.gate.accept()
         claim = station.begins()
         house.workers[0].drain(0)
-        kept = house.table.by_seq(job.seq)
+        kept = house.table.current(job.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
         assert station.calls == ["interrupt", "abort"]
         assert house.slot() == "unclean"
@@ -734,7 +739,7 @@ class TestDrain:
         station.heeds_interrupt = False
         station.interrupt = lambda _claim: station.answers(AttemptLost(BROKEN))
         house.workers[0].drain(0)
-        kept = house.table.by_seq(job.seq)
+        kept = house.table.current(job.identity)
         assert (kept.status, kept.attempts) == ("queued", 0)
         assert house.slot() == "unclean"
 
@@ -750,7 +755,7 @@ class TestDrain:
             assert not drained.done()
             station.may_store.set()
             drained.result(DEADLINE)
-        assert house.table.by_seq(job.seq).status == "succeeded"
+        assert house.table.current(job.identity).status == "succeeded"
 
     def test_no_job_is_taken_after_that(self, house: House) -> None:
         station = house.start()
@@ -758,7 +763,7 @@ class TestDrain:
         job = house.gate.accept()
         house.workers[0].wake()
         station.begins_nothing()
-        assert house.table.by_seq(job.seq).status == "queued"
+        assert house.table.current(job.identity).status == "queued"
 
 
 class TestElection:
@@ -832,31 +837,106 @@ class TestTwoWorkers:
     def test_the_late_answer_of_a_lost_lease_is_thrown_away(self, house: House) -> None:
         loser = house.start("gpu0", host="a")
         job = house.gate.accept()
-        lost = loser.begins()
+        loser.begins()
         # The loser's process stood still: its lease ran out, and somebody noticed.
         house.sql("UPDATE jobs SET lease_expires = 0, owner = 'a/still'")
         house.sql("UPDATE slots SET lease_expires = 0, owner = 'a/still'")
-        until(lambda: house.table.by_seq(job.seq).losses == 1)
+        until(lambda: house.table.current(job.identity).losses == 1)
         assert house.slot() in ("unclean", "settling", "clean")
         winner = house.start("gpu1", host="b")
         again = winner.begins()
         assert (again.job.seq, again.attempt) == (job.seq, 2)
         loser.answers()
-        until(lambda: loser.discarded == [lost.attempt])
-        assert house.table.by_seq(job.seq).status == "running"
+        [runner] = house.workers[0]._runners
+        until(lambda: loser.calls == ["store"] and not runner.in_hand())
+        assert not loser.storing.acquire(blocking=False)
+        assert house.table.current(job.identity).status == "running"
         winner.answers()
         assert house.finished(job).claims == 2
-        assert winner.discarded == []
-        assert house.told.get(timeout=DEADLINE) == job.seq
+        assert house.told.get(timeout=DEADLINE) == job.identity
         assert house.told.empty()
+        assert (loser.discarded, winner.discarded) == ([], [])
+
+
+class TestRestoredDatabase:
+    """While a worker holds a job, the database is restored from an older dump, or a replica that lagged behind takes over."""
+
+    ANOTHER_JOB = "UPDATE jobs SET user_id = 'bob', name = 'another'"
+    #: After a lost lease, for comparison.
+    NEXT_CLAIM = "UPDATE jobs SET task_id = 'another', claims = 2"
+    ANOTHER_CLAIM = "UPDATE jobs SET task_id = 'another'"
+
+    @pytest.mark.parametrize("change", [ANOTHER_JOB, ANOTHER_CLAIM, "DELETE FROM jobs"])
+    def test_the_answer_to_a_lost_claim_is_not_stored(
+        self, house: House, change: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        house.sql(change)
+        station.answers()
+        until(lambda: f"the claim of job {job.name} was lost" in caplog.text)
+        assert not station.storing.acquire(blocking=False)
+        assert station.discarded == []
+        assert house.table.of_user("bob", None, 9, None) == house.table.of_user("bob", "running", 9, None)
+
+    @pytest.mark.parametrize(
+        ("change", "discarded"),
+        [(ANOTHER_JOB, [1]), ("DELETE FROM jobs", [1]), (NEXT_CLAIM, [1]), (ANOTHER_CLAIM, [])],
+    )
+    def test_files_that_were_written_before_are_removed_unless_they_may_be_another_claims(
+        self, house: House, change: str, discarded: list[int]
+    ) -> None:
+        station = house.start()
+        station.may_store.clear()
+        house.gate.accept()
+        station.begins()
+        station.answers()
+        station.stores()
+        house.sql(change)
+        station.may_store.set()
+        [runner] = house.workers[0]._runners
+        until(lambda: not runner.in_hand())
+        assert station.discarded == discarded
+        assert house.table.of_user("bob", None, 9, None) == house.table.of_user("bob", "running", 9, None)
+
+    def test_a_job_that_it_stores_by_the_row_alone_goes_back_to_the_queue(self, house: House) -> None:
+        """The dump is of a moment when it was stored; its own heartbeats would keep it for ever."""
+        rounds: list[float] = []
+        house.upkeep = lambda _stations: rounds.append(time.monotonic()) or []
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        station.may_store.clear()
+        station.answers()
+        station.stores()
+        stored = house.table.current(job.identity)
+        assert stored.phase == "storing"
+        # Upkeep comes by while it really is stored.
+        before = len(rounds)
+        until(lambda: len(rounds) >= before + 2)
+        assert house.table.current(job.identity).claims == 1
+        station.may_store.set()
+        house.finished(job)
+        house.sql(
+            "UPDATE jobs SET status = 'running', phase = 'storing', owner = :owner, slot = 'gpu0', lease_expires = 9e9,"
+            " images = NULL",
+            owner=stored.owner,
+        )
+        for table in ("clock", "users"):
+            house.sql(f"UPDATE {table} SET unfinished = 1")
+        station.begins()
+        station.answers()
+        assert house.finished(job).losses == 1
 
 
 class TestUpkeep:
     def test_waiters_hear_of_the_jobs_that_upkeep_failed(self, house: House) -> None:
-        once = iter([[41, 42]])
+        lost = [Identity("u1", "txt2img", name) for name in ("one", "two")]
+        once = iter([lost])
         house.upkeep = lambda _stations: next(once, [])
         house.start()
-        assert [house.told.get(timeout=DEADLINE) for _ in range(2)] == [41, 42]
+        assert [house.told.get(timeout=DEADLINE) for _ in range(2)] == lost
 
     @pytest.mark.parametrize(
         ("error", "words"),
@@ -865,16 +945,16 @@ class TestUpkeep:
     def test_it_goes_on_after_trouble(
         self, house: House, caplog: pytest.LogCaptureFixture, error: Exception, words: str
     ) -> None:
-        trouble = iter([error])
+        trouble, lost = iter([error]), Identity("u1", "txt2img", "one")
 
-        def upkeep(_stations: Sequence[Any]) -> list[int]:
+        def upkeep(_stations: Sequence[Any]) -> list[Identity]:
             for each in trouble:
                 raise each
-            return [7]
+            return [lost]
 
         house.upkeep = upkeep
         house.start()
-        assert house.told.get(timeout=DEADLINE) == 7
+        assert house.told.get(timeout=DEADLINE) == lost
         assert words in caplog.text
 
     def test_files_of_deletions_are_tidied_before_anything_else(self, house: House) -> None:
@@ -983,7 +1063,7 @@ class TestDatabaseTrouble:
             station.begins()
             station.answers()
         assert house.finished(job).status == "succeeded"
-        assert house.told.get(timeout=DEADLINE) == job.seq
+        assert house.told.get(timeout=DEADLINE) == job.identity
 
     def test_a_success_that_can_not_be_written_is_written_later(
         self, house: House, lock: sqlite3.Connection, caplog: pytest.LogCaptureFixture
@@ -1012,7 +1092,7 @@ class TestDatabaseTrouble:
         until(lambda: "the database can't be written; trying again" in caplog.text)
         house.workers[0].drain(0)
         lock.execute("COMMIT")
-        assert house.table.by_seq(job.seq).status == "running"
+        assert house.table.current(job.identity).status == "running"
         assert station.discarded == []
 
     def test_claiming_goes_on_when_the_database_is_back(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
