@@ -46,7 +46,7 @@ class Database:
     """
 
     def __init__(self, url: str, steps: Steps = UNWATCHED) -> None:
-        self._steps = steps
+        self.steps = steps
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._create_engine()
@@ -103,7 +103,7 @@ class Database:
                 _begin_postgresql(connection, flushed=flushed)
             yield connection
             if transaction.is_active:
-                with self._steps.around(f"commit {step}") if step else contextlib.nullcontext():
+                with self.steps.around(f"commit {step}") if step else contextlib.nullcontext():
                     transaction.commit()
 
     def flush(self) -> None:

@@ -116,13 +116,15 @@ class Place:
 class Claim:
     """A worker's hold on a job: valid while the row still shows this owner and this number of the claim.
 
-    ``job`` is the row as of the claim; ``task_id`` the ``force_task_id`` that the slot row has committed.
+    ``job`` is the row as of the claim; ``task_id`` the ``force_task_id`` that the slot row has committed; ``leased_at`` is when the
+    lease began, at the latest, by the clock of :mod:`app.jobs.leases`.
     """
 
     job: Job
     owner: str
     slot: str
     task_id: str
+    leased_at: float
 
     @property
     def attempt(self) -> int:

@@ -23,7 +23,7 @@ from app.jobs.election import HostLock
 from app.jobs.errors import DatabaseUnavailable, JobsError
 from app.jobs.model import Claim, Failure, Job, Success
 from app.jobs.slots import Settled, Slots
-from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, Station, StationDown
+from app.jobs.station import Answer, AttemptLost, LeaseLost, Look, NotSent, Retry, Station, StationDown
 from app.jobs.table import JobTable, NotReady, Serving
 
 _LOG = logging.getLogger(__name__)
@@ -230,16 +230,20 @@ class Runner:
         if undecoded or not self.station.needs_repair():
             return False
         task_id, slots, owner = new_task_id(), self._desk.slots, self._desk.owner
-        if not slots.begin_repair(self.station.key, owner, task_id):
+        leased_at = slots.begin_repair(self.station.key, owner, task_id)
+        if leased_at is None:
             return False
         left: Settled = "unclean"
         try:
-            self.station.repair(task_id)
+            self.station.repair(task_id, leased_at)
             left = "clean"
         except StationDown:
             self.up.clear()
         except AttemptLost:
             _LOG.warning("WebUI %s did not answer while it was to load another model", self.station.name)
+        except LeaseLost:
+            # Nothing was sent, so nothing of this runs there.
+            left = "clean"
         finally:
             self._desk.insist(lambda: slots.end_settling(self.station.key, owner, left))
         return left == "clean"
@@ -258,6 +262,10 @@ class Runner:
             # In this order, so that a WebUI that is seen down holds no job.
             self._give_back(claim, "clean", None)
             self.up.clear()
+            return None
+        except LeaseLost:
+            _LOG.warning("the lease of job %s ran out before its request was complete", claim.job.name)
+            self._give_back(claim, "clean", None)
             return None
         except AttemptLost as lost:
             self._give_back(claim, "unclean", lost.failure)

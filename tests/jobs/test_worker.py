@@ -95,7 +95,7 @@ class ScriptedStation:
     def needs_repair(self) -> bool:
         return self.broken
 
-    def repair(self, task_id: str) -> None:
+    def repair(self, task_id: str, leased_at: float) -> None:
         self.calls.append("repair")
         self.broken = False
 
