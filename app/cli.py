@@ -151,6 +151,7 @@ def records() -> None:
 
 def _report(run: Callable[[Archive], Report], words: str) -> Report:
     services = _services()
+    services.database.be_patient()
     try:
         report = run(services.archive)
     except (JobsError, RecordsError) as error:

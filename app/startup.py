@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from app.config import Config, ConfigError
-from app.jobs.errors import DatabaseUnavailable, JobsError, SchemaTooNew
+from app.jobs.errors import DatabaseUnavailable, JobsError, ReadOnlyDatabase, SchemaTooNew
 from app.records.errors import RecordsError
 from app.services import Services, build
 from app.webui.presets import PresetError
@@ -47,6 +47,8 @@ def explain(error: Exception, config: Config) -> str:
         case DatabaseUnavailable():
             advice = _WRITABLE if config.database_url.startswith("sqlite") else "PostgreSQL must run and be reachable."
             text = f"SDG_DATABASE_URL: {_shown(config.database_url)} can't be used{_because(error)}. {advice}"
+        case ReadOnlyDatabase():
+            text = f"SDG_DATABASE_URL: {_shown(config.database_url)} can only be read. {error}"
         case SchemaTooNew():
             text = f"SDG_DATABASE_URL: {error} Start the version that wrote it, or use another database."
         case RecordsError():

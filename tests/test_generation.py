@@ -26,7 +26,7 @@ from app.records.errors import StorageFailed
 from app.webui.catalogue import Catalogue, Demand, Model
 from app.webui.client import Webui
 from app.webui.simulator import SimulatorServer
-from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, png_base64, simulator, stats, until
+from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, make_clean, png_base64, simulator, stats, until
 from tests.proxy import Proxy
 
 
@@ -564,6 +564,7 @@ class TestStation:
         services = gateway.services
         webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
         services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
+        make_clean(services.slots, "gpu0")
         station = WebuiStation(
             webui,
             services.table,
