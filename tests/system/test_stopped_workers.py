@@ -1,0 +1,92 @@
+"""External workers that are suspended for longer than their lease: another one takes over, and the WebUI never has two requests.
+
+A worker suspends itself with SIGSTOP at a named point of a claim (app/steps.py); the test wakes it when its lease has run out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.system.harness import Gateway, Simulator, Stage, Worker, until
+from tests.system.test_soak import check_files, clients, records, requests_of, rows
+
+#: A lease is 10 s; the other worker looks for lapsed ones every 2 s.
+_AFTER_LEASE_SECONDS = 14.0
+_USERS = 4
+#: Where a worker can be suspended between finding a job and the last byte of its request.
+POINTS = (
+    "before commit claim",
+    "after commit claim",
+    "at check lease",
+    "before commit answered",
+    "after commit answered",
+)
+
+
+def state(pid: int) -> str:
+    """The state of a process as the kernel names it: T when it is suspended."""
+    return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
+
+
+class Storm:
+    """A gateway with two external workers on one WebUI, of which now and then one is suspended."""
+
+    def __init__(self, stage: Stage, simulator: Simulator) -> None:
+        self.simulator = simulator
+        self._steps = stage.folder / "steps"
+        self.gateway: Gateway = stage.gateway(
+            [simulator], ready=False, SDG_WORKER="external", SDG_TEST_CRASH_AT=self._steps
+        )
+        self.workers: list[Worker] = [stage.worker(self.gateway) for _ in range(2)]
+        self.gateway.await_ready()
+
+    def suspend_one(self, point: str) -> None:
+        """Have a worker suspend itself at a point, and let it go on when its lease has run out."""
+        order = self._steps.with_name("steps.stop")
+        written = self._steps.with_name("order")
+        written.write_text(point)
+        # Whole or not at all.
+        written.rename(order)
+        [pid] = until(self._suspended, f"a worker is suspended {point}", 30)
+        assert not order.exists()
+        time.sleep(_AFTER_LEASE_SECONDS)
+        os.kill(pid, signal.SIGCONT)
+
+    def _suspended(self) -> list[int]:
+        return [worker.running.pid for worker in self.workers if state(worker.running.pid) == "T"]
+
+    def run(self, points: Sequence[str], jobs: int) -> None:
+        """Suspend workers at these points while clients wait for so many jobs; each ends with exactly one result."""
+        wanted = requests_of(jobs, _USERS)
+        with clients(self.gateway, wanted, 60 + 25 * len(points)) as asked:
+            for point in points:
+                self.suspend_one(point)
+            answers = [future.result() for future in asked]
+        found = records(self.gateway, _USERS)
+        assert Counter(record["args"]["seed"] for record in found) == {request.body["seed"]: 1 for request in wanted}
+        assert {record["name"] for record in found} == {answer["name"] for answer in answers}
+        assert self.simulator.stats()["max_in_flight"] == 1
+        assert rows(self.gateway, "SELECT count(*), sum(attempts) FROM jobs") == [(jobs, 0)]
+        assert rows(self.gateway, "SELECT unfinished FROM clock") == [(0,)]
+        check_files(self.gateway, found)
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_that_wakes_after_its_lease_sends_nothing_more(stage: Stage, slow: Simulator) -> None:
+    storm = Storm(stage, slow)
+    storm.run(["at check lease"], jobs=40)
+    woken = "".join(worker.text() for worker in storm.workers)
+    assert woken.count("ran out before its request was complete") == 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_worker_may_be_suspended_at_any_point_of_a_claim(stage: Stage, slow: Simulator) -> None:
+    Storm(stage, slow).run(2 * POINTS, jobs=400)
