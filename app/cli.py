@@ -160,6 +160,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done,
 def _report(run: Callable[[Archive], Report], words: str) -> Report:
     """Run over the data folder, say what was found, and return it."""
     services = _services(startup.open_existing)
+    services.database.be_patient()
     click.echo(startup.places(services.config), err=True)
     try:
         report = run(services.archive)

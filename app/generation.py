@@ -20,7 +20,7 @@ from app.config import Config
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import Claim, Failure, Success
 from app.jobs.slots import Slots
-from app.jobs.station import Answer, AttemptLost, Look, NotSent, Retry, StationDown
+from app.jobs.station import Answer, AttemptLost, LeaseLost, Look, NotSent, Retry, StationDown
 from app.jobs.table import JobTable, Serving
 from app.offers import Offers
 from app.records.errors import RecordsError
@@ -40,6 +40,7 @@ from app.webui.errors import (
     NotUp,
     Unreachable,
     WebuiError,
+    Withheld,
     nobody_listens,
     reason,
 )
@@ -225,6 +226,7 @@ class WebuiStation:
 
         :raises NotSent: no connection came about, or the WebUI is still starting.
         :raises DatabaseUnavailable: what must be kept before the POST goes out could not be kept.
+        :raises LeaseLost: the lease had run out before the request was complete.
         :raises AttemptLost: the POST went out, and there is no answer.
         """
         self._generating = True
@@ -246,6 +248,8 @@ class WebuiStation:
         except (Unreachable, NotUp) as error:
             self._note_absence(error)
             raise NotSent(reason(error)) from error
+        except Withheld as error:
+            raise LeaseLost from error
         except (ConnectionBroken, JobTimeout) as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         return Answer(ok=replies.last.status == _OK, content=replies, settled=replies.inquiry.settled)
@@ -357,7 +361,9 @@ class WebuiStation:
                 self._answered += 1
 
         try:
-            reply = self._webui.generate(claim.job.type, payload, limits.size, send, answered)
+            reply = self._webui.generate(
+                claim.job.type, payload, limits.size, send, answered, may_complete=self._holds(claim)
+            )
         finally:
             inquiry.end()
         if is_start_window(reply):
@@ -366,6 +372,10 @@ class WebuiStation:
         options = payloads.options_of(payload)
         self._overrides.answered(options, ok=reply.status == _OK)
         return Replies(inquiry, limits, model, options, payload["prompt"], reply, doubt=doubt)
+
+    def _holds(self, claim: Claim) -> Callable[[], bool]:
+        """What tells whether the lease of this claim is still held."""
+        return partial(self._slots.leases.held, claim.task_id, claim.leased_at)
 
     def _upscaled(self, claim: Claim, replies: Replies) -> Replies:
         job = claim.job
@@ -379,7 +389,8 @@ class WebuiStation:
             return replies
         limits = bounds.of_generation(job.args, scale=job.args["hr_scale"])
         try:
-            upscaled = self._webui.upscale(payloads.upscale(pictures, job.args), limits.size)
+            payload = payloads.upscale(pictures, job.args)
+            upscaled = self._webui.upscale(payload, limits.size, may_complete=self._holds(claim))
         except Unreachable as error:
             # The attempt did begin: its first half was answered.
             raise ConnectionBroken from error
@@ -406,7 +417,7 @@ class WebuiStation:
         number = self._doubt.number
         try:
             replies = self._generate(claim, payload, model, limits, _nothing)
-        except (Unreachable, NotUp):
+        except (Unreachable, NotUp, Withheld):
             if noted:
                 self._doubt.withdraw(number)
             raise
@@ -442,26 +453,30 @@ class WebuiStation:
         """Whether jobs for the model that may be broken must wait until another one was loaded."""
         return self._doubt.model is not None and not self._doubt.hopeless
 
-    def repair(self, task_id: str) -> None:
+    def repair(self, task_id: str, leased_at: float) -> None:
         """Have the WebUI load another model, by the smallest picture there is, which nobody keeps.
 
+        :param leased_at: when the lease of the slot began, by the clock of :mod:`app.jobs.leases`.
         :raises StationDown: it does not answer.
         :raises AttemptLost: the request went out and no answer came.
+        :raises LeaseLost: the lease had run out before the request was complete.
         """
         candidates = self._doubt.candidates(self._catalogue.models)
         if not candidates:
             self._give_up()
             return
         model, number = candidates[0], self._doubt.number
-        limits = bounds.OF_PROBE
+        limits, holds = bounds.OF_PROBE, partial(self._slots.leases.held, task_id, leased_at)
         try:
-            reply = self._webui.generate("txt2img", payloads.probe(model, task_id), limits.size)
+            reply = self._webui.generate("txt2img", payloads.probe(model, task_id), limits.size, may_complete=holds)
         except AnswerTooLarge:
             self._doubt.fails(model.checkpoint)
             return
         except Unreachable as error:
             self._note_absence(error)
             raise StationDown(reason(error)) from error
+        except Withheld as error:
+            raise LeaseLost from error
         except WebuiError as error:
             raise AttemptLost(Failure(error.slug, str(error))) from error
         if made_with(reply, limits, model):
@@ -554,9 +569,10 @@ class WebuiStation:
             _LOG.warning("WebUI %s could not be interrupted", self.name)
 
     def _ours_is_active(self, task_id: str | None) -> bool:
-        if self._webui.server_state().job_count == 0:
+        # On a new slot no task is known: what runs there is not ours to stop.
+        if task_id is None or self._webui.server_state().job_count == 0:
             return False
-        task = self._webui.task(task_id) if task_id is not None else None
+        task = self._webui.task(task_id)
         # Where tasks can't be asked for, what runs on a slot that we hold is ours.
         return task.active if task is not None else True
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from app.config import Config, ConfigError
 from app.identity import Mismatch
-from app.jobs.errors import DatabaseUnavailable, JobsError, SchemaTooNew
+from app.jobs.errors import DatabaseUnavailable, JobsError, ReadOnlyDatabase, SchemaTooNew
 from app.records.errors import RecordsError, StorageFailed
 from app.services import Services, build, build_on_existing, identity_of
 from app.webui.presets import PresetError
@@ -83,6 +83,8 @@ def explain(error: Exception, config: Config) -> str:
         case DatabaseUnavailable():
             advice = _WRITABLE if config.database_url.startswith("sqlite") else "PostgreSQL must run and be reachable."
             text = f"SDG_DATABASE_URL: {_shown(config.database_url)} can't be used{_because(error)}. {advice}"
+        case ReadOnlyDatabase():
+            text = f"SDG_DATABASE_URL: {_shown(config.database_url)} can only be read. {error}"
         case SchemaTooNew():
             text = f"SDG_DATABASE_URL: {error} Start the version that wrote it, or use another database."
         case Mismatch():

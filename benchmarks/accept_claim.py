@@ -85,6 +85,9 @@ def _opened(database: Path) -> _Table:
     opened = Database(f"sqlite:///{database}")
     slots = Slots(opened)
     slots.register(_OWNER, "bench", [_SLOT], only=True)
+    # There is no WebUI that could be seen idle.
+    if slots.begin_settling(_SLOT, _OWNER) is not None:
+        slots.end_settling(_SLOT, _OWNER, "clean")
     table = JobTable(opened)
     [(_, demand), *_] = table.demands_after(0)
     [model, *_] = table.of_user("waiting", "succeeded", 1, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from app.config import Config, load
 from app.jobs.database import Database
 from app.webui.simulator import SimulatorServer
 from tests.inprocess import Gateway, simulator
+from tests.postgresql import PostgresServer, programs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -93,50 +93,34 @@ def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def postgresql_programs() -> Path | None:
-    """The folder of PostgreSQL's programs; None where they are not installed."""
-    found = shutil.which("initdb")
-    places = [Path(found).resolve().parent] if found else []
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+def _postgresql_server() -> PostgresServer:
+    place = programs()
+    if place is None:
+        pytest.skip("PostgreSQL's programs are not installed")
+    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    return PostgresServer(place)
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The URL of a PostgreSQL server of this run's own, reachable by a Unix socket only."""
-    programs = postgresql_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL's programs are not installed")
-    pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
-    # The server refuses to run as root; any other user will do, and a short path fits into a socket's address.
-    user = "nobody" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="sdg-pg-"))
-    if user is not None:
-        shutil.chown(folder, user)
-    data = folder / "data"
-    options = {"user": user, "cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    command = [programs / "initdb", "-D", data, "-U", "gateway", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
-    subprocess.run(command, check=True, **options)
-    server = subprocess.Popen(
-        [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"], **options
-    )
+    server = _postgresql_server()
     try:
-        _await_server(programs, folder, options)
-        yield f"postgresql://gateway@/postgres?host={folder}"
+        server.start()
+        yield server.url
     finally:
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
+        server.remove()
 
 
-def _await_server(programs: Path, folder: Path, options: dict[str, object]) -> None:
-    for _ in range(300):
-        ready = subprocess.run(
-            [programs / "pg_isready", "-h", folder, "-U", "gateway", "-t", "1"], check=False, **options
-        )
-        if ready.returncode == 0:
-            return
-    pytest.fail("PostgreSQL did not start")
+@pytest.fixture
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that one test may stop and freeze."""
+    server = _postgresql_server()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

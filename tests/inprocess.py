@@ -20,6 +20,7 @@ from app.config import load
 from app.jobs import slots as slots_module
 from app.jobs import worker as worker_module
 from app.jobs.model import Job, Slot
+from app.jobs.slots import Slots
 from app.services import Services, build
 from app.webui.simulator import SimulatorServer, SimulatorSettings
 from app.webui.simulator.faults import Fault
@@ -73,6 +74,13 @@ def hurry(monkeypatch: Any) -> None:
         monkeypatch.setattr(worker_module, name, seconds)
     monkeypatch.setattr(slots_module, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr("app.generation._IDLE_TWICE_SECONDS", 0.02)
+
+
+def make_clean(slots: Slots, *keys: str) -> None:
+    """Make new slots clean, as if their WebUIs had been seen idle."""
+    for key in keys:
+        assert slots.begin_settling(key, "nobody") is not None
+        slots.end_settling(key, "nobody", "clean")
 
 
 class Gateway:

@@ -9,6 +9,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ from PIL import Image
 
 from app.config import WebuiAddress
 from app.generation import WebuiStation, hopeless_demands
+from app.jobs import leases
 from app.jobs import worker as worker_module
 from app.jobs.model import Claim, Job
-from app.jobs.station import AttemptLost
+from app.jobs.statements import LEASE_SECONDS
+from app.jobs.station import AttemptLost, LeaseLost
 from app.jobs.worker import Look, StationDown
 from app.records.errors import StorageFailed
 from app.webui.catalogue import Catalogue, Demand, Model
 from app.webui.client import Webui
 from app.webui.simulator import SimulatorServer
-from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, png_base64, simulator, stats, until
+from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, make_clean, png_base64, simulator, stats, until
 from tests.proxy import Proxy
 
 
@@ -397,9 +400,26 @@ class TestTime:
 
 
 class TestComingAndGoing:
+    @pytest.mark.parametrize("flavour", ["a1111-1.10", "nowebui"])
+    def test_what_runs_on_a_new_webui_is_waited_for_and_not_interrupted(
+        self, tmp_path: Path, migrated_sqlite: Path, flavour: str
+    ) -> None:
+        with simulator(flavour=flavour) as server, Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
+            engine = server.simulator.engine
+            engine.begin("scripts_txt2img", "task(of a gateway with another host name)")
+            gateway.start()
+            view = gateway.accept()
+            until(lambda: gateway.slot().state == "settling", "the WebUI is looked at")
+            looks = server.connections()
+            until(lambda: server.connections() != looks or gateway.slot().state != "settling")
+            assert (gateway.job(view).status, stats(server)["generations"]) == ("queued", 0)
+            engine.end()
+            assert gateway.finished(view).status == "succeeded"
+            assert stats(server)["interrupts"] == 0
+
     def test_a_job_waits_for_a_webui_that_is_away(self, tmp_path: Path, migrated_sqlite: Path) -> None:
         with simulator() as server, Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
-            gateway.start()
+            gateway.start().settled()
             server.stop()
             first, second = gateway.accept(), gateway.accept()
             gateway.claimed(first)
@@ -629,6 +649,7 @@ class TestStation:
         services = gateway.services
         webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
         services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
+        make_clean(services.slots, "gpu0")
         station = WebuiStation(
             webui,
             services.table,
@@ -680,6 +701,43 @@ class TestStation:
         assert stats(server)["generations"] == 0
         assert station.generate(claim, lambda: sending.append(stats(server)["generations"])).ok
         assert (sending, stats(server)["generations"]) == ([0], 1)
+
+    def test_a_job_whose_lease_ran_out_is_not_sent(
+        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+    ) -> None:
+        claim = replace(self.claim(gateway, station), leased_at=leases.now() - LEASE_SECONDS)
+        for prepare in (station.call_off, lambda: station.hold(claim)):
+            prepare()
+            with pytest.raises(LeaseLost):
+                station.generate(claim, lambda: None)
+        assert stats(server)["generations"] == 0
+        # A heartbeat that found the lease says that it is held all the same.
+        gateway.services.slots.leases.renewed(leases.now(), [claim.task_id])
+        assert station.generate(claim, lambda: None).ok
+
+    def test_a_repair_whose_lease_ran_out_is_not_sent(self, station: WebuiStation, server: SimulatorServer) -> None:
+        with pytest.raises(LeaseLost):
+            station.repair("task(probe)", leases.now() - LEASE_SECONDS)
+        assert stats(server)["generations"] == 0
+
+    def test_pictures_are_not_upscaled_when_the_lease_ran_out_while_they_were_made(
+        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+    ) -> None:
+        view = gateway.accept("img2img", hr_upscaler="Lanczos")
+        claim = gateway.services.table.claim("gpu0", "testhost/t", "task(one)", station.serving())
+        assert claim is not None
+        assert claim.job.name == view["name"]
+        claim = replace(claim, leased_at=leases.now() - LEASE_SECONDS)
+        known = gateway.services.slots.leases
+        known.renewed(leases.now(), [claim.task_id])
+        arm(server, "hang", seconds=0.5)
+        with ThreadPoolExecutor(1) as pool:
+            sent = pool.submit(station.generate, claim, lambda: None)
+            until(lambda: stats(server)["generations"] == 1, "it was sent")
+            known.renewed(leases.now(), [])
+            with pytest.raises(LeaseLost):
+                sent.result(DEADLINE)
+        assert [request["path"] for request in server.simulator.stats.payloads()] == ["/sdapi/v1/img2img"]
 
     def test_a_held_job_that_is_called_off_is_never_sent(
         self, gateway: Gateway, station: WebuiStation, server: SimulatorServer

@@ -13,7 +13,7 @@ from app.config import load
 from app.services import Services
 from app.webui.catalogue import Catalogue
 from app.webui.models import read_models
-from tests.inprocess import FIELDS
+from tests.inprocess import FIELDS, make_clean
 
 OFFERED = Catalogue(
     samplers=("Euler",),
@@ -38,6 +38,7 @@ class Site:
         self.services: Services = app.extensions[EXTENSION]
         self.client = app.test_client()
         self.services.slots.register("testhost/1", "testhost", ["gpu0"], only=True)
+        make_clean(self.services.slots, "gpu0")
         if offered is not None:
             self.services.slots.put_catalogue("gpu0", offered.to_json())
             self.services.offers.keep_default_model()

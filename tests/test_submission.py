@@ -21,7 +21,7 @@ from app.webui.catalogue import Catalogue
 from app.webui.errors import UnknownNames
 from app.webui.models import read_models
 from app.webui.simulator import SimulatorServer
-from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, png_base64, png_bytes, stats, until
+from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, make_clean, png_base64, png_bytes, stats, until
 from tests.jobs.conftest import EVERYTHING, success_of
 
 CATALOGUE = Catalogue(
@@ -38,6 +38,7 @@ class Front(Gateway):
 
     def offer(self, catalogue: Catalogue = CATALOGUE) -> None:
         self.services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
+        make_clean(self.services.slots, "gpu0")
         self.services.slots.put_catalogue("gpu0", catalogue.to_json())
         self.services.offers.keep_default_model()
 

@@ -27,6 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from app.jobs import postgresql
 from app.jobs.errors import DatabaseUnavailable, SchemaTooNew, SchemaTooOld
 from app.jobs.schema import CLOCK
 from app.steps import UNWATCHED, Steps
@@ -51,7 +52,10 @@ class Database:
     """
 
     def __init__(self, url: str, steps: Steps = UNWATCHED) -> None:
-        self._steps = steps
+        self.steps = steps
+        self._watchdog = postgresql.Watchdog()
+        #: Whether every transaction may take as long as it likes.
+        self._patient = False
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._create_engine()
@@ -89,7 +93,7 @@ class Database:
         # More connections than threads could ask for would only hide a leak; a waiter's poll and the worker share these.
         options: dict[str, Any] = {"pool_size": _KEPT_CONNECTIONS, "max_overflow": 64, "pool_timeout": BUSY_TIMEOUT}
         if not self.is_sqlite:
-            return create_engine(self.url, pool_pre_ping=True, **options)
+            return postgresql.make_engine(self.url, self._watchdog, **options)
         engine = self._create_sqlite(**options)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -104,7 +108,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection whose queries see one state of the database."""
-        with self._translated(), self.engine.connect() as connection:
+        with self._translated(), self.engine.connect() as connection, self._limits(connection):
             yield connection
 
     @contextlib.contextmanager
@@ -117,13 +121,26 @@ class Database:
         """
         self._refuse_another_file()
         engine = self._writing if flushed else self._writing_ahead
-        with self._translated(), self._writer, engine.connect() as connection, connection.begin() as transaction:
+        with (
+            self._translated(),
+            self._writer,
+            engine.connect() as connection,
+            connection.begin() as transaction,
+            self._limits(connection),
+        ):
             if not self.is_sqlite:
                 _begin_postgresql(connection, flushed=flushed)
             yield connection
             if transaction.is_active:
-                with self._steps.around(f"commit {step}") if step else contextlib.nullcontext():
+                with self.steps.around(f"commit {step}") if step else contextlib.nullcontext():
                     transaction.commit()
+
+    def _limits(self, connection: Connection) -> contextlib.AbstractContextManager[None]:
+        return postgresql.unlimited(connection) if self._patient and not self.is_sqlite else contextlib.nullcontext()
+
+    def be_patient(self) -> None:
+        """From now on wait for PostgreSQL as long as it takes: for maintenance, which nobody waits for."""
+        self._patient = True
 
     def flush(self) -> None:
         """Make every commit outlive a power cut.
@@ -153,6 +170,7 @@ class Database:
 
         :raises DatabaseUnavailable: when it can't be reached or is no database, or its folder can't be made.
         :raises SchemaTooNew: when the database already has a newer schema.
+        :raises ReadOnlyDatabase: when nothing can be written to it.
         """
         if self.folder is not None:
             try:
@@ -161,12 +179,13 @@ class Database:
                 raise DatabaseUnavailable from error
         config = _alembic()
         with self._translated(), self._writer, self._writing.begin() as connection:
-            if not self.is_sqlite:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-            before = _refuse_newer(connection, ScriptDirectory.from_config(config))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            after = _revision(connection)
+            if self.is_sqlite:
+                before, after = _upgrade(connection, config)
+            else:
+                postgresql.refuse_read_only(connection)
+                with postgresql.unlimited(connection):
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+                    before, after = _upgrade(connection, config)
         if after != before:
             _LOG.info("the database was migrated from schema %s to %s", before or "none", after)
             if self.is_sqlite:
@@ -265,6 +284,15 @@ class Database:
     def close(self) -> None:
         """Close the connections that nobody uses."""
         self.engine.dispose()
+        self._watchdog.close()
+
+
+def _upgrade(connection: Connection, config: AlembicConfig) -> tuple[str | None, str | None]:
+    """Bring the schema to this version's; what it was and is."""
+    before = _refuse_newer(connection, ScriptDirectory.from_config(config))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    return before, _revision(connection)
 
 
 def _alembic() -> AlembicConfig:

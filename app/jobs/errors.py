@@ -22,6 +22,15 @@ class DatabaseUnavailable(JobsError):
         super().__init__("The job database can't be used at the moment.")
 
 
+class ReadOnlyDatabase(JobsError):
+    """Nothing can be written to the database."""
+
+    slug = "database-unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("Name the primary server, not a read replica.")
+
+
 class SchemaTooNew(JobsError):
     """The database was written by a newer version of the gateway, which this one must not touch."""
 

@@ -135,6 +135,7 @@ class Claim:
 
     ``job`` is the row as of the claim; ``task_id`` the ``force_task_id`` that job and slot have committed. It is random, so it
     tells two claims with the same number apart: a replica that lagged behind may know the job but not its last claim.
+    ``leased_at`` is when the lease began, at the latest, by the clock of :mod:`app.jobs.leases`.
     """
 
     job: Job
@@ -143,6 +144,7 @@ class Claim:
     task_id: str
     #: What a WebUI must offer for the job, as canonical JSON. Like a job's, a demand's number holds within one transaction only.
     demand: str
+    leased_at: float
 
     @property
     def attempt(self) -> int:

@@ -12,8 +12,10 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
+from app.jobs import leases
 from app.jobs import statements as sql
 from app.jobs.database import Database
+from app.jobs.leases import Leases
 from app.jobs.model import Slot, to_json
 from app.jobs.schema import CATALOGUES, JOBS, NOTES, REFUSALS, RUNNING, SLOTS, WORKERS, db_now
 from app.jobs.statements import LEASE_SECONDS
@@ -32,6 +34,10 @@ _WANTED_AGAIN_SECONDS: Final = 1.0
 Settled = Literal["clean", "suspect", "unclean"]
 #: The states of a slot, from the one that promises least about its WebUI.
 _MOST_CAUTIOUS_FIRST: Final = ("held", "settling", "unclean", "suspect", "clean")
+#: Nothing of ours can run on the WebUI: the slot is clean, or was never used.
+_FREE: Final[ColumnElement[bool]] = or_(
+    SLOTS.c.state == "clean", and_(SLOTS.c.state.in_(("unclean", "suspect")), SLOTS.c.task_id.is_(None))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +76,16 @@ class Slots:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        #: How old the leases are that this process holds.
+        self.leases = Leases(database.steps)
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
     def register(self, owner: str, host: str, keys: Sequence[str], *, only: bool) -> None:
         """A worker starts: store its list of WebUIs and make their slots.
+
+        A new slot is unclean: its WebUI may still work for a gateway that knew it by another name (a recreated container has a new
+        host name), so it must be seen idle first.
 
         :param only: whether it is the host's only worker, so that rows of earlier ones go.
         """
@@ -88,7 +99,7 @@ class Slots:
             )
             there = set(connection.execute(select(SLOTS.c.key)).scalars())
             for key in [key for key in keys if key not in there]:
-                connection.execute(insert(SLOTS).values(key=key, state="clean", health="unknown", probed_at=0.0))
+                connection.execute(insert(SLOTS).values(key=key, state="unclean", health="unknown", probed_at=0.0))
 
     def rename(self, current_key: Callable[[str], str]) -> dict[str, str]:
         """Give every slot the key that this version computes for it, wherever the old key stands; old keys to new ones.
@@ -119,9 +130,12 @@ class Slots:
         mine = {"p_owner": owner}
         # Unflushed: whoever lives on after a power cut beats again before its lease ends.
         with self.database.write(flushed=False) as connection:
+            sent_at = leases.now()
             sql.BEAT_JOBS.change(connection, mine)
-            sql.BEAT_SLOTS.change(connection, mine)
-            return sql.BEAT_WORKER.change(connection, mine) == 1
+            renewed = [row.task_id for row in sql.BEAT_SLOTS.all(connection, mine)]
+            known = sql.BEAT_WORKER.change(connection, mine) == 1
+        self.leases.renewed(sent_at, renewed)
+        return known
 
     def forget_workers(self, owner: str, host: str) -> None:
         """Drop the rows of earlier workers of this host that have stopped, and with them the WebUIs that only they named."""
@@ -165,18 +179,20 @@ class Slots:
             row = connection.execute(select(SLOTS).where(SLOTS.c.key == key)).one()
             return Slot(row.key, row.state, row.owner, row.task_id, row.health)
 
-    def begin_repair(self, key: str, owner: str, task_id: str) -> bool:
-        """Take a clean slot to have its WebUI load another model under this task id; False when it is not clean any more.
+    def begin_repair(self, key: str, owner: str, task_id: str) -> float | None:
+        """Take a clean slot to have its WebUI load another model under this task id; None when it is not clean any more, else when
+        the lease began (:mod:`app.jobs.leases`).
 
         :meth:`end_settling` ends it; where that never comes, the slot is unclean and the task is looked for.
         """
         with self.database.write("begin repair") as connection:
+            leased_at = leases.now()
             taken = connection.execute(
                 update(SLOTS)
                 .where(SLOTS.c.key == key, SLOTS.c.state == "clean")
                 .values(state="settling", owner=owner, task_id=task_id, lease_expires=db_now() + LEASE_SECONDS)
             )
-            return taken.rowcount == 1
+            return leased_at if taken.rowcount == 1 else None
 
     def end_settling(self, key: str, owner: str, state: Settled) -> None:
         """Let go of a slot that was being settled: clean when its WebUI is idle, suspect when it went on working, unclean when
@@ -316,7 +332,7 @@ class Slots:
             return {row.key: row.body for row in rows}
 
     def drop_unconfigured(self) -> list[str]:
-        """Forget clean slots, and the catalogues of WebUIs, that stand on no worker's list."""
+        """Forget free slots, and the catalogues of WebUIs, that stand on no worker's list."""
         with self.database.read() as connection:
             gone = _unconfigured(connection)
             kept = set(connection.execute(select(CATALOGUES.c.key)).scalars()) - set(_configured(connection))
@@ -324,7 +340,7 @@ class Slots:
             return []
         with self.database.write() as connection:
             gone = _unconfigured(connection)
-            connection.execute(delete(SLOTS).where(SLOTS.c.key.in_(gone), SLOTS.c.state == "clean"))
+            connection.execute(delete(SLOTS).where(SLOTS.c.key.in_(gone), _FREE))
             slots = set(connection.execute(select(SLOTS.c.key)).scalars())
             left = set(_configured(connection)) | slots
             connection.execute(delete(CATALOGUES).where(CATALOGUES.c.key.not_in(left)))
@@ -394,5 +410,4 @@ def _keys(lists: Iterable[str]) -> list[str]:
 
 def _unconfigured(connection: Connection) -> list[str]:
     known = set(_configured(connection))
-    clean: ColumnElement[bool] = SLOTS.c.state == "clean"
-    return [key for key in connection.execute(select(SLOTS.c.key).where(clean)).scalars() if key not in known]
+    return [key for key in connection.execute(select(SLOTS.c.key).where(_FREE)).scalars() if key not in known]

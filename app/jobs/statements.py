@@ -274,7 +274,9 @@ BEATEN: Final = {"lease_expires": db_now() + LEASE_SECONDS}
 BEAT_JOBS: Final = Prepared(
     update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner")).values(BEATEN)
 )
-BEAT_SLOTS: Final = Prepared(update(SLOTS).where(SLOTS.c.owner == bindparam("p_owner")).values(BEATEN))
+BEAT_SLOTS: Final = Prepared(
+    update(SLOTS).where(SLOTS.c.owner == bindparam("p_owner")).values(BEATEN).returning(SLOTS.c.task_id)
+)
 BEAT_WORKER: Final = Prepared(update(WORKERS).where(WORKERS.c.owner == bindparam("p_owner")).values(beat_at=db_now()))
 
 

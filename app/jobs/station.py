@@ -33,6 +33,10 @@ class ClaimLost(Exception):
     """The job's row does not show this claim any more, so nothing of its answer is to be written."""
 
 
+class LeaseLost(Exception):
+    """The lease had run out before the request was complete, so the WebUI never began with it."""
+
+
 class StationDown(Exception):
     """The WebUI does not answer. ``str()`` says why, for the log."""
 
@@ -123,17 +127,19 @@ class Station(Protocol):
     def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
         """Send the job and wait for the answer; ``on_sending`` is called when it is on its way.
 
-        :raises NotSent, AttemptLost: there is no answer.
+        :raises NotSent, AttemptLost, LeaseLost: there is no answer.
         """
 
     def needs_repair(self) -> bool:
         """Whether some jobs can't be sent there before :meth:`repair` has worked."""
 
-    def repair(self, task_id: str) -> None:
+    def repair(self, task_id: str, leased_at: float) -> None:
         """Have the WebUI load another model; blocks while it does. The slot is held meanwhile, with this task id.
 
+        :param leased_at: when that lease began, by the clock of :mod:`app.jobs.leases`.
         :raises StationDown: it does not answer.
         :raises AttemptLost: the request went out and no answer came.
+        :raises LeaseLost: nothing was sent.
         """
 
     def look(self, claim: Claim) -> Look | None:

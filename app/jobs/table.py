@@ -34,7 +34,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.jobs import places
+from app.jobs import leases, places
 from app.jobs import statements as sql
 from app.jobs.database import Database
 from app.jobs.errors import (
@@ -228,19 +228,20 @@ class JobTable:
         row = _next_job(connection, slot, serving, lock=True)
         if row is None:
             return None
+        leased_at = leases.now()
         wanted = {
             "c_slot": slot, "c_doubt": serving.doubt or "", "p_owner": owner, "p_task": task_id,
         }  # fmt: skip
         if sql.TAKE_SLOT.change(connection, wanted) != 1:
             return None
-        return self._start(connection, row, slot, owner, task_id)
+        return self._start(connection, row, slot, owner, task_id, leased_at)
 
-    def _start(self, connection: Connection, row: Any, slot: str, owner: str, task_id: str) -> Claim:
+    def _start(self, connection: Connection, row: Any, slot: str, owner: str, task_id: str, leased_at: float) -> Claim:
         """The chosen job runs, on a slot that was taken for it."""
         start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": _now_ms()}
         job = Job.of(sql.START_JOB.first(connection, start))
         sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
-        return Claim(job, owner, slot, task_id, row.demand_body)
+        return Claim(job, owner, slot, task_id, row.demand_body, leased_at)
 
     def answered(
         self,
@@ -267,9 +268,10 @@ class JobTable:
                 statement, values = sql.free_slot(claim, seconds)
                 statement.change(connection, values)
             else:
+                leased_at = leases.now()
                 statement, values = sql.pass_slot(claim, seconds, next_task_id)
                 if statement.change(connection, values) == 1:
-                    following = self._start(connection, row, claim.slot, claim.owner, next_task_id)
+                    following = self._start(connection, row, claim.slot, claim.owner, next_task_id, leased_at)
             sql.BEGIN_STORING.change(connection, sql.owned_by(claim))
             if not ready(following):
                 raise NotReady

@@ -23,7 +23,7 @@ from app.jobs.election import HostLock
 from app.jobs.errors import DatabaseUnavailable, JobsError
 from app.jobs.model import Claim, Failure, Identity, Job, Success
 from app.jobs.slots import Settled, Slots
-from app.jobs.station import Answer, AttemptLost, ClaimLost, Look, NotSent, Retry, Station, StationDown
+from app.jobs.station import Answer, AttemptLost, ClaimLost, LeaseLost, Look, NotSent, Retry, Station, StationDown
 from app.jobs.table import JobTable, NotReady, Serving
 
 _LOG = logging.getLogger(__name__)
@@ -233,16 +233,20 @@ class Runner:
         if undecoded or self._desk.stopping.is_set() or not self.station.needs_repair():
             return False
         task_id, slots, owner = new_task_id(), self._desk.slots, self._desk.owner
-        if not slots.begin_repair(self.station.key, owner, task_id):
+        leased_at = slots.begin_repair(self.station.key, owner, task_id)
+        if leased_at is None:
             return False
         left: Settled = "unclean"
         try:
-            self.station.repair(task_id)
+            self.station.repair(task_id, leased_at)
             left = "clean"
         except StationDown:
             self.up.clear()
         except AttemptLost:
             _LOG.warning("WebUI %s did not answer while it was to load another model", self.station.name)
+        except LeaseLost:
+            # Nothing was sent, so nothing of this runs there.
+            left = "clean"
         finally:
             self._desk.insist(lambda: slots.end_settling(self.station.key, owner, left))
         return left == "clean"
@@ -265,8 +269,10 @@ class Runner:
         except AttemptLost as lost:
             self._give_back(claim, "unclean", lost.failure)
             return None
-        except DatabaseUnavailable:
-            # Nothing was sent, for something had to be kept before.
+        except (LeaseLost, DatabaseUnavailable):
+            # The WebUI has begun nothing: the lease ran out before the request was complete, or what must be kept before it
+            # could not be kept.
+            _LOG.warning("job %s was not sent: its lease ran out, or the database is unavailable", claim.job.name)
             self._give_back(claim, "clean", None)
             return None
         except Exception:

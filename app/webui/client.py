@@ -128,23 +128,29 @@ class Webui:
         limit: int,
         on_open: Callable[[], None] | None = None,
         on_status: Callable[[int], None] | None = None,
+        *,
+        may_complete: Callable[[], bool] | None = None,
     ) -> Reply:
         """Post a generation once and wait for its whole answer, whatever its status; ``path`` is txt2img or img2img.
 
         :param limit: most bytes that the body of a 200 may have; of any other answer the rest is left out.
         :param on_open: called when the connection is made and the request is about to go out.
         :param on_status: called with the status when the answer begins to arrive: by then the WebUI is done with the job.
+        :param may_complete: asked right before the last byte of the request is sent, whether it may be.
         :raises Unreachable: no connection was made, so the WebUI knows nothing of it.
+        :raises Withheld: ``may_complete`` said no, so the WebUI never began with it.
         :raises AnswerTooLarge: the WebUI is done with it, but its answer was not read to the end.
         :raises ConnectionBroken: it was sent, and the answer broke off or :meth:`abort` was called; the WebUI may still work
             on it.
         :raises JobTimeout: it was sent and took too long; the WebUI may still work on it.
         """
-        return self._post_once(f"{_API}/{path}", payload, limit, Exchange(on_open, on_status))
+        return self._post_once(f"{_API}/{path}", payload, limit, Exchange(on_open, on_status, may_complete))
 
-    def upscale(self, payload: Mapping[str, Any], limit: int) -> Reply:
+    def upscale(
+        self, payload: Mapping[str, Any], limit: int, *, may_complete: Callable[[], bool] | None = None
+    ) -> Reply:
         """Post pictures to be upscaled; parameters and errors as :meth:`generate` has them."""
-        return self._post_once(f"{_API}/extra-batch-images", payload, limit, Exchange())
+        return self._post_once(f"{_API}/extra-batch-images", payload, limit, Exchange(may_complete=may_complete))
 
     def abort(self) -> None:
         """Break the connection of the generation in flight, if there is one; the WebUI itself is not stopped by that."""

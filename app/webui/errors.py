@@ -57,6 +57,17 @@ class ConnectionBroken(WebuiError):
     detail = "The connection to the WebUI broke before its answer was complete."
 
 
+class Withheld(WebuiError):
+    """The last bytes of the request were not sent, because its sender was not allowed to send it any more.
+
+    The WebUI runs a request only when it is complete, so it never began with this one.
+    """
+
+    slug = "webui-disconnected"
+    retryable = True
+    detail = "The request was not completed."
+
+
 class JobTimeout(WebuiError):
     """A generation was sent, and its answer was not complete within the time that one attempt may take."""
 

@@ -1,7 +1,11 @@
-"""One HTTP request and its answer, on a connection of its own, so that two questions always have an answer:
+"""One HTTP request and its answer, on a connection of its own, so that three questions always have an answer:
 
-was a connection made (else nothing was sent), and when does it end at the latest. ``requests`` alone answers neither: its
-sessions may pick up a connection that the other side has just closed, and its read timeout starts anew with every byte.
+was a connection made (else nothing was sent), may the request still be completed, and when does it end at the latest. ``requests``
+alone answers none: its sessions may pick up a connection that the other side has just closed, it sends a request in one go, and its
+read timeout starts anew with every byte.
+
+A server runs a request only when it is complete. So the last byte of the body is sent by itself, after the question whether it may
+be; a process that was stopped in the middle of sending asks when it goes on. Only the ``send`` behind the question is unguarded.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from app.webui.errors import AnswerTooLarge, ConnectionBroken, JobTimeout, Unreachable, WebuiError
+from app.webui.errors import AnswerTooLarge, ConnectionBroken, JobTimeout, Unreachable, WebuiError, Withheld
 
 _CHUNK = 1 << 20
+#: A body of at most so many bytes is copied behind its head rather than sent by itself.
+_COPIED_BYTES = 1 << 16
 _NO_CONTENT = 204
 #: A Content-Length with more digits than an exabyte has says nothing; such an answer ends with its connection.
 _MOST_LENGTH_DIGITS = 18
@@ -46,11 +52,16 @@ class Exchange:
     """The connection of one request, which a clock or another thread may cut."""
 
     def __init__(
-        self, on_open: Callable[[], None] | None = None, on_status: Callable[[int], None] | None = None
+        self,
+        on_open: Callable[[], None] | None = None,
+        on_status: Callable[[int], None] | None = None,
+        may_complete: Callable[[], bool] | None = None,
     ) -> None:
         """:param on_open: called when the connection is made and the request is about to go out; it may hold that back.
         :param on_status: called with the status of the answer when its head has arrived, before its body is read.
+        :param may_complete: asked right before the last byte of the request's body is sent, whether it may be.
         """
+        self.may_complete = may_complete
         self._on_open = on_open
         self._on_status = on_status
         self._lock = threading.Lock()
@@ -201,7 +212,30 @@ def _is_interim(status: int) -> bool:
     return http.client.CONTINUE <= status < http.client.OK and status != http.client.SWITCHING_PROTOCOLS
 
 
-class _Plain(HTTPConnection):
+class _HeadWithBody(http.client.HTTPConnection):
+    """Sends the head of a request whose last byte is held back together with the rest of its body.
+
+    Each ``send`` lets another thread have the interpreter, for up to 5 ms, and a GPU waits for the end of the request.
+    """
+
+    #: The head, from when it is complete until it is sent; None before.
+    _head: bytes | None = None
+
+    def send(self, data: Any) -> None:
+        if _CURRENT.get().exchange.may_complete is None:
+            super().send(data)
+        elif self._head is None:
+            self._head = bytes(data)
+        else:
+            head, self._head = self._head, b""
+            if len(data) <= _COPIED_BYTES:
+                super().send(head + bytes(data))
+            else:
+                super().send(head)
+                super().send(data)
+
+
+class _Plain(_HeadWithBody, HTTPConnection):
     response_class = _FinalResponse
 
     def connect(self) -> None:
@@ -209,7 +243,7 @@ class _Plain(HTTPConnection):
         _connected(self)
 
 
-class _Tls(HTTPSConnection):
+class _Tls(_HeadWithBody, HTTPSConnection):
     response_class = _FinalResponse
 
     def connect(self) -> None:
@@ -267,6 +301,7 @@ def send(
     :param seconds: until the connection is made, and anew from the first byte of the request to the last one of the answer.
     :param limit: most bytes of the answer's body; the rest of a larger one is not read.
     :raises Unreachable: no connection was made, so nothing was sent.
+    :raises Withheld: ``exchange.may_complete`` said no: the connection was broken before the last byte of the request.
     :raises ConnectionBroken: it ended before the answer was complete.
     :raises AnswerTooLarge: the body of a 200 is, or says that it is, larger than ``limit``. That of an error is cut off there: what
         it says stands at its beginning.
@@ -274,12 +309,16 @@ def send(
     """
     current = _CURRENT.set(_Sending(exchange, clock, seconds))
     timeout = (min(connect_timeout, seconds), None)
+    if exchange.may_complete is not None and isinstance(request.body, bytes):
+        # Its Content-Length stands in the head already.
+        body: Any = _in_two(request.body, exchange.may_complete)
+        request.body = body
     try:
         with clock.limit(exchange, seconds), sender.send(request, stream=True, timeout=timeout) as response:
             exchange.answered(response.status_code)
             reply = Reply(response.status_code, _read(response, limit))
             whole = bool(reply.body) or _says_empty(response)
-    except AnswerTooLarge:
+    except (AnswerTooLarge, Withheld):
         raise
     except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
         raise exchange.failure() from error
@@ -291,6 +330,15 @@ def send(
     if not whole:
         raise ConnectionBroken
     return reply
+
+
+def _in_two(body: bytes, may_complete: Callable[[], bool]) -> Iterator[memoryview]:
+    """The body as it is sent: all but its last byte, and that one after the question."""
+    view = memoryview(body)
+    yield view[:-1]
+    if not may_complete():
+        raise Withheld
+    yield view[-1:]
 
 
 def _read(response: requests.Response, limit: int) -> bytes:

@@ -15,6 +15,7 @@ from app.jobs.model import Claim, IdempotencyKey, Job, NewJob, Success
 from app.jobs.schema import CLOCK, METADATA
 from app.jobs.slots import Slots
 from app.jobs.table import Bounds, JobTable, Serving
+from tests.inprocess import make_clean
 
 EVERYTHING = Serving(known=1000, unservable=frozenset())
 BOUNDS = Bounds(total=1000, per_user=100)
@@ -54,6 +55,7 @@ def table(database: Database) -> JobTable:
 def slots(database: Database) -> Slots:
     slots = Slots(database)
     slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
+    make_clean(slots, "gpu0", "gpu1")
     return slots
 
 

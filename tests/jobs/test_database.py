@@ -27,6 +27,7 @@ from app.jobs.prepared import Prepared
 from app.jobs.schema import CLOCK
 from app.jobs.slots import Slots
 from app.jobs.table import Bounds, JobTable, Serving
+from tests.inprocess import make_clean
 from tests.jobs.conftest import Gate
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -340,7 +341,9 @@ class TestQueryPlans:
 
     @pytest.fixture
     def gate(self, sqlite: Database) -> Gate:
-        Slots(sqlite).register("host/one", "host", ["gpu0", "gpu1"], only=True)
+        slots = Slots(sqlite)
+        slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
+        make_clean(slots, "gpu0", "gpu1")
         return Gate(JobTable(sqlite))
 
     @pytest.mark.parametrize("before", [None, 10])

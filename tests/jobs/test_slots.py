@@ -26,6 +26,10 @@ class TestWorkers:
         slot = slots.get("gpu1")
         assert (slot.state, slot.owner, slot.health) == ("clean", None, "unknown")
 
+    def test_a_new_slot_is_unclean_and_a_known_one_stays_as_it_is(self, slots: Slots) -> None:
+        slots.register("host/two", "host", ["gpu0", "renamed"], only=True)
+        assert (slots.get("gpu0").state, slots.get("renamed").state) == ("clean", "unclean")
+
     def test_the_only_worker_of_a_host_replaces_the_earlier_ones(self, slots: Slots) -> None:
         slots.register("host/two", "host", ["gpu1"], only=True)
         assert slots.configured() == ["gpu1"]
@@ -259,6 +263,12 @@ class TestCatalogues:
         slots.end_settling("gpu0", "host/two", "clean")
         assert slots.drop_unconfigured() == ["gpu0"]
         assert slots.catalogues(["gpu0"]) == {}
+
+    def test_a_slot_that_was_never_used_is_dropped_though_its_webui_was_never_seen_idle(self, slots: Slots) -> None:
+        slots.register("host/one", "host", ["mistyped"], only=True)
+        slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
+        assert slots.drop_unconfigured() == ["mistyped"]
+        assert slots.get("mistyped") is None
 
 
 class TestSightings:

@@ -24,6 +24,7 @@ from app.jobs.model import Claim, Failure, IdempotencyKey, Success
 from app.jobs.slots import Slots
 from app.jobs.table import MAX_ATTEMPTS, MAX_LOSSES, Bounds, JobTable, NotReady, Serving
 from app.steps import crash_at
+from tests.inprocess import make_clean
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
 
 FAILURE = Failure("webui-error", "It failed.")
@@ -207,6 +208,7 @@ class TestClaim:
     def test_many_workers_never_claim_one_job_twice(self, gate: Gate, slots: Slots) -> None:
         keys = [f"gpu{n}" for n in range(6)]
         slots.register("host/many", "host", keys, only=True)
+        make_clean(slots, *keys[2:])
         for _ in range(4):
             gate.accept()
         start = threading.Barrier(6)

@@ -33,6 +33,7 @@ from app.jobs.schema import CLOCK, METADATA
 from app.jobs.slots import Slots
 from app.jobs.statements import LEASE_SECONDS
 from app.jobs.table import MAX_ATTEMPTS, Bounds, JobTable
+from tests.inprocess import make_clean
 from tests.jobs.conftest import EVERYTHING, move_clock
 
 USERS = ("u1", "用户")
@@ -126,6 +127,7 @@ class TableMachine(RuleBasedStateMachine):
         self.rows = Slots(self.database)
         for owner in OWNERS:
             self.rows.register(owner, owner.partition("/")[0], SLOTS, only=False)
+        make_clean(self.rows, *SLOTS)
         self.jobs: list[ModelJob] = []
         self.attempts: list[Attempt] = []
         self.slots = {key: ModelSlot() for key in SLOTS}

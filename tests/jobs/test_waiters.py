@@ -17,7 +17,7 @@ from app.jobs.model import Identity
 from app.jobs.slots import Slots
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
-from tests.inprocess import DEADLINE, until
+from tests.inprocess import DEADLINE, make_clean, until
 from tests.jobs.conftest import Gate
 
 NEVER = 3600.0
@@ -25,7 +25,9 @@ NEVER = 3600.0
 
 @pytest.fixture
 def gate(sqlite: Database) -> Gate:
-    Slots(sqlite).register("host/one", "host", ["gpu0"], only=True)
+    slots = Slots(sqlite)
+    slots.register("host/one", "host", ["gpu0"], only=True)
+    make_clean(slots, "gpu0")
     return Gate(JobTable(sqlite))
 
 

@@ -24,7 +24,7 @@ from app.jobs.model import Claim, Failure, Identity, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.table import MAX_ATTEMPTS, JobTable, Serving
 from app.jobs.worker import Answer, AttemptLost, Look, NotSent, Retry, StationDown, Worker
-from tests.inprocess import DEADLINE, hurry, until
+from tests.inprocess import DEADLINE, hurry, make_clean, until
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
 
 BROKEN = Failure("webui-disconnected", "It broke.")
@@ -99,7 +99,7 @@ class ScriptedStation:
     def needs_repair(self) -> bool:
         return self.broken
 
-    def repair(self, task_id: str) -> None:
+    def repair(self, task_id: str, leased_at: float) -> None:
         self.calls.append("repair")
         self.broken = False
 
@@ -166,6 +166,7 @@ class House:
         """Start one; its stations are the last of :attr:`stations`."""
         stations = [ScriptedStation(key) for key in keys or ("gpu0",)]
         self.stations += stations
+        self._know([station.key for station in stations])
         worker = Worker(
             self.table,
             self.slots,
@@ -179,6 +180,14 @@ class House:
         self.workers.append(worker)
         worker.start()
         return worker
+
+    def _know(self, keys: Sequence[str]) -> None:
+        """Make the slots that are not there yet, clean as an earlier worker left them."""
+        known = [{"key": key} for key in keys if self.slots.get(key) is None]
+        with self.database.write() as connection:
+            for slot in known:
+                statement = "INSERT INTO slots (key, state, health, probed_at) VALUES (:key, 'clean', 'unknown', 0)"
+                connection.execute(text(statement), slot)
 
     def start(self, *keys: str, **options: Any) -> ScriptedStation:
         """Start a worker and wait until its first WebUI is up."""
@@ -784,6 +793,7 @@ class TestElection:
 
     def test_what_a_dead_process_of_the_host_held_is_freed_at_once(self, house: House, tmp_path: Path) -> None:
         house.slots.register(f"{HOST}/dead", HOST, ["gpu0"], only=True)
+        make_clean(house.slots, "gpu0")
         job = house.gate.accept()
         dead = house.gate.claim(owner=f"{HOST}/dead", task="orphan")
         assert dead is not None

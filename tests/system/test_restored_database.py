@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import postgresql_programs
+from tests.postgresql import programs as postgresql_programs
 from tests.system.harness import Gateway, Simulator, Stage, until
 
 psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")

@@ -346,6 +346,7 @@ KINDS = {
     errors.Unreachable: ("webui-unreachable", True),
     errors.NotAnswering: ("webui-unreachable", True),
     errors.ConnectionBroken: ("webui-disconnected", True),
+    errors.Withheld: ("webui-disconnected", True),
     errors.JobTimeout: ("webui-timeout", True),
     errors.BadAnswer: ("webui-bad-answer", True),
     errors.WebuiFailed: ("webui-error", True),

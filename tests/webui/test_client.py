@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -524,6 +525,96 @@ def test_a_stranger_behind_tls_is_told_nothing(pem, tmp_path, monkeypatch):
         with pytest.raises(errors.Unreachable):
             client(peer.url).generate(*GENERATION)
     assert peer.requests == []
+
+
+class ByteCounter:
+    """Takes one request, byte by byte, and answers once it is complete."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.received = bytearray()
+        self.ended_early = threading.Event()
+        self._listener = listener
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection, self._listener:
+            while self.lacks() != 0:
+                data = connection.recv(65536)
+                if not data:
+                    self.ended_early.set()
+                    return
+                self.received += data
+            connection.sendall(answer())
+
+    def lacks(self) -> int | None:
+        """The bytes that its body still lacks; None while its head does."""
+        head, end, body = bytes(self.received).partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        return int(length[1]) - len(body) if end and length else None
+
+    def await_all_but_the_last_byte(self) -> None:
+        deadline = time.monotonic() + 10
+        while self.lacks() != 1:
+            assert time.monotonic() < deadline, f"{self.lacks()} bytes are missing"
+            time.sleep(0.001)
+
+    def join(self) -> None:
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture(params=["plain", "behind TLS"])
+def counter(request, pem):
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    if request.param == "plain":
+        counter = ByteCounter(listener)
+        counter.url = f"http://127.0.0.1:{port}"
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem)
+        counter = ByteCounter(context.wrap_socket(listener, server_side=True))
+        counter.url = f"https://127.0.0.1:{port}"
+    yield counter
+    counter.join()
+
+
+def generate(webui, payload, may_complete):
+    return webui.generate("txt2img", payload, 1000, may_complete=may_complete)
+
+
+def upscale(webui, payload, may_complete):
+    return webui.upscale(payload, 1000, may_complete=may_complete)
+
+
+SMALL_AND_LARGE = [{}, {"init_images": ["x" * 3_000_000]}]
+
+
+@pytest.mark.parametrize("post", [generate, upscale])
+@pytest.mark.parametrize("payload", SMALL_AND_LARGE, ids=["small", "large"])
+def test_the_last_byte_of_a_request_is_sent_when_it_may_be(counter, post, payload):
+    def may_complete():
+        counter.await_all_but_the_last_byte()
+        return True
+
+    assert post(client(counter.url), payload, may_complete) == Reply(200, b"{}")
+    assert counter.lacks() == 0
+    assert json.loads(bytes(counter.received).partition(b"\r\n\r\n")[2]) == payload
+
+
+@pytest.mark.parametrize("post", [generate, upscale])
+@pytest.mark.parametrize("payload", SMALL_AND_LARGE, ids=["small", "large"])
+def test_a_request_that_may_not_be_completed_breaks_off_before_its_last_byte(counter, post, payload):
+    def may_complete():
+        counter.await_all_but_the_last_byte()
+        return False
+
+    with pytest.raises(errors.Withheld):
+        post(client(counter.url), payload, may_complete)
+    assert counter.ended_early.wait(10)
+    assert counter.lacks() == 1
 
 
 def test_abort_without_a_generation_does_nothing():

@@ -1,0 +1,159 @@
+"""Connections to PostgreSQL that never hang, also when the server, a proxy or the network has gone silent.
+
+Four limits, from the inside out:
+
+=============================  =======  ==========================================================================================
+``idle_in_transaction_…``      10 s     the server ends a transaction whose client is stopped or gone, and frees its locks
+``statement_timeout``          12 s     the server gives up a statement, such as one that waits for a lock
+``tcp_user_timeout``, …        15 s     the operating system gives up a connection whose packets are not acknowledged
+watchdog                       15 s     this process gives up a query without an answer, which none of the others can notice
+                                        where a proxy acknowledges everything and forwards nothing
+=============================  =======  ==========================================================================================
+
+Parameters in the database URL, and settings of the server, win. Nothing is put into the startup packet (``options``), for PgBouncer
+refuses that; what the server has to know is SET after connecting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+
+from app.jobs.errors import ReadOnlyDatabase
+
+#: Seconds that a query may go without an answer; more where ``statement_timeout`` was set to more.
+ANSWER_SECONDS: Final = 15.0
+#: The same for the ``SELECT 1`` that tries a pooled connection before its use. Together with a new connection, and then a query, a
+#: request must not take longer than 20 s.
+_PING_SECONDS: Final = 4.0
+_CHECK_SECONDS: Final = 0.5
+#: What the watchdog leaves to the server, seconds.
+_AFTER_STATEMENT_SECONDS: Final = 3.0
+#: Parameters of libpq; seconds, but ``tcp_user_timeout`` in milliseconds.
+_CONNECTING: Final[Mapping[str, int]] = {
+    "connect_timeout": 5,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 15_000,
+}
+_STATEMENT_TIMEOUT: Final = "statement_timeout"
+#: Settings of the session, milliseconds.
+_SESSION: Final[Mapping[str, int]] = {_STATEMENT_TIMEOUT: 12_000, "idle_in_transaction_session_timeout": 10_000}
+_SET_ALREADY: Final = "SELECT name, setting::bigint FROM pg_settings WHERE name = ANY(%s) AND source <> 'default'"
+
+
+class Watchdog:
+    """Shuts a connection down when nothing comes back on it in time; one thread, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: Descriptors that a thread waits at, and until when (monotonic).
+        self._awaited: dict[int, float] = {}
+        self._stop: threading.Event | None = None
+
+    @contextlib.contextmanager
+    def limit(self, descriptor: int, seconds: float) -> Iterator[None]:
+        """Shut the connection down unless the body of this context ends within so many seconds; what waits then gets an error."""
+        with self._lock:
+            self._awaited[descriptor] = time.monotonic() + seconds
+            if self._stop is None:
+                self._stop = threading.Event()
+                threading.Thread(target=self._watch, args=(self._stop,), name="database watchdog", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._awaited[descriptor]
+
+    def close(self) -> None:
+        """End the thread; the next :meth:`limit` starts another."""
+        with self._lock:
+            if self._stop is not None:
+                self._stop.set()
+                self._stop = None
+
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.wait(_CHECK_SECONDS):
+            now = time.monotonic()
+            # Under the lock no descriptor can be closed, and its number given to something else, while it is shut down.
+            with self._lock:
+                for descriptor in [descriptor for descriptor, until in self._awaited.items() if until <= now]:
+                    self._awaited[descriptor] = now + ANSWER_SECONDS
+                    _shut_down(descriptor)
+
+
+def _shut_down(descriptor: int) -> None:
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def make_engine(url: URL, watchdog: Watchdog, **options: Any) -> Engine:
+    """Make an engine whose connections are limited as this module says."""
+    given = {name: value for name, value in _CONNECTING.items() if name not in url.query}
+    engine = create_engine(url, pool_pre_ping=True, connect_args=given, **options)
+    connection_class = _watched(engine.dialect.loaded_dbapi, watchdog)
+    event.listen(engine, "do_connect", lambda _dialect, _record, args, named: connection_class.connect(*args, **named))
+    event.listen(engine, "connect", _set_timeouts)
+    return engine
+
+
+def _watched(driver: Any, watchdog: Watchdog) -> Any:
+    """The driver's class of connections, but that every wait for the server has a limit."""
+
+    class Watched(driver.Connection):  # type: ignore[misc]
+        """:attr:`answer_seconds` is the limit, None for none."""
+
+        answer_seconds: float | None = ANSWER_SECONDS
+
+        def wait(self, *args: Any, **named: Any) -> Any:
+            # Only pings, and what sets a new session up, run without a transaction.
+            limit = _PING_SECONDS if self.autocommit else self.answer_seconds
+            if limit is None:
+                return super().wait(*args, **named)
+            with watchdog.limit(self.pgconn.socket, limit):
+                return super().wait(*args, **named)
+
+    return Watched
+
+
+def _set_timeouts(connection: Any, _record: Any) -> None:
+    connection.autocommit = True
+    chosen = dict(connection.execute(_SET_ALREADY, [list(_SESSION)]).fetchall())
+    for name, milliseconds in _SESSION.items():
+        if name not in chosen:
+            connection.execute("SELECT set_config(%s, %s, false)", [name, str(milliseconds)])
+    connection.autocommit = False
+    statement_seconds = chosen.get(_STATEMENT_TIMEOUT, 0) / 1000
+    connection.answer_seconds = max(ANSWER_SECONDS, statement_seconds + _AFTER_STATEMENT_SECONDS)
+
+
+@contextlib.contextmanager
+def unlimited(connection: Connection) -> Iterator[None]:
+    """Let the transaction of this connection take as long as it likes: a migration or maintenance of a large table."""
+    driver: Any = connection.connection.dbapi_connection
+    limit, driver.answer_seconds = driver.answer_seconds, None
+    try:
+        for name in _SESSION:
+            connection.execute(text(f"SET LOCAL {name} TO 0"))
+        yield
+    finally:
+        driver.answer_seconds = limit
+
+
+def refuse_read_only(connection: Connection) -> None:
+    """Refuse a server that nothing can be written to.
+
+    :raises ReadOnlyDatabase: it is a read replica, or its transactions are read-only.
+    """
+    question = text("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'")
+    if connection.execute(question).scalar_one():
+        raise ReadOnlyDatabase
