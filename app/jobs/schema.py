@@ -198,7 +198,7 @@ IDEMPOTENCY: Final = Table(
     PrimaryKeyConstraint("user_id", "key"),
 )
 Index("idempotency_expiry", IDEMPOTENCY.c.expires_at)
-Index("idempotency_job", IDEMPOTENCY.c.job)
+Index("idempotency_job", IDEMPOTENCY.c.name, IDEMPOTENCY.c.type, IDEMPOTENCY.c.user_id)
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - reads as a SQL function where it is used

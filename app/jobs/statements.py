@@ -105,6 +105,10 @@ HELD: Final[ColumnElement[bool]] = and_(
 
 # -- accept ----------------------------------------------------------------------------------------------------------
 
+#: Of an idempotency key and the job that it made.
+KEY_NAMES_JOB: Final = and_(
+    IDEMPOTENCY.c.name == JOBS.c.name, IDEMPOTENCY.c.type == JOBS.c.type, IDEMPOTENCY.c.user_id == JOBS.c.user_id
+)
 _KEY: Final = and_(IDEMPOTENCY.c.user_id == bindparam("p_user"), IDEMPOTENCY.c.key == bindparam("p_key"))
 FIND_KEY: Final = Prepared(
     select(IDEMPOTENCY.c.digest, IDEMPOTENCY.c.type, IDEMPOTENCY.c.name).where(

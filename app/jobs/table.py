@@ -681,7 +681,7 @@ class JobTable:
         now = _now_ms()
         # A time in the future is one from before the clock was set back.
         waited_for = JOBS.c.finished_at.between(now - _SEEN_MS, now)
-        named = select(IDEMPOTENCY.c.job).where(IDEMPOTENCY.c.job == JOBS.c.seq).exists()
+        named = select(IDEMPOTENCY.c.key).where(sql.KEY_NAMES_JOB).exists()
         gone = and_(JOBS.c.status == DELETED, not_(DEBRIS), not_(func.coalesce(waited_for, false())), not_(named))
         return self._forget(JOBS, gone)
 

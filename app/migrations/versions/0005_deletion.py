@@ -1,7 +1,7 @@
 """Find the rows of deleted jobs, and the idempotency keys that name a job.
 
 Revision ID: 0005
-Revises: 0002
+Revises: 0004
 """
 
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ def upgrade() -> None:
     """Make the two indexes."""
     deleted = sa.text("status = 'deleted'")
     op.create_index("jobs_deleted", "jobs", ["seq"], unique=False, sqlite_where=deleted, postgresql_where=deleted)
-    op.create_index("idempotency_job", "idempotency", ["job"], unique=False)
+    op.create_index("idempotency_job", "idempotency", ["name", "type", "user_id"], unique=False)
 
 
 def downgrade() -> None:
