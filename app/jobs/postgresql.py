@@ -51,20 +51,38 @@ _SESSION: Final[Mapping[str, int]] = {_STATEMENT_TIMEOUT: 12_000, "idle_in_trans
 _SET_ALREADY: Final = "SELECT name, setting::bigint FROM pg_settings WHERE name = ANY(%s) AND source <> 'default'"
 
 
+class _Line:
+    """The socket of a connection. The driver may close it at any time, and its number then be given to something else."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._inode = os.fstat(descriptor).st_ino
+
+    def shut_down(self) -> None:
+        """End the connection, if it is still there; whoever waits for its answer gets an error."""
+        with contextlib.suppress(OSError):
+            copy = os.dup(self._descriptor)
+            if os.fstat(copy).st_ino != self._inode:
+                os.close(copy)
+                return
+            with socket.socket(fileno=copy) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+
+
 class Watchdog:
     """Shuts a connection down when nothing comes back on it in time; one thread, started when it is first needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: Descriptors that a thread waits at, and until when (monotonic).
-        self._awaited: dict[int, float] = {}
+        #: The lines that a thread waits at, and until when (monotonic).
+        self._awaited: dict[_Line, float] = {}
         self._stop: threading.Event | None = None
 
     @contextlib.contextmanager
-    def limit(self, descriptor: int, seconds: float) -> Iterator[None]:
+    def limit(self, line: _Line, seconds: float) -> Iterator[None]:
         """Shut the connection down unless the body of this context ends within so many seconds; what waits then gets an error."""
         with self._lock:
-            self._awaited[descriptor] = time.monotonic() + seconds
+            self._awaited[line] = time.monotonic() + seconds
             if self._stop is None:
                 self._stop = threading.Event()
                 threading.Thread(target=self._watch, args=(self._stop,), name="database watchdog", daemon=True).start()
@@ -72,7 +90,7 @@ class Watchdog:
             yield
         finally:
             with self._lock:
-                del self._awaited[descriptor]
+                del self._awaited[line]
 
     def close(self) -> None:
         """End the thread; the next :meth:`limit` starts another."""
@@ -84,16 +102,10 @@ class Watchdog:
     def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(_CHECK_SECONDS):
             now = time.monotonic()
-            # Under the lock no descriptor can be closed, and its number given to something else, while it is shut down.
             with self._lock:
-                for descriptor in [descriptor for descriptor, until in self._awaited.items() if until <= now]:
-                    self._awaited[descriptor] = now + ANSWER_SECONDS
-                    _shut_down(descriptor)
-
-
-def _shut_down(descriptor: int) -> None:
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-        connection.shutdown(socket.SHUT_RDWR)
+                for line in [line for line, until in self._awaited.items() if until <= now]:
+                    self._awaited[line] = now + ANSWER_SECONDS
+                    line.shut_down()
 
 
 def make_engine(url: URL, watchdog: Watchdog, **options: Any) -> Engine:
@@ -113,13 +125,16 @@ def _watched(driver: Any, watchdog: Watchdog) -> Any:
         """:attr:`answer_seconds` is the limit, None for none."""
 
         answer_seconds: float | None = ANSWER_SECONDS
+        _line: _Line | None = None
 
         def wait(self, *args: Any, **named: Any) -> Any:
             # Only pings, and what sets a new session up, run without a transaction.
             limit = _PING_SECONDS if self.autocommit else self.answer_seconds
             if limit is None:
                 return super().wait(*args, **named)
-            with watchdog.limit(self.pgconn.socket, limit):
+            if self._line is None:
+                self._line = _Line(self.pgconn.socket)
+            with watchdog.limit(self._line, limit):
                 return super().wait(*args, **named)
 
     return Watched
