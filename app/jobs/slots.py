@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, tuple_, update
 
 from app.jobs import statements as sql
 from app.jobs.database import Database
@@ -373,8 +373,9 @@ def _rename_catalogue(connection: Connection, old: str, new: str) -> None:
 
 
 def _rename_refusals(connection: Connection, old: str, new: str) -> None:
-    known = select(REFUSALS.c.job).where(REFUSALS.c.slot == new)
-    connection.execute(delete(REFUSALS).where(REFUSALS.c.slot == old, REFUSALS.c.job.in_(known)))
+    job = [column for column in REFUSALS.primary_key.columns if column is not REFUSALS.c.slot]
+    known = select(*job).where(REFUSALS.c.slot == new)
+    connection.execute(delete(REFUSALS).where(REFUSALS.c.slot == old, tuple_(*job).in_(known)))
     connection.execute(update(REFUSALS).where(REFUSALS.c.slot == old).values(slot=new))
 
 
