@@ -162,7 +162,7 @@ class TestWhatVersion010Left:
             for _ in range(2):
                 assert site.picture(site.post()) == direct(twins, "a.safetensors")
             assert site.client.get("/options").json["default_model"] == "a.safetensors"
-        [line] = [record.message for record in caplog.records if "several models called a" in record.message]
+        [line] = [record.message for record in caplog.records if "several models called 'a'" in record.message]
         assert "a.safetensors" in line
 
     def test_so_is_the_default_that_it_stored(
@@ -175,7 +175,7 @@ class TestWhatVersion010Left:
                 site.start()
                 assert site.picture(site.post()) == direct(twins, "a.safetensors")
             assert site.services.slots.default_model() == "a.safetensors"
-        [line] = [record.message for record in caplog.records if "several models called a" in record.message]
+        [line] = [record.message for record in caplog.records if "several models called 'a'" in record.message]
         assert "a.safetensors" in line
 
     def test_so_is_the_model_of_a_preset(self, tmp_path: Path, twins: SimulatorServer) -> None:
@@ -203,7 +203,7 @@ class TestWhatVersion010Left:
             done = site.client.get(waiting[0]["url"]).json
             with site.client.get(done["images"][0]["url"]) as picture:
                 assert picture.data == direct(twins, "a.safetensors")
-        [line] = [record.message for record in caplog.records if "several models called a" in record.message]
+        [line] = [record.message for record in caplog.records if "several models called 'a'" in record.message]
         assert "a.safetensors" in line
 
     def test_a_job_of_this_version_whose_name_became_ambiguous_gets_no_other_pixels(

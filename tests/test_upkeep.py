@@ -17,7 +17,7 @@ from app.jobs.model import Failure, Success
 from app.services import Services
 from app.webui.catalogue import Catalogue
 from app.webui.models import read_models
-from tests.inprocess import FIELDS, png_bytes
+from tests.inprocess import FIELDS, make_clean, png_bytes
 from tests.jobs.conftest import EVERYTHING
 
 #: Of each round; so many of each user.
@@ -52,6 +52,7 @@ class Round:
         self.data = folder / "data"
         self._png = png_bytes((8, 8))
         self.services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
+        make_clean(self.services.slots, "gpu0")
         self.services.slots.put_catalogue("gpu0", CATALOGUE.to_json())
         self.services.offers.keep_default_model()
 

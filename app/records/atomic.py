@@ -8,9 +8,8 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
-from app.records.names import temporary_filename
+from app.records.names import fresh_temporary_filename, temporary_filename
 from app.steps import UNWATCHED, Steps
 
 #: What link(2) answers on file systems that have no hard links, such as exFAT.
@@ -33,9 +32,7 @@ def write_files(
     try:
         renames: list[tuple[Path, Path]] = []
         for filename, data in files:
-            temporary = folder / temporary_filename(filename)
-            written.append(temporary)
-            _write_durably(temporary, data, steps)
+            temporary = _write_temporary(folder, filename, data, steps, written)
             renames.append((temporary, folder / filename))
         for temporary, final in renames:
             # Noted first: an interruption right after the rename must find it.
@@ -87,21 +84,27 @@ def _link(temporary: Path, path: Path, steps: Steps) -> bool:
     return True
 
 
+def _write_temporary(folder: Path, filename: str, data: bytes, steps: Steps, written: list[Path]) -> Path:
+    """Write a file under a temporary name, which is also appended to ``written``."""
+    for name in (temporary_filename(filename), fresh_temporary_filename(filename)):
+        # Noted first: an interruption right after the file was made must find it.
+        written.append(folder / name)
+        try:
+            _write_durably(folder / name, data, steps)
+        except FileExistsError:
+            # A killed process left it, or one still writes it that has lost its claim to a database of an earlier state.
+            written.pop()
+        else:
+            return folder / name
+    raise FileExistsError
+
+
 def _write_durably(path: Path, data: bytes, steps: Steps) -> None:
-    with _create(path) as file:
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         with steps.around("fsync file"):
             os.fsync(file.fileno())
-
-
-def _create(path: Path) -> BinaryIO:
-    """Open a new file. One that is there was left by a killed process: a temporary name has one writer."""
-    try:
-        return path.open("xb")
-    except FileExistsError:
-        path.unlink(missing_ok=True)
-        return path.open("xb")
 
 
 def sync_folder(folder: Path, steps: Steps = UNWATCHED) -> None:

@@ -10,14 +10,15 @@ r"""Names of records and their files, and the folders they lie in. Pure text: no
 
 A name is the UTC time of acceptance to the millisecond and 8 random hex digits, ``20261122T061530123-9f2c4e7a``: names sort by
 time, and each says its own day folder. Every file has exactly one spelling (no leading zeros, ASCII only), so that comparing
-names compares files. Each file has one temporary name, so that what a crash left of a record is found without listing its
-folder; versions before put 8 hex digits before ``.tmp``.
+names compares files. So has its temporary file, so that what a crash left of a record is found without listing its folder. Versions
+before put 8 hex digits before ``.tmp``; so does a writer that finds the usual name taken.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -124,8 +125,13 @@ def _checked(filename: str, kind: Kind) -> str:
 
 
 def temporary_filename(filename: str) -> str:
-    """The hidden name of a file on its way to ``filename``; a file has one writer, for its name holds the number of the claim."""
+    """The hidden name of a file on its way to ``filename``."""
     return f".{filename}.tmp"
+
+
+def fresh_temporary_filename(filename: str) -> str:
+    """Another one, which no other writer uses, for the case that the usual one is taken."""
+    return f".{filename}.{secrets.token_hex(4)}.tmp"
 
 
 def parse_temporary(text: str) -> FileName | None:

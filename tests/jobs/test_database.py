@@ -160,7 +160,9 @@ class TestIdentityMigration:
         assert (refused.job.name, refused.slots) == ("job 4", {"gpu0"})
         serving = Serving(9, frozenset())
         assert table.claim("gpu0", "host/one", "task", serving) is None
-        Slots(before).register("host/one", "host", ["gpu0", "gpu1"], only=True)
+        slots = Slots(before)
+        slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
+        make_clean(slots, "gpu1")
         claim = table.claim("gpu1", "host/one", "task", serving)
         assert claim is not None
         assert claim.job.name == "job 4"

@@ -191,7 +191,7 @@ class TestClaims:
 
     def test_the_job_with_the_number_ends_as_ever(self, lost: Claim, gate: Gate, table: JobTable) -> None:
         [bobs] = table.of_user("bob", "running", 9, None)
-        mine = Claim(bobs, lost.owner, lost.slot, "bob's task", "{}")
+        mine = Claim(bobs, lost.owner, lost.slot, "bob's task", "{}", lost.leased_at)
         assert gate.finish(mine)
         assert table.current(bobs.identity).status == "succeeded"
 

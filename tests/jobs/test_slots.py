@@ -15,6 +15,7 @@ from app.jobs.database import Database
 from app.jobs.model import Failure
 from app.jobs.slots import ALIVE_SECONDS, FORGOTTEN_SECONDS, PROBE_SECONDS, Slots
 from app.jobs.table import JobTable, Serving
+from tests.inprocess import make_clean
 from tests.jobs.conftest import Gate
 
 Advance = Callable[[float], None]
@@ -122,6 +123,7 @@ class TestRename:
         self, gate: Gate, table: JobTable, slots: Slots, database: Database
     ) -> None:
         slots.register("host/one", "host", [self.OLD, "gpu1", self.NEW], only=True)
+        make_clean(slots, self.OLD, "gpu1", self.NEW)
         slots.put_catalogue(self.OLD, "a")
         for _ in range(2):
             gate.accept()
@@ -149,6 +151,7 @@ class TestRename:
         self, cautious: str, gate: Gate, table: JobTable, slots: Slots, database: Database
     ) -> None:
         slots.register("host/one", "host", [self.OLD, self.OTHER, self.NEW], only=True)
+        make_clean(slots, self.OLD, self.OTHER, self.NEW)
         gate.accept()
         table.give_back(gate.claim(cautious, task="lost"), slot="unclean")
         assert self.renamed(slots, [self.OLD, self.OTHER]) == {self.OLD: self.NEW, self.OTHER: self.NEW}
@@ -159,6 +162,7 @@ class TestRename:
 
     def test_a_held_slot_beats_one_that_is_only_suspect(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         slots.register("host/one", "host", [self.OLD, self.NEW], only=True)
+        make_clean(slots, self.OLD, self.NEW)
         for _ in range(2):
             gate.accept()
         table.give_back(gate.claim(self.NEW, task="lost"), slot="unclean")
@@ -173,6 +177,7 @@ class TestRename:
         self, gate: Gate, table: JobTable, slots: Slots, database: Database
     ) -> None:
         slots.register("host/one", "host", [self.OLD, self.NEW], only=True)
+        make_clean(slots, self.OLD, self.NEW)
         gate.accept()
         for key in (self.OLD, self.NEW):
             table.give_back(gate.claim(key), slot="clean", failure=Failure("webui-cannot", "x"), elsewhere=True)

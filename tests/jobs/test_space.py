@@ -54,7 +54,7 @@ def of_an_earlier_version(path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("DROP INDEX jobs_deleted")
         connection.execute("DROP INDEX idempotency_job")
-        connection.execute("UPDATE alembic_version SET version_num = '0002'")
+        connection.execute("UPDATE alembic_version SET version_num = '0004'")
         connection.execute("PRAGMA auto_vacuum=NONE")
         connection.execute("VACUUM")
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (0,)

@@ -125,8 +125,10 @@ def test_temporary_names_are_hidden_and_say_what_they_become():
     assert names.parse_temporary(temporary) == FileName(NAME, "image", 1, 0, "png")
 
 
-def test_temporary_names_of_earlier_versions_are_read():
-    assert names.parse_temporary(f".{NAME}-1.json.0123abcd.tmp") == FileName(NAME, "document", 1, None, "json")
+def test_temporary_names_that_nobody_else_uses_are_read_too():
+    first, second = (names.fresh_temporary_filename(f"{NAME}-1.json") for _ in range(2))
+    assert first != second
+    assert names.parse_temporary(first) == FileName(NAME, "document", 1, None, "json")
 
 
 def test_the_possible_names_of_a_record_are_names_of_its_files():

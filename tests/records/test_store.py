@@ -538,14 +538,16 @@ def test_nothing_is_removed_behind_a_link(records, root, tmp_path):
     assert len(everything(elsewhere)) == 8
 
 
-def test_what_a_killed_process_left_of_a_file_is_not_in_the_way(records, root):
+def test_what_another_process_has_begun_is_neither_in_the_way_nor_touched_until_the_record_goes(records, root):
+    begun = day_folder(root) / names.temporary_filename(f"{NAME}-1-0.png")
     records.save_init(*PLACE, PNG)
-    (day_folder(root) / names.temporary_filename(f"{NAME}-1-0.png")).write_bytes(
-        b"half of another picture that is longer" * 99
-    )
+    begun.write_bytes(b"half of another picture" * 99)
     records.save(*PLACE, 1, [(PNG, "png")])
     assert (day_folder(root) / f"{NAME}-1-0.png").read_bytes() == PNG
-    assert everything(root) == {f"{NAME}-1-0.png", f"{NAME}-init.png"}
+    assert everything(root) == {f"{NAME}-1-0.png", f"{NAME}-init.png", begun.name}
+    assert begun.read_bytes() == b"half of another picture" * 99
+    records.remove(*PLACE, **WHOLE)
+    assert folders(root) == []
 
 
 # Empty folders.
@@ -667,7 +669,7 @@ def test_what_a_killed_process_left_of_an_id_goes(records, root):
     (root / f"{names.ID_FILE}.0123abcd.tmp").write_text("on")
     assert records.read_id() is None
     records.give_id("one")
-    assert everything(root) == {names.ID_FILE}
+    assert {path.name for path in root.iterdir()} == {names.ID_FILE}
 
 
 def test_no_user_gets_a_folder_where_the_expected_id_is_missing(records, root):
