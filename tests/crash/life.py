@@ -146,7 +146,10 @@ def _judge_files(services: Services) -> Iterator[str]:
     then = time.time() - _TWO_HOURS
     for path in _files(services.config.data_dir):
         os.utime(path, (then, then))
-    yield from services.archive.sweep().problems
+    swept = services.archive.sweep()
+    yield from swept.problems
+    if swept.unindexed:
+        yield f"{swept.unindexed} records have no row"
     found, named = sorted(path.name for path in _files(services.config.data_dir)), sorted(_named_files(services))
     if found != named:
         yield f"files {found} instead of {named}"

@@ -191,6 +191,8 @@ def test_records_can_be_deleted_verified_swept_and_indexed_anew(opened: Opened) 
             assert names <= gateway.files()
             assert gateway.http.delete(f"/delete/u1/{job['type']}/{job['name']}").status_code == 200
             assert not {name for name in gateway.files() if job["name"] in name}
+    # Its database and data folder got an id when they were opened.
+    assert (gateway.data / ".sd-gateway-id").is_file()
     records = opened.records()
     verified = gateway.cli("records", "verify")
     assert (verified.returncode, verified.stdout) == (0, f"{len(records)} records looked at, 0 problems\n")
