@@ -269,10 +269,11 @@ class Runner:
         except AttemptLost as lost:
             self._give_back(claim, "unclean", lost.failure)
             return None
-        except (LeaseLost, DatabaseUnavailable):
-            # The WebUI has begun nothing: the lease ran out before the request was complete, or what must be kept before it
-            # could not be kept.
-            _LOG.warning("job %s was not sent: its lease ran out, or the database is unavailable", claim.job.name)
+        except (LeaseLost, DatabaseUnavailable) as error:
+            # The WebUI has begun nothing: the request was not complete, or what must be kept before it could not be kept.
+            why = "its lease ran out before its request was complete"
+            why = why if isinstance(error, LeaseLost) else "the database is unavailable"
+            _LOG.warning("job %s was not sent: %s", claim.job.name, why)
             self._give_back(claim, "clean", None)
             return None
         except Exception:

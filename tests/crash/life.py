@@ -37,18 +37,23 @@ class Verdict:
 def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
     """Start, let the client play its script up to a chapter, stop and judge; a step may end the process anywhere in it."""
     verdict = Verdict()
-    services = _build(folder, url, crash_at)
+    # Each lane has a simulator at a port of its own: by its name the slot is the same in all of them.
+    named = f"gpu={url}"
+    services = _build(folder, named, crash_at)
     journal = script.Journal.read(folder / "journal")
     verdict.found = _found(services, journal)
     claims_before = _claims_before(services, folder)
     services.start(worker=True)
     # The row of the dead worker is still fresh, so that readiness alone would not wait for the living one.
     until(lambda: services.worker._begun and not services.readiness(), "readiness")
+    # Before the script begins, so that its steps always have the same order.
+    settling = "SELECT count(*) FROM slots WHERE state NOT IN ('clean', 'held')"
+    until(lambda: _one(services, settling) == 0, "a slot that can be used")
     until(lambda: _one(services, "SELECT unfinished FROM clock") == 0, "the end of every accepted job")
     verdict.problems += script.play(services, journal, chapters)
     services.drain()
     # Judging is no part of the story: its steps don't count.
-    services = _build(folder, url)
+    services = _build(folder, named)
     verdict.outcome = script.outcome(services, chapters)
     verdict.problems += _judge_rows(services, chapters)
     verdict.problems += _judge_files(services)

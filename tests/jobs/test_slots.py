@@ -123,7 +123,7 @@ class TestRename:
         self, gate: Gate, table: JobTable, slots: Slots, database: Database
     ) -> None:
         slots.register("host/one", "host", [self.OLD, "gpu1", self.NEW], only=True)
-        make_clean(slots, self.OLD, "gpu1", self.NEW)
+        make_clean(slots, self.OLD, self.NEW)
         slots.put_catalogue(self.OLD, "a")
         for _ in range(2):
             gate.accept()

@@ -168,6 +168,8 @@ def test_a_webui_that_is_down_is_named_as_configured_and_with_the_reason(stage: 
 def test_a_webui_that_goes_away_under_a_job_is_down_for_a_reason(stage: Stage) -> None:
     simulator = stage.simulator()
     gateway = stage.gateway(f"big={simulator.url}")
+    # A new WebUI must be seen idle first; after a picture it is known.
+    gateway.succeeded(gateway.post())
     simulator.kill()
     job = gateway.post(prefer="respond-async").json()
     until(lambda: "WebUI big is down: connection refused" in gateway.text(), "the reason in the log")

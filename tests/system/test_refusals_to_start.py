@@ -155,12 +155,12 @@ def test_the_password_of_a_database_is_not_told(command: Sequence[str], folder: 
     assert "sec" not in line
 
 
-def test_a_database_that_can_only_be_read(command: Sequence[str], folder: Path, postgresql: str) -> None:
-    # The commands run without root's rights, and may not enter the folder of the socket.
+def test_a_database_that_can_only_be_read(folder: Path, postgresql: str) -> None:
+    # The program runs without root's rights, and may not enter the folder of the socket.
     with contextlib.closing(TcpProxy(Path(postgresql.partition("host=")[2]) / SOCKET)) as proxy:
         read_only = "options=-c%20default_transaction_read_only%3Don"
         url = f"postgresql://gateway@127.0.0.1:{proxy.port}/postgres?{read_only}"
-        line = refusal(command, folder, SDG_DATABASE_URL=url)
+        line = refusal(GUNICORN, folder, SDG_DATABASE_URL=url)
     assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://127.0.0.1:")
     assert line.endswith(" can only be read. Name the primary server, not a read replica.")
 
