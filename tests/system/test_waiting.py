@@ -85,6 +85,7 @@ def test_each_process_has_waiters_of_its_own(stage: Stage, simulator: Simulator)
 
             waiting = [pool.submit(post_until_accepted, seed) for seed in range(4)]
             until(lambda: len(gateway.jobs()) == 4, "all waiters of both processes wait")
+            until(lambda: simulator.stats()["generations"] == 1, "the picture that hangs has begun")
 
             refused = [gateway.post(id="late") for _ in range(20)]
             assert {answer.status_code for answer in refused} == {503}
