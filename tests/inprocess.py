@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
 import threading
 import time
@@ -158,7 +159,8 @@ class Gateway:
 
     def files(self) -> set[str]:
         """The names of all files of records; hidden ones of the data folder itself are the gateway's own."""
-        return {path.name for path in self.data.rglob("*") if path.is_file() and path.parent != self.data}
+        # Unlike rglob, os.walk does not mind a folder that goes meanwhile.
+        return {name for folder, _, names in os.walk(self.data) if Path(folder) != self.data for name in names}
 
     def sql(self, statement: str, **values: object) -> Any:
         """Change or read rows behind everybody's back."""

@@ -436,7 +436,8 @@ class Gateway(Process):
 
     def files(self) -> set[str]:
         """The names of all files of records; hidden ones of the data folder itself are the gateway's own."""
-        return {path.name for path in self.data.rglob("*") if path.is_file() and path.parent != self.data}
+        # Unlike rglob, os.walk does not mind a folder that goes meanwhile.
+        return {name for folder, _, names in os.walk(self.data) if Path(folder) != self.data for name in names}
 
     def find(self, filename: str) -> Path:
         """Where a file of the data folder lies."""
