@@ -8,6 +8,7 @@ import hashlib
 import io
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from typing import Any
@@ -135,14 +136,19 @@ class TestPromptsWithANumberSign:
         second = stage.worker(gateway)
         until(lambda: "working for" in second.text() and "is up" in second.text(), "the second worker works")
 
-        def posted_without_the_second() -> bool:
-            # Now and then it is suspended amid a write, which locks the database.
-            second.running.send_signal(signal.SIGCONT)
+        def suspended() -> bool:
+            """Suspend the second worker, but not amid a write, which locks the database."""
             second.running.send_signal(signal.SIGSTOP)
-            posted = gateway.post(prompt=COMMENT)
-            return posted.status_code != 503 and bool(gateway.succeeded(posted))
+            try:
+                with contextlib.closing(sqlite3.connect(gateway.database, timeout=0.1)) as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                second.running.send_signal(signal.SIGCONT)
+                return False
+            return True
 
-        until(posted_without_the_second, "the first worker made it", seconds=90)
+        until(suspended, "the second worker is suspended")
+        gateway.succeeded(gateway.post(prompt=COMMENT))
         assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is False
         first.kill()
         second.running.send_signal(signal.SIGCONT)
