@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 # More than the cores: many tests wait for a server more than they compute.
 TEST_PROCESSES ?= 4
-PARALLEL := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup run test coverage soak lint bench clean
 

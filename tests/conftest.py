@@ -19,19 +19,10 @@ from tests.inprocess import Gateway, simulator
 from tests.postgresql import PostgresServer, programs
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts processes goes first, so that the run does not end with one long file while the other workers are idle; what
-    must be alone goes last, so that no worker waits for it. The tests of a file stay together.
-    """
+    """What starts processes goes first, so that the run does not end with one long file while the other workers are idle."""
     here = Path(__file__).parent
-
-    def alone(item: pytest.Item) -> bool:
-        return item.get_closest_marker("alone") is not None
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("alone" if alone(item) else str(item.path.relative_to(here))))
-    items.sort(key=lambda item: (alone(item), item.path.parent not in (here / "system", here / "crash")))
+    items.sort(key=lambda item: item.path.parent not in (here / "system", here / "crash"))
 
 
 @pytest.fixture
