@@ -64,7 +64,7 @@ def _name(host: str) -> str:
 
 
 def _numeric(host: str) -> str | None:
-    """A numeric address in its usual form, whatever form of it the C library reads; None for a name."""
+    """The canonical text of a numeric address; None for a name. Every notation of getaddrinfo(3) is read, such as ``127.1``."""
     try:
         found = socket.getaddrinfo(host.removesuffix("."), None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):

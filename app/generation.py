@@ -399,10 +399,9 @@ class WebuiStation:
     def _was_stopped(self) -> bool:
         """Whether somebody interrupted the extras, which answer 200 all the same: the flag stays until another task begins."""
         try:
-            state = self._webui.server_state()
+            return self._webui.server_state().stopped
         except WebuiError:
             return False
-        return state.interrupted or state.skipped
 
     def abort(self) -> None:
         """Break the connection of the generation in flight."""
@@ -607,9 +606,7 @@ class WebuiStation:
         state = self._webui.server_state()
         task = self._webui.task(task_id) if task_id is not None else None
         active = task is not None and task.active
-        # A failed extras call leaves this behind until the next job begins (modules/postprocessing.py).
-        leftover = not active and state.job == "Upscale" and state.progress >= 1.0
-        if state.job_count != 0 and not leftover:
+        if state.busy or (active and state.job_count != 0):
             return False
         if task is None or task_id is None or not task.queued:
             self._queued_since = None

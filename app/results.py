@@ -43,7 +43,7 @@ from app.webui.errors import (
 from app.webui.exchange import Reply
 from app.webui.interruption import Circumstances, Inquiry, Pace
 from app.webui.models import Model
-from app.webui.overrides import PROMPT_COMMENTS, OptionOverrides
+from app.webui.overrides import COMMENT, PROMPT_COMMENTS, OptionOverrides
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ _MOST_REFUSALS: Final = 3
 #: What the notes in ``Job.tried`` are about.
 _AMBIGUOUS, _WRONG_VALUES, _CANNOT = "ambiguous", "wrong values", "cannot"
 _ANY: Final = "any"
-_COMMENT: Final = "#"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ class Results:
         """
         if PROMPT_COMMENTS in replies.options:
             return
-        if generation.prompt is not None and generation.prompt.count(_COMMENT) < replies.prompt.count(_COMMENT):
+        if generation.prompt is not None and generation.prompt.count(COMMENT) < replies.prompt.count(COMMENT):
             self._overrides.is_known(PROMPT_COMMENTS)
             raise WebuiFailed if replies.unexplained else OptionIgnored
         if replies.unexplained:

@@ -81,6 +81,11 @@ class ServerState:
     job_timestamp: str = ""
 
     @property
+    def stopped(self) -> bool:
+        """Whether somebody interrupted or skipped the job that runs, or ran last; the next one lowers both flags."""
+        return self.interrupted or self.skipped
+
+    @property
     def busy(self) -> bool:
         """Whether a job runs. What a failed extras call leaves behind until the next job begins is none
         (``modules/postprocessing.py``).

@@ -176,7 +176,7 @@ class Inquiry:
     def result(self) -> Circumstances:
         """How the generation ended; blocks until the question is answered."""
         state = None if self._asked is None else self._asked.result()
-        flagged = state is not None and (state.interrupted or state.skipped)
+        flagged = state is not None and state.stopped
         return Circumstances(flagged, state, self._answered_at - self._not_begun_at)
 
 

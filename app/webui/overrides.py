@@ -18,15 +18,16 @@ from app.webui.failures import says_nothing, unknown_option
 #: The format that WebUIs send in: every one can, none of its quality settings matters, and all metadata has its place.
 SAMPLES_FORMAT: Final = "samples_format"
 PROMPT_COMMENTS: Final = "enable_prompt_comments"
-_COMMENT: Final = "#"
+#: From here to the end of its line a WebUI cuts a prompt.
+COMMENT: Final = "#"
 _DEFAULTS: Final = {PROMPT_COMMENTS: True}
 
 
 class OptionOverrides:
     """What one WebUI is sent, and what must be put back there. Safe under threads.
 
-    :param stored: what :meth:`to_json` returned before this process began.
-    :param keep: called with that text, or None when nothing is left to put back, before an override is sent and after it is
+    :param stored: the JSON that ``keep`` was called with last, by this process or an earlier one; None for nothing.
+    :param keep: called with what is to be put back, as JSON, before an override is sent, and with None when nothing is left to
         put back.
     """
 
@@ -61,7 +62,7 @@ class OptionOverrides:
         with self._lock:
             shown = self._true_value(shown)
             options: dict[str, Any] = {SAMPLES_FORMAT: "png"}
-            if any(_COMMENT in prompt for prompt in prompts):
+            if any(COMMENT in prompt for prompt in prompts):
                 options[PROMPT_COMMENTS] = False
                 self._note(shown)
             elif PROMPT_COMMENTS in self._before:

@@ -13,7 +13,7 @@ import pybase64
 from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Sampling
 from app.webui.errors import NoLongerAvailable
 from app.webui.models import Model
-from app.webui.overrides import OptionOverrides
+from app.webui.overrides import COMMENT, OptionOverrides
 from app.webui.presets import Presets
 
 #: The option that names the checkpoint.
@@ -104,7 +104,7 @@ def _common(
     sampling = _sampling(args, catalogue)
     prompt, negative_prompt = presets.apply(args["style"], args["prompt"], args["negative_prompt"])
     styled = args["style"] in catalogue.commented_styles and presets.get(args["style"]) is None
-    options = overrides.of((prompt, negative_prompt, "#" * styled), catalogue.prompt_comments)
+    options = overrides.of((prompt, negative_prompt, COMMENT * styled), catalogue.prompt_comments)
     payload: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
