@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -85,7 +86,9 @@ class PostgresServer:
         # The parent first when they stop, so that it starts no other child meanwhile.
         os.kill(pid, number)
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split():
-            os.kill(int(child), number)
+            # One that served a connection may have ended meanwhile.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), number)
 
     def remove(self) -> None:
         """End it for sure, and remove its files."""
