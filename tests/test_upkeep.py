@@ -152,7 +152,7 @@ def on_sqlite(folder: Path, opened: Callable[[str], Round], jobs: int) -> None:
     fresh = folder / "fresh.db"
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute(f"VACUUM INTO '{fresh}'")
-    size = sum(path.stat().st_size for path in (database, tmp_path / "gateway.db-wal"))
+    size = sum(path.stat().st_size for path in (database, folder / "gateway.db-wal"))
     assert size <= 1.2 * fresh.stat().st_size
     round_.forget_kept()
     assert round_.users_on_disk() == 0
