@@ -41,7 +41,8 @@ _END_OF_SCAN: Final = re.compile(rb"\xff+[^\0\xff\xd0-\xd7]", re.DOTALL)
 _BLOCK: Final = 64
 #: Noise without a marker. Behind the data of a whole scan libjpeg skips it; where data is missing it takes it for pixels, whereas
 #: it fills up with grey when the end follows at once. So a picture is whole exactly when both files decode to the same pixels.
-_NOISE: Final = hashlib.sha512(b"noise").digest().replace(b"\xff", b"\x5a")
+#: Where data ends libjpeg goes on with zero bits, so the noise begins with ones.
+_NOISE: Final = b"\xc8" + hashlib.sha512(b"noise").digest().replace(b"\xff", b"\x5a")
 _END: Final = b"\xff\xd9"
 #: More zeros than this at the end of a scan may be the filling of a download that broke off.
 _FEW_ZEROS: Final = 16
