@@ -18,13 +18,15 @@ from app.records.essence import LARGEST_PROFILE
 
 _HEADER: Final = 128
 #: The colour space that a profile must have for pixels of each mode of Pillow.
-_SPACES: Final = {"L": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ", "CMYK": b"CMYK"}
+_SPACES: Final = {"L": b"GRAY", "I;16": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ", "CMYK": b"CMYK"}
 #: Profiles of devices and colour spaces; the other classes (links, abstract, named colours) don't describe pixels.
 _CLASSES: Final = (b"scnr", b"mntr", b"prtr", b"spac")
 _TAG: Final = struct.Struct(">4sII")
 _MOST_TAGS: Final = 100
 #: Levels by which a profile may move a colour and still count as sRGB; makers of sRGB profiles round differently.
 _SAME: Final = 1
+#: Samples of 16 bits, rounded to 8 (PNG specification, section 13.12).
+_TO_8_BITS: Final = [(value * 255 + 32767) // 65535 for value in range(2**16)]
 _STEPS: Final = range(0, 256, 15)
 _SAMPLES: Final = {
     "L": Image.frombytes("L", (256, 1), bytes(range(256))),
@@ -40,7 +42,7 @@ _SRGB: Final = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The pixels as 8-bit sRGB, RGB or RGBA; the image itself may be changed.
 
-    :param image: of mode L, LA, RGB, RGBA or CMYK.
+    :param image: of mode L, I;16 (grey of 16 bits), LA, RGB, RGBA or CMYK.
     :param profile: what the pixels mean. Without one, or when it can't be used for these pixels, they count as sRGB.
     """
     if image.mode == "LA":
@@ -53,6 +55,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         converted = _convert(image, profile) if profile is not None else None
     if converted is not None:
         return converted
+    if image.mode == "I;16":
+        # A plain conversion would clip at 255.
+        image = image.convert("I").point(_TO_8_BITS, "L")
     return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 
 
@@ -62,7 +67,7 @@ def _convert(image: Image.Image, profile: bytes) -> Image.Image | None:
     if usable is None:
         return None
     source = ImageCms.ImageCmsProfile(io.BytesIO(usable))
-    if image.mode != "CMYK" and _changes_nothing(source, "L" if image.mode == "L" else "RGB"):
+    if image.mode != "CMYK" and _changes_nothing(source, "RGB" if image.mode.startswith("RGB") else "L"):
         return None
     alpha = image.mode == "RGBA"
     transform = _transform(source, image.mode, "RGBA" if alpha else "RGB")

@@ -28,5 +28,7 @@ class Essence:
     exif: bytes | None = None
     #: The one colour that is transparent, in the samples that the decoder gives; one for grey, three for RGB.
     transparent: tuple[int, ...] | None = None
+    #: Whether the pixels are grey, whatever mode the decoder makes of them; only PNG says so.
+    grey: bool = False
     #: Whether the decoder would not notice that pixels are missing (:func:`app.records.jpeg.decode_whole` does).
     unproven: bool = False

@@ -32,8 +32,6 @@ RESULT_PIXELS = 2**27
 _COMPRESS_LEVEL = 2
 #: Pixels that are compared at a time.
 _STRIP: Final = 2**18
-#: Samples of 16 bits, rounded to 8 (PNG specification, section 13.12).
-_TO_8_BITS: Final = [(value * 255 + 32767) // 65535 for value in range(2**16)]
 _WHITESPACE = b" \t\n\r\f\v"
 
 _BROKEN = "The image is broken or truncated."
@@ -242,7 +240,7 @@ def _visible(form: _Format, essence: Essence) -> Image.Image:
         return image
 
     image = jpeg.decode_whole(essence.bare, decode, _same) if essence.unproven else decode(essence.bare)
-    image = to_srgb(_samples(image, essence.transparent), essence.profile)
+    image = _in_srgb(image, essence)
     method = _UPRIGHT.get(orientation(essence.exif))
     upright = image if method is None else image.transpose(method)
     upright.info = {}
@@ -257,29 +255,33 @@ def _same(first: Image.Image, second: Image.Image) -> bool:
     return all(ImageChops.difference(first.crop(strip), second.crop(strip)).getbbox() is None for strip in strips)
 
 
-def _samples(image: Image.Image, transparent: tuple[int, ...] | None) -> Image.Image:
-    """The decoder's samples as 8 bits a channel: L, LA, RGB, RGBA or CMYK."""
-    if image.mode.startswith("I"):
-        return _from_16_bits(image, transparent)
+def _in_srgb(image: Image.Image, essence: Essence) -> Image.Image:
+    """The decoder's samples as 8-bit RGB, or RGBA where anything can be transparent."""
+    key = essence.transparent
+    if image.mode == "I;16":
+        opaque = _opaque(image, *key) if key is not None else None
+        grey = to_srgb(image, essence.profile)
+        if opaque is not None:
+            grey.putalpha(opaque)
+        return grey
     if image.mode == "1":
         image = image.convert("L")
-    if transparent is not None:
-        image.info["transparency"] = transparent if len(transparent) > 1 else transparent[0]
+    if essence.grey and image.mode == "RGBA":
+        # So grey of 16 bits with alpha is decoded; its profile is one for grey.
+        image = image.convert("LA")
+    if key is not None:
+        image.info["transparency"] = key if len(key) > 1 else key[0]
     if image.mode == "P" or image.has_transparency_data:
         alpha = "LA" if image.mode in ("L", "LA") else "RGBA"
-        return image.convert(alpha if image.has_transparency_data else "RGB")
-    return image
+        image = image.convert(alpha if image.has_transparency_data else "RGB")
+    return to_srgb(image, essence.profile)
 
 
-def _from_16_bits(image: Image.Image, transparent: tuple[int, ...] | None) -> Image.Image:
-    """Grey of 16 bits, scaled to 8; a plain conversion would clip at 255."""
-    wide = image.convert("I")
-    grey = wide.point(_TO_8_BITS, "L")
-    if transparent is not None:
-        opaque = bytearray(b"\xff" * 2**16)
-        opaque[transparent[0]] = 0
-        grey.putalpha(wide.point(list(opaque), "L"))
-    return grey
+def _opaque(image: Image.Image, transparent: int) -> Image.Image:
+    """The alpha channel of 16-bit grey: one value is transparent."""
+    table = [255] * 2**16
+    table[transparent] = 0
+    return image.convert("I").point(table, "L")
 
 
 def _encode(image: Image.Image) -> bytes:

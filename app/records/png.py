@@ -24,6 +24,7 @@ _DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 
 _GREY: Final = 0
 _RGB: Final = 2
 _PALETTE: Final = 3
+_GREY_ALPHA: Final = 4
 _DEEP: Final = 16
 #: The bit of a chunk's first letter that says whether it may be left out (section 5.4).
 _ANCILLARY: Final = 0x20
@@ -32,6 +33,8 @@ _CRITICAL: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _END: Final = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 #: Encoders write 8 kB or more into a chunk; a million of empty ones would only keep the interpreter busy.
 _MOST_CHUNKS: Final = 100_000
+#: Bytes of a profile's name, of the zero behind it and of the method.
+_LONGEST_NAME: Final = 79 + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ def read(data: bytes) -> Essence:
         profile=_unpacked(profile.body) if profile is not None else None,
         exif=exif,
         transparent=transparent,
+        grey=header.colour in (_GREY, _GREY_ALPHA),
     )
 
 
@@ -182,11 +186,13 @@ def _transparent(header: _Header, body: memoryview) -> tuple[int, ...] | None:
 
 def _unpacked(body: memoryview) -> bytes | None:
     """The profile of an iCCP chunk (section 11.3.2.3); None when it is broken or too large to count."""
-    _, _, packed = bytes(body[:81]).partition(b"\0")
-    stream = bytes(packed[1:]) + bytes(body[81:])
+    name, _, rest = bytes(body[:_LONGEST_NAME]).partition(b"\0")
+    # The byte behind the name is the method of compression, of which there is one.
+    if not rest.startswith(b"\0"):
+        return None
     unpacker = zlib.decompressobj()
     try:
-        profile = unpacker.decompress(stream, LARGEST_PROFILE)
+        profile = unpacker.decompress(body[len(name) + 2 :], LARGEST_PROFILE)
     except zlib.error:
         return None
     return profile if unpacker.eof else None

@@ -10,7 +10,10 @@ from app.records.essence import Broken, Essence
 
 _CHUNK: Final = struct.Struct("<4sI")
 _CONTAINER: Final = 12
+#: Flags of a VP8X chunk: what the file has besides one opaque picture. What is not announced is not looked at, as in libwebp.
+_PROFILE: Final = 0x20
 _ALPHA: Final = 0x10
+_EXIF: Final = 0x08
 _ANIMATION: Final = 0x02
 #: Animations of minutes have some thousand frames.
 _MOST_CHUNKS: Final = 100_000
@@ -27,9 +30,10 @@ def read(data: bytes) -> Essence:
         found.setdefault(kind, chunk)
     width, height = size_of(data)
     canvas = found.get(b"VP8X")
+    flags = canvas[_CHUNK.size] if canvas is not None else 0
     if canvas is None:
         picture = [found[kind] for kind in (b"VP8 ", b"VP8L") if kind in found][:1]
-    elif canvas[_CHUNK.size] & _ANIMATION:
+    elif flags & _ANIMATION:
         picture = [
             _flagged(canvas, _ANIMATION | _ALPHA),
             *(found[kind] for kind in (b"ANIM", b"ANMF") if kind in found),
@@ -40,7 +44,9 @@ def read(data: bytes) -> Essence:
         raise Broken("no pixels")
     body = b"".join(picture)
     bare = b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
-    return Essence(width, height, bare, _body(found.get(b"ICCP")), _body(found.get(b"EXIF")))
+    profile = _body(found[b"ICCP"]) if flags & _PROFILE and b"ICCP" in found else None
+    exif = _body(found[b"EXIF"]) if flags & _EXIF and b"EXIF" in found else None
+    return Essence(width, height, bare, profile, exif)
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -86,8 +92,6 @@ def _flagged(canvas: bytes, kept: int) -> bytes:
     return canvas[:place] + bytes([canvas[place] & kept]) + canvas[place + 1 :]
 
 
-def _body(chunk: bytes | None) -> bytes | None:
-    if chunk is None:
-        return None
+def _body(chunk: bytes) -> bytes:
     (length,) = struct.unpack_from("<I", chunk, 4)
     return chunk[_CHUNK.size : _CHUNK.size + length]
