@@ -28,14 +28,17 @@ _SAME: Final = 1
 #: Samples of 16 bits, rounded to 8 (PNG specification, section 13.12).
 _TO_8_BITS: Final = [(value * 255 + 32767) // 65535 for value in range(2**16)]
 _STEPS: Final = range(0, 256, 15)
-_SAMPLES: Final = {
-    "L": Image.frombytes("L", (256, 1), bytes(range(256))),
-    "RGB": Image.frombytes(
-        "RGB",
-        (len(_STEPS), len(_STEPS) ** 2),
-        bytes(v for r in _STEPS for g in _STEPS for b in _STEPS for v in (r, g, b)),
-    ),
+#: Colours that show whether a profile changes any.
+_SAMPLE: Final = Image.frombytes(
+    "RGB", (len(_STEPS), len(_STEPS) ** 2), bytes(v for r in _STEPS for g in _STEPS for b in _STEPS for v in (r, g, b))
+)
+#: All samples of each mode of grey.
+_GREYS: Final = {
+    "L": Image.frombytes("L", (2**8, 1), bytes(range(2**8))),
+    "I;16": Image.frombytes("I;16", (2**8, 2**8), struct.pack(f"<{2**16}H", *range(2**16))),
 }
+#: What the library raises for a profile that it can't read, or not for these pixels.
+_UNUSABLE: Final = (ImageCms.PyCMSError, ValueError, OSError)
 _SRGB: Final = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -50,46 +53,50 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         result = to_srgb(grey, profile)
         result.putalpha(alpha)
         return result
-    converted = None
-    with suppress(ImageCms.PyCMSError, ValueError, OSError, TypeError):
-        converted = _convert(image, profile) if profile is not None else None
-    if converted is not None:
-        return converted
-    if image.mode == "I;16":
-        # A plain conversion would clip at 255.
-        image = image.convert("I").point(_TO_8_BITS, "L")
+    source = _opened(profile, image.mode) if profile is not None else None
+    if image.mode in _GREYS:
+        return _from_grey(image, source)
+    with suppress(*_UNUSABLE):
+        if source is not None and (image.mode == "CMYK" or not _changes_nothing(source)):
+            return _from_colour(image, source)
     return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
 
 
-def _convert(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """None where the profile can't be used or changes nothing."""
-    usable = _usable(profile, image.mode)
-    if usable is None:
-        return None
-    source = ImageCms.ImageCmsProfile(io.BytesIO(usable))
-    if image.mode != "CMYK" and _changes_nothing(source, "RGB" if image.mode.startswith("RGB") else "L"):
-        return None
-    alpha = image.mode == "RGBA"
-    transform = _transform(source, image.mode, "RGBA" if alpha else "RGB")
+def _from_grey(image: Image.Image, source: ImageCms.ImageCmsProfile | None) -> Image.Image:
+    """Convert by a table of all greys; the library's own conversion takes straight lines between 33 of them."""
+    table = list(range(2**8)) if image.mode == "L" else _TO_8_BITS
+    with suppress(*_UNUSABLE):
+        if source is not None:
+            every = _GREYS[image.mode]
+            exact = _transform(source, image.mode, "RGB", ImageCms.Flags.NOOPTIMIZE)
+            table = list(exact.apply(every).getchannel("G").tobytes())
+    wide = image if image.mode == "L" else image.convert("I")
+    return wide.point(table, "L").convert("RGB")
+
+
+def _from_colour(image: Image.Image, source: ImageCms.ImageCmsProfile) -> Image.Image:
     # RGB and RGBA are converted where they lie; a second picture of 16 million pixels would take 64 MB.
-    result = image if image.mode in ("RGB", "RGBA") else Image.new("RGB", image.size)
-    transform.transform.apply(image.getim(), result.getim())
-    return result
+    result = Image.new("RGB", image.size) if image.mode == "CMYK" else image
+    return _transform(source, image.mode, result.mode).apply(image, result)
 
 
-def _transform(source: ImageCms.ImageCmsProfile, mode: str, result: str) -> ImageCms.ImageCmsTransform:
-    return ImageCms.ImageCmsTransform(source, _SRGB, mode, result, ImageCms.Intent.PERCEPTUAL)
+def _changes_nothing(source: ImageCms.ImageCmsProfile) -> bool:
+    """Whether the profile is one of the many that stand for sRGB itself."""
+    seen = _transform(source, "RGB", "RGB").apply(_SAMPLE)
+    return all(abs(before - after) <= _SAME for before, after in zip(_SAMPLE.tobytes(), seen.tobytes(), strict=True))
 
 
-def _changes_nothing(source: ImageCms.ImageCmsProfile, mode: str) -> bool:
-    """Whether the profile is one of the many that stand for sRGB itself, or for grey with its curve."""
-    sample = _SAMPLES[mode]
-    seen = Image.new("RGB", sample.size)
-    _transform(source, mode, "RGB").transform.apply(sample.getim(), seen.getim())
-    return all(
-        abs(before - after) <= _SAME
-        for before, after in zip(sample.convert("RGB").tobytes(), seen.tobytes(), strict=True)
-    )
+def _transform(
+    source: ImageCms.ImageCmsProfile, mode: str, result: str, flags: ImageCms.Flags = ImageCms.Flags.NONE
+) -> ImageCms.ImageCmsTransform:
+    return ImageCms.ImageCmsTransform(source, _SRGB, mode, result, ImageCms.Intent.PERCEPTUAL, flags=flags)
+
+
+def _opened(profile: bytes, mode: str) -> ImageCms.ImageCmsProfile | None:
+    usable = _usable(profile, mode)
+    with suppress(*_UNUSABLE):
+        return ImageCms.ImageCmsProfile(io.BytesIO(usable)) if usable is not None else None
+    return None
 
 
 def _usable(profile: bytes, mode: str) -> bytes | None:

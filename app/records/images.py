@@ -240,6 +240,8 @@ def _visible(form: _Format, essence: Essence) -> Image.Image:
         return image
 
     image = jpeg.decode_whole(essence.bare, decode, _same) if essence.unproven else decode(essence.bare)
+    if form is _PNG and _ends_empty(image):
+        png.prove_rows(essence.bare)
     image = _in_srgb(image, essence)
     method = _UPRIGHT.get(orientation(essence.exif))
     upright = image if method is None else image.transpose(method)
@@ -253,6 +255,12 @@ def _same(first: Image.Image, second: Image.Image) -> bool:
     rows = max(1, _STRIP // width)
     strips = ((0, top, width, min(top + rows, height)) for top in range(0, height, rows))
     return all(ImageChops.difference(first.crop(strip), second.crop(strip)).getbbox() is None for strip in strips)
+
+
+def _ends_empty(image: Image.Image) -> bool:
+    """Whether the last rows hold nothing, as the decoder leaves rows that it got no data for."""
+    width, height = image.size
+    return any(image.crop((0, top, width, top + 1)).getbbox() is None for top in range(max(0, height - 2), height))
 
 
 def _in_srgb(image: Image.Image, essence: Essence) -> Image.Image:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from typing import Final
 
 from app.records.essence import LARGEST_PROFILE, Broken, Essence
@@ -26,6 +27,12 @@ _RGB: Final = 2
 _PALETTE: Final = 3
 _GREY_ALPHA: Final = 4
 _DEEP: Final = 16
+#: Samples of a pixel by colour type.
+_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+#: The passes of an interlaced picture (section 8.1): first column and row, and the steps to the next.
+_ADAM7: Final = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+#: Bytes that are unpacked at a time.
+_AT_ONCE: Final = 2**20
 #: The bit of a chunk's first letter that says whether it may be left out (section 5.4).
 _ANCILLARY: Final = 0x20
 #: The critical chunks that there are (section 11.2); a decoder must not show a picture with others.
@@ -59,6 +66,7 @@ class _Header:
     height: int
     depth: int
     colour: int
+    interlaced: bool
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -119,6 +127,23 @@ def read(data: bytes) -> Essence:
     )
 
 
+def prove_rows(bare: bytes) -> None:
+    """Prove that the pixels of what :func:`read` found are all there; a decoder that gets too few rows leaves the others empty.
+
+    :raises Broken: if any is missing.
+    """
+    chunks = list(_chunks(bare))
+    missing = _bytes_of_rows(_read_header(chunks[0]))
+    unpacker = zlib.decompressobj()
+    for chunk in chunks:
+        packed: bytes | memoryview = chunk.body if chunk.kind == b"IDAT" else b""
+        while packed and missing > 0:
+            missing -= len(unpacker.decompress(packed, _AT_ONCE))
+            packed = unpacker.unconsumed_tail
+    if missing > 0:
+        raise Broken("rows are missing")
+
+
 def _chunks(data: bytes) -> Iterator[_Chunk]:
     """All chunks up to IEND, which is always the last."""
     if not data.startswith(SIGNATURE):
@@ -151,7 +176,17 @@ def _read_header(chunk: _Chunk) -> _Header:
         raise Broken("an impossible header")
     if compression or filtering or interlacing > 1:
         raise Broken("an unknown method")
-    return _Header(width, height, depth, colour)
+    return _Header(width, height, depth, colour, bool(interlacing))
+
+
+def _bytes_of_rows(header: _Header) -> int:
+    """The bytes of all rows, each with its filter's byte (sections 7 and 8)."""
+    bits = header.depth * _CHANNELS[header.colour]
+    passes = _ADAM7 if header.interlaced else ((0, 0, 1, 1),)
+    sizes = (
+        (ceil((header.width - left) / across), ceil((header.height - top) / down)) for left, top, across, down in passes
+    )
+    return sum(height * (1 + ceil(width * bits / 8)) for width, height in sizes if width > 0 and height > 0)
 
 
 def _run(chunks: list[_Chunk], first: int) -> slice:

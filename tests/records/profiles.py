@@ -47,7 +47,7 @@ def rgb(primaries: tuple[tuple[float, float, float], ...] = P3, curve: bytes | N
     """A profile of a matrix and one curve."""
     curve = curve or srgb_curve()
     columns = {name: _xyz(values) for name, values in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries, strict=True)}
-    return profile(b"RGB ", columns | {name: curve for name in (b"rTRC", b"gTRC", b"bTRC")})
+    return profile(b"RGB ", columns | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
 
 
 def grey(curve: bytes) -> bytes:

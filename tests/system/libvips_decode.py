@@ -17,7 +17,9 @@ def visible(path: str) -> "pyvips.Image":
     if image.get_typeof("icc-profile-data"):
         try:
             # As browsers do: the perceptual table of a profile, and black points left where they are.
-            image = image.icc_transform("srgb", embedded=True, intent="perceptual", black_point_compensation=False, depth=8)
+            image = image.icc_transform(
+                "srgb", embedded=True, intent="perceptual", black_point_compensation=False, depth=8
+            )
             image.copy_memory()
         except pyvips.Error:
             image = pyvips.Image.new_from_file(path, fail_on="none").autorot()
@@ -38,7 +40,13 @@ def main() -> None:
             image = visible(path)
             pixels = folder / f"{number}.rgba"
             pixels.write_bytes(image.write_to_memory())
-            answer = {"path": path, "width": image.width, "height": image.height, "bands": image.bands, "pixels": str(pixels)}
+            answer = {
+                "path": path,
+                "width": image.width,
+                "height": image.height,
+                "bands": image.bands,
+                "pixels": str(pixels),
+            }
         except pyvips.Error as error:
             answer = {"path": path, "error": str(error)}
         print(json.dumps(answer), flush=True)
