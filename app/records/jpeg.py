@@ -102,26 +102,30 @@ def read(data: bytes) -> Essence:
     return _Reader(data).read()
 
 
-def decode_whole(
-    bare: bytes, decode: Callable[[bytes], _Picture], same: Callable[[_Picture, _Picture], bool]
-) -> _Picture:
+def decode_whole(bare: bytes, decode: Callable[[bytes], _Picture], digest: Callable[[_Picture], bytes]) -> _Picture:
     """Decode what :func:`read` found, and prove that no pixel of its last scan is missing.
 
-    :param same: whether two pictures have the same pixels.
-    :raises Broken: if any is, whatever was put in its place.
+    Only one decoded picture is held at a time.
+
+    :param digest: tells pictures with different pixels apart.
+    :raises Broken: if any is missing, whatever was put in its place.
     """
 
+    def with_noise(end: int) -> bytes:
+        return digest(decode(bare[:end] + _NOISE + _END))
+
     def whole(end: int) -> bool:
-        return same(decode(bare[:end] + _END), decode(bare[:end] + _NOISE + _END))
+        return with_noise(end) == digest(decode(bare[:end] + _END))
 
     end = len(bare) - len(_END)
-    picture = decode(bare)
-    if not same(picture, decode(bare[:end] + _NOISE + _END)):
-        raise Broken("pixels are missing")
+    expected = with_noise(end)
     filled_from = len(bare[:end].rstrip(b"\0")) + 2
     # A one-coloured bottom can be coded in nothing but zeros; but then all of them are needed.
     if end - filled_from > _FEW_ZEROS and not whole(filled_from) and whole(end - _FEW_ZEROS // 2):
         raise Broken("pixels are missing, and zeros stand in their place")
+    picture = decode(bare)
+    if digest(picture) != expected:
+        raise Broken("pixels are missing")
     return picture
 
 
