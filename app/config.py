@@ -265,7 +265,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("SDG_MAX_QUEUE_PER_USER", "20", _COUNT, "Unfinished jobs of one user."),
     Setting("SDG_MAX_BATCH_SIZE", "8", _COUNT, "Largest `batch_size`."),
     Setting("SDG_MAX_STEPS", "150", _COUNT, "Largest `steps`."),
-    Setting("SDG_MAX_SIDE", "2048", _number(64, integer=True), "Largest `width` and `height`, pixels."),
+    Setting(
+        "SDG_MAX_SIDE",
+        "2048",
+        _number(64, integer=True),
+        "Largest `width` and `height`, pixels; a side of a reference image may have 8 times as many.",
+    ),
     Setting(
         "SDG_MAX_OUTPUT_PIXELS",
         "16777216",

@@ -30,6 +30,8 @@ from app.webui.payloads import upscales
 _LOG = logging.getLogger(__name__)
 
 _SEEDS: Final = 2**32
+#: How many times `SDG_MAX_SIDE` a side of a reference image may have, which the WebUI makes smaller.
+_SIDES: Final = 8
 _RANDOM_SEEDS: Final = ("", "-1")
 
 
@@ -75,7 +77,7 @@ class Submissions:
         self._on_accepted = on_accepted
         self._on_unknown = on_unknown
         self._bounds = Bounds(config.max_queue, config.max_queue_per_user)
-        self._references = ReferenceReader(config.max_output_pixels)
+        self._references = ReferenceReader(config.max_output_pixels, _SIDES * config.max_side)
         self._random: Random = secrets.SystemRandom()
 
     def post(

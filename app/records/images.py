@@ -6,30 +6,33 @@ anything is decoded, and only the three decoders that are needed can ever run.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Final
 
 import pybase64
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from app.records import png
+from app.records import jpeg, png, webp
+from app.records.colour import to_srgb
 from app.records.errors import BadImage
+from app.records.essence import Essence
+from app.records.exif import orientation
 
 #: No picture of a WebUI is larger; a header that says so is broken, and decoding it would only eat memory.
 RESULT_PIXELS = 2**27
-#: Each scan of a progressive JPEG is one pass over all its pixels, so that a small file can keep a decoder busy for hours. Real
-#: ones have about ten; with 200 the worst takes as long as the costliest honest image.
-_MAX_SCANS = 200
 #: zlib's level for stored reference images: above it pictures shrink by a few percent, and time doubles.
 _COMPRESS_LEVEL = 2
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+#: Pixels that are digested at a time.
+_STRIP: Final = 2**18
 _WHITESPACE = b" \t\n\r\f\v"
 
 _BROKEN = "The image is broken or truncated."
@@ -73,11 +76,13 @@ class _Format:
     # The decoder's own class rather than Image.open: that one would hand a JPEG on to other plugins (MPO), and its warning
     # about large images cannot be silenced for one thread alone. Our own bound stands in for it.
     reader: Callable[[io.BytesIO], ImageFile]
+    # Finds in a client's file what decides about the picture.
+    read: Callable[[bytes], Essence]
 
 
-_PNG = _Format("png", "image/png", PngImageFile)
-_JPEG = _Format("jpg", "image/jpeg", JpegImageFile)
-_WEBP = _Format("webp", "image/webp", WebPImageFile)
+_PNG = _Format("png", "image/png", PngImageFile, png.read)
+_JPEG = _Format("jpg", "image/jpeg", JpegImageFile, jpeg.read)
+_WEBP = _Format("webp", "image/webp", WebPImageFile, webp.read)
 
 
 def sniff(data: bytes, max_pixels: int = RESULT_PIXELS) -> Sniffed:
@@ -108,12 +113,14 @@ def _decoded_size(form: _Format, data: bytes, max_pixels: int) -> tuple[int, int
 class ReferenceReader:
     """Turns clients' bytes into reference images.
 
-    ``max_pixels`` bounds width × height. At most ``at_once`` are decoded at the same time, whatever the number of requests: a
+    ``max_pixels`` bounds width × height, and ``max_side`` each of the two: a picture of one row is decoded and filtered far slower
+    than a square of as many pixels. At most ``at_once`` are decoded at the same time, whatever the number of requests: a
     decoded image takes up to a hundred times the memory of its file.
     """
 
-    def __init__(self, max_pixels: int, at_once: int = 2) -> None:
+    def __init__(self, max_pixels: int, max_side: int, at_once: int = 2) -> None:
         self._max_pixels = max_pixels
+        self._max_side = max_side
         self._turns = threading.BoundedSemaphore(at_once)
 
     def read_base64(self, text: str) -> Reference:
@@ -128,11 +135,11 @@ class ReferenceReader:
             return self._read(data)
 
     def read(self, data: bytes) -> Reference:
-        """Judge, decode, turn upright, strip and encode one image; the first frame of an animated one.
+        """Judge, decode, convert to sRGB, turn upright, strip and encode one image; the first frame of an animated one.
 
         The same bytes always give the same bytes.
 
-        :raises BadImage: when it is not PNG, JPEG or WebP, is broken or truncated, or has too many pixels.
+        :raises BadImage: when it is not PNG, JPEG or WebP, is broken or truncated, or is too large.
         """
         with self._turns:
             return self._read(data)
@@ -140,11 +147,18 @@ class ReferenceReader:
     def _read(self, data: bytes) -> Reference:
         form = _format(data)
         with _one_verdict():
-            if form is _PNG:
-                # The decoder alone is content with a PNG that lacks its end.
-                _verify_png(_open(form, data, self._max_pixels), data)
-            image = _plain(_upright(_open(form, data, self._max_pixels)))
+            essence = form.read(data)
+            self._check_sides(essence)
+            image = _visible(form, essence)
         return Reference(_encode(image), image.width, image.height)
+
+    def _check_sides(self, essence: Essence) -> None:
+        """Refuse what is too large before anything is decoded."""
+        if max(essence.width, essence.height) > self._max_side:
+            raise BadImage(
+                f"The image has {essence.width} × {essence.height} pixels; each side may have at most {self._max_side}."
+            )
+        _bound((essence.width, essence.height), self._max_pixels)
 
 
 def decode_base64_image(text: str) -> bytes:
@@ -202,19 +216,12 @@ def _open(form: _Format, data: bytes, max_pixels: int) -> ImageFile:
     """Read the header, refuse what is too large; nothing is decoded yet."""
     if form is _WEBP:
         # Its decoder takes memory for the whole canvas as soon as it is made.
-        _bound(_webp_size(data), max_pixels)
-    if form is _JPEG and data.count(b"\xff\xda") > _MAX_SCANS:
+        _bound(webp.size_of(data), max_pixels)
+    if form is _JPEG and data.count(b"\xff\xda") > jpeg.MOST_SCANS:
         raise BadImage(_BROKEN)
     image = form.reader(io.BytesIO(data))
     _bound(image.size, max_pixels)
     return image
-
-
-def _verify_png(image: ImageFile, data: bytes) -> None:
-    """Check every chunk's checksum; Pillow stops before that of the last one, whose bytes are always these."""
-    image.verify()
-    if _PNG_END not in data:
-        raise BadImage(_BROKEN)
 
 
 def _bound(size: tuple[int, int], max_pixels: int) -> None:
@@ -223,40 +230,69 @@ def _bound(size: tuple[int, int], max_pixels: int) -> None:
         raise BadImage(f"The image has {width} × {height} pixels, which are more than the {max_pixels} allowed.")
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height by the first chunk (RFC 9649 for VP8X and VP8L, RFC 6386 §9.1 for VP8).
+def _visible(form: _Format, essence: Essence) -> Image.Image:
+    """The picture as a viewer shows it: upright, in sRGB, 8-bit RGB or RGBA, with no metadata at all."""
 
-    Bytes that are cut off count as zeros here; the decoder refuses such a file later.
-    """
-    chunk = data[12:16]
-    if chunk == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if chunk == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 ":
-        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-    raise BadImage(_BROKEN)
+    def decode(data: bytes) -> Image.Image:
+        image = form.reader(io.BytesIO(data))
+        if image.size != (essence.width, essence.height):
+            raise BadImage(_BROKEN)
+        image.load()
+        return image
 
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    orientation = None
-    # Broken EXIF is no reason to refuse a picture whose pixels are whole; it is thrown away anyway.
-    with suppress(Exception):
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    image = jpeg.decode_whole(essence.bare, decode, _digest) if essence.unproven else decode(essence.bare)
+    if form is _PNG and _ends_empty(image):
+        png.prove_rows(essence.bare)
+    image = _in_srgb(image, essence)
+    method = _UPRIGHT.get(orientation(essence.exif))
+    upright = image if method is None else image.transpose(method)
+    upright.info = {}
+    return upright
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """The same picture as 8-bit RGB, or RGBA where it has transparency, with no metadata at all."""
-    if image.mode.startswith("I"):
-        # 16-bit grey: a plain conversion would clip at 255 in the place of scaling.
-        image = image.convert("I").point(lambda value: value / 257).convert("L")
-    plain = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    plain.info = {}
-    return plain
+def _digest(image: Image.Image) -> bytes:
+    """A digest of the pixels, taken strip by strip to need little memory."""
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    digest = hashlib.sha256()
+    for top in range(0, height, rows):
+        digest.update(image.crop((0, top, width, min(top + rows, height))).tobytes())
+    return digest.digest()
+
+
+def _ends_empty(image: Image.Image) -> bool:
+    """Whether the last rows hold nothing, as the decoder leaves rows that it got no data for."""
+    width, height = image.size
+    return any(image.crop((0, top, width, top + 1)).getbbox() is None for top in range(max(0, height - 2), height))
+
+
+def _in_srgb(image: Image.Image, essence: Essence) -> Image.Image:
+    """The decoder's samples as 8-bit RGB, or RGBA where anything can be transparent."""
+    key = essence.transparent
+    if image.mode == "I;16":
+        opaque = _opaque(image, *key) if key is not None else None
+        grey = to_srgb(image, essence.profile)
+        if opaque is not None:
+            grey.putalpha(opaque)
+        return grey
+    if image.mode == "1":
+        image = image.convert("L")
+    if essence.grey and image.mode == "RGBA":
+        # So grey of 16 bits with alpha is decoded; its profile is one for grey.
+        image = image.convert("LA")
+    if key is not None:
+        image.info["transparency"] = key if len(key) > 1 else key[0]
+    if image.mode == "P" or image.has_transparency_data:
+        alpha = "LA" if image.mode in ("L", "LA") else "RGBA"
+        image = image.convert(alpha if image.has_transparency_data else "RGB")
+    return to_srgb(image, essence.profile)
+
+
+def _opaque(image: Image.Image, transparent: int) -> Image.Image:
+    """The alpha channel of 16-bit grey: one value is transparent."""
+    table = [255] * 2**16
+    table[transparent] = 0
+    return image.convert("I").point(table, "L")
 
 
 def _encode(image: Image.Image) -> bytes:

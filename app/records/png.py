@@ -1,14 +1,20 @@
 """What a PNG must have to be shown, read without decoding it (PNG specification, third edition, sections 5 and 11).
 
-Only critical chunks count, and tRNS, which holds the transparency: text, profiles and times are no reason to throw a picture away,
-however broken or large they are.
+Only critical chunks count, and tRNS, which holds the transparency; for a client's image also iCCP (colours) and eXIf (orientation).
+Text, times and animation are no reason to throw a picture away, however broken or large they are.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
 from typing import Final
+
+from app.records.essence import LARGEST_PROFILE, Broken, Essence
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _HEADER: Final = struct.Struct(">IIBBBBB")
@@ -16,48 +22,212 @@ _LENGTH_AND_TYPE: Final = struct.Struct(">I4s")
 _CRC: Final = struct.Struct(">I")
 #: Bits per sample that each colour type allows (section 11.2.1).
 _DEPTHS: Final = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_GREY: Final = 0
+_RGB: Final = 2
+_PALETTE: Final = 3
+_GREY_ALPHA: Final = 4
+_DEEP: Final = 16
+#: Samples of a pixel by colour type.
+_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+#: The passes of an interlaced picture (section 8.1): first column and row, and the steps to the next.
+_ADAM7: Final = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+#: Bytes that are unpacked at a time.
+_AT_ONCE: Final = 2**20
 #: The bit of a chunk's first letter that says whether it may be left out (section 5.4).
 _ANCILLARY: Final = 0x20
+#: The critical chunks that there are (section 11.2); a decoder must not show a picture with others.
+_CRITICAL: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_END: Final = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
+#: Encoders write 8 kB or more into a chunk; a million of empty ones would only keep the interpreter busy.
+_MOST_CHUNKS: Final = 100_000
+#: Bytes of a profile's name, of the zero behind it and of the method.
+_LONGEST_NAME: Final = 79 + 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    kind: bytes
+    #: The chunk's place in the file, its length and checksum included.
+    place: slice
+    body: memoryview
+    crc: int
+
+    @property
+    def critical(self) -> bool:
+        return not self.kind[0] & _ANCILLARY
+
+    def intact(self) -> bool:
+        return zlib.crc32(self.body, zlib.crc32(self.kind)) == self.crc
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    width: int
+    height: int
+    depth: int
+    colour: int
+    interlaced: bool
 
 
 def size_of(data: bytes) -> tuple[int, int]:
     """Width and height in pixels of a PNG whose critical chunks are whole; what stands behind its end does not count.
 
-    :raises ValueError: a chunk is missing, truncated or damaged.
+    :raises Broken: a chunk is missing, truncated or damaged.
     """
+    header, pixels = None, False
+    for chunk in _chunks(data):
+        if (chunk.critical or chunk.kind == b"tRNS") and not chunk.intact():
+            raise Broken("a damaged chunk")
+        if header is None:
+            header = _read_header(chunk)
+        pixels = pixels or chunk.kind == b"IDAT"
+    if header is None or not pixels:
+        raise Broken("no pixels")
+    return header.width, header.height
+
+
+def read(data: bytes) -> Essence:
+    """What a PNG shows, or the default image of an animated one; what stands behind its end does not count.
+
+    Chunks that are repeated or stand where they may not are ignored, as libpng does, which browsers decode with.
+
+    :raises Broken: a chunk is missing, or truncated; or a critical one, tRNS or iCCP is damaged.
+    """
+    chunks = list(islice(_chunks(data), _MOST_CHUNKS + 1))
+    if len(chunks) > _MOST_CHUNKS:
+        raise Broken("too many chunks")
+    for chunk in chunks:
+        _check(chunk)
+    header = _read_header(chunks[0])
+    first = next((place for place, chunk in enumerate(chunks) if chunk.kind == b"IDAT"), None)
+    if first is None:
+        raise Broken("no pixels")
+    before = {chunk.kind: chunk for chunk in reversed(chunks[:first])}
+    palette = before.get(b"PLTE")
+    kept = [SIGNATURE, data[chunks[0].place]]
+    transparent = None
+    if header.colour == _PALETTE:
+        if palette is None or not palette.body or len(palette.body) % 3 or len(palette.body) > 3 * 256:
+            raise Broken("no palette")
+        kept.append(data[palette.place])
+        kept += [data[chunk.place] for chunk in (_palette_alpha(chunks[:first], palette),) if chunk is not None]
+    elif b"tRNS" in before:
+        transparent = _transparent(header, before[b"tRNS"].body)
+    kept += [data[_run(chunks, first)], _END]
+    profile = before.get(b"iCCP")
+    exif = next((bytes(chunk.body) for chunk in chunks if chunk.kind == b"eXIf" and chunk.intact()), None)
+    return Essence(
+        header.width,
+        header.height,
+        b"".join(kept),
+        profile=_unpacked(profile.body) if profile is not None else None,
+        exif=exif,
+        transparent=transparent,
+        grey=header.colour in (_GREY, _GREY_ALPHA),
+    )
+
+
+def prove_rows(bare: bytes) -> None:
+    """Prove that the pixels of what :func:`read` found are all there; a decoder that gets too few rows leaves the others empty.
+
+    :raises Broken: if any is missing.
+    """
+    chunks = list(_chunks(bare))
+    missing = _bytes_of_rows(_read_header(chunks[0]))
+    unpacker = zlib.decompressobj()
+    for chunk in chunks:
+        packed: bytes | memoryview = chunk.body if chunk.kind == b"IDAT" else b""
+        while packed and missing > 0:
+            missing -= len(unpacker.decompress(packed, _AT_ONCE))
+            packed = unpacker.unconsumed_tail
+    if missing > 0:
+        raise Broken("rows are missing")
+
+
+def _chunks(data: bytes) -> Iterator[_Chunk]:
+    """All chunks up to IEND, which is always the last."""
     if not data.startswith(SIGNATURE):
-        raise ValueError("no PNG")
-    place, size, seen = len(SIGNATURE), (0, 0), set[bytes]()
-    while b"IEND" not in seen:
-        kind, body, place = _chunk(data, place)
-        if not seen:
-            size = _read_header(kind, body)
-        seen.add(kind)
-    if b"IDAT" not in seen:
-        raise ValueError("no pixels")
-    return size
+        raise Broken("no PNG")
+    whole, place, kind = memoryview(data), len(SIGNATURE), b""
+    while kind != b"IEND":
+        try:
+            length, kind = _LENGTH_AND_TYPE.unpack_from(data, place)
+            start = place + _LENGTH_AND_TYPE.size
+            (crc,) = _CRC.unpack_from(data, start + length)
+        except struct.error as error:
+            raise Broken("a truncated chunk") from error
+        end = start + length + _CRC.size
+        yield _Chunk(kind, slice(place, end), whole[start : start + length], crc)
+        place = end
 
 
-def _chunk(data: bytes, place: int) -> tuple[bytes, memoryview, int]:
-    """The type and body of the chunk at a place, and where the next one begins."""
-    try:
-        length, kind = _LENGTH_AND_TYPE.unpack_from(data, place)
-        start = place + _LENGTH_AND_TYPE.size
-        (crc,) = _CRC.unpack_from(data, start + length)
-    except struct.error as error:
-        raise ValueError("a truncated chunk") from error
-    body = memoryview(data)[start : start + length]
-    if (not kind[0] & _ANCILLARY or kind == b"tRNS") and zlib.crc32(body, zlib.crc32(kind)) != crc:
-        raise ValueError("a damaged chunk")
-    return kind, body, start + length + _CRC.size
+def _check(chunk: _Chunk) -> None:
+    if not chunk.kind.isalpha() or (chunk.critical and chunk.kind not in _CRITICAL):
+        raise Broken("a chunk of an unknown kind that may not be left out")
+    if (chunk.critical or chunk.kind in (b"tRNS", b"iCCP")) and not chunk.intact():
+        raise Broken("a damaged chunk")
 
 
-def _read_header(kind: bytes, body: memoryview) -> tuple[int, int]:
-    if kind != b"IHDR" or len(body) != _HEADER.size:
-        raise ValueError("no header")
-    width, height, depth, colour, compression, filtering, interlacing = _HEADER.unpack(body)
+def _read_header(chunk: _Chunk) -> _Header:
+    if chunk.kind != b"IHDR" or len(chunk.body) != _HEADER.size:
+        raise Broken("no header")
+    width, height, depth, colour, compression, filtering, interlacing = _HEADER.unpack(chunk.body)
     if not (width and height) or depth not in _DEPTHS.get(colour, ()):
-        raise ValueError("an impossible header")
+        raise Broken("an impossible header")
     if compression or filtering or interlacing > 1:
-        raise ValueError("an unknown method")
-    return width, height
+        raise Broken("an unknown method")
+    return _Header(width, height, depth, colour, bool(interlacing))
+
+
+def _bytes_of_rows(header: _Header) -> int:
+    """The bytes of all rows, each with its filter's byte (sections 7 and 8)."""
+    bits = header.depth * _CHANNELS[header.colour]
+    passes = _ADAM7 if header.interlaced else ((0, 0, 1, 1),)
+    sizes = (
+        (ceil((header.width - left) / across), ceil((header.height - top) / down)) for left, top, across, down in passes
+    )
+    return sum(height * (1 + ceil(width * bits / 8)) for width, height in sizes if width > 0 and height > 0)
+
+
+def _run(chunks: list[_Chunk], first: int) -> slice:
+    """The place of the IDAT chunks that follow each other without another between them, as all must (section 5.6)."""
+    last = first
+    while chunks[last + 1].kind == b"IDAT":
+        last += 1
+    return slice(chunks[first].place.start, chunks[last].place.stop)
+
+
+def _palette_alpha(chunks: list[_Chunk], palette: _Chunk) -> _Chunk | None:
+    """The first tRNS behind the palette, if it has at most as many values as that."""
+    behind = chunks[chunks.index(palette) + 1 :]
+    alpha = next((chunk for chunk in behind if chunk.kind == b"tRNS"), None)
+    return alpha if alpha is not None and 0 < len(alpha.body) <= len(palette.body) // 3 else None
+
+
+def _transparent(header: _Header, body: memoryview) -> tuple[int, ...] | None:
+    """The transparent colour (section 11.3.1.1) in the decoder's samples: 8 bits, but 16 for grey of 16 bits.
+
+    The decoder drops the low bytes of 16-bit RGB, so that only the high bytes can be compared.
+    """
+    samples = {_GREY: 1, _RGB: 3}.get(header.colour)
+    if samples is None or len(body) != 2 * samples:
+        return None
+    values = struct.unpack(f">{samples}H", body)
+    if header.depth == _DEEP:
+        return values if header.colour == _GREY else tuple(value >> 8 for value in values)
+    largest = 2**header.depth - 1
+    return tuple((value & largest) * 255 // largest for value in values)
+
+
+def _unpacked(body: memoryview) -> bytes | None:
+    """The profile of an iCCP chunk (section 11.3.2.3); None when it is broken or too large to count."""
+    name, _, rest = bytes(body[:_LONGEST_NAME]).partition(b"\0")
+    # The byte behind the name is the method of compression, of which there is one.
+    if not rest.startswith(b"\0"):
+        return None
+    unpacker = zlib.decompressobj()
+    try:
+        profile = unpacker.decompress(body[len(name) + 2 :], LARGEST_PROFILE)
+    except zlib.error:
+        return None
+    return profile if unpacker.eof else None

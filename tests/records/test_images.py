@@ -19,7 +19,7 @@ from app.records import images
 from app.records.errors import BadImage
 from app.records.images import ReferenceReader, Sniffed, decode_base64_image, sniff
 
-READER = ReferenceReader(max_pixels=1_000_000)
+READER = ReferenceReader(max_pixels=1_000_000, max_side=70_000)
 NOISE = Image.frombytes("RGB", (48, 32), random.Random(1).randbytes(48 * 32 * 3))
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -85,7 +85,9 @@ def test_a_reference_becomes_a_png_of_the_same_size(kind):
 @pytest.mark.parametrize("judge", [sniff, READER.read], ids=["sniff", "reference"])
 def test_every_truncation_is_noticed(kind, judge):
     data = WHOLE[kind]
-    cuts = {*range(1, 40), *(len(data) * part // 64 for part in range(1, 64))}
+    # Of a reference image in JPEG the end marker may be missing.
+    least = 3 if judge != sniff and EXTENSIONS.get(kind) == "jpg" else 1
+    cuts = {*range(least, 40), *(len(data) * part // 64 for part in range(1, 64))}
     for cut in cuts:
         with pytest.raises(BadImage):
             judge(data[: len(data) - cut])
@@ -166,9 +168,9 @@ def test_a_bomb_is_refused_by_its_header(kind, judge, monkeypatch):
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_the_bound_is_inclusive(kind):
-    assert ReferenceReader(48 * 32).read(WHOLE[kind]).width == 48
+    assert ReferenceReader(48 * 32, 48).read(WHOLE[kind]).width == 48
     with pytest.raises(BadImage, match="48 × 32 pixels, which are more than the 1535 allowed"):
-        ReferenceReader(48 * 32 - 1).read(WHOLE[kind])
+        ReferenceReader(48 * 32 - 1, 48).read(WHOLE[kind])
 
 
 def test_a_jpeg_of_endless_passes_is_refused():
@@ -314,7 +316,7 @@ def test_metadata_is_stripped(form):
 
 
 def test_only_so_many_are_decoded_at_once(monkeypatch):
-    reader = ReferenceReader(10**6, at_once=2)
+    reader = ReferenceReader(10**6, 10**4, at_once=2)
     both_in, go = threading.Barrier(3), threading.Event()
     inside, most, lock = [0], [0], threading.Lock()
     original = images._encode
@@ -344,7 +346,7 @@ def test_only_so_many_are_decoded_at_once(monkeypatch):
 
 
 def test_a_bad_image_gives_its_turn_back():
-    reader = ReferenceReader(10**6, at_once=1)
+    reader = ReferenceReader(10**6, 10**4, at_once=1)
     for _ in range(3):
         with pytest.raises(BadImage):
             reader.read(WHOLE["png"][:-20])
@@ -352,10 +354,10 @@ def test_a_bad_image_gives_its_turn_back():
 
 
 def test_no_memory_is_not_the_clients_fault(monkeypatch):
-    def starve(_):
+    def starve(*_):
         raise MemoryError
 
-    monkeypatch.setattr(images, "_upright", starve)
+    monkeypatch.setattr(images, "_visible", starve)
     with pytest.raises(MemoryError):
         READER.read(WHOLE["png"])
 
