@@ -1,6 +1,6 @@
 """The files of ``deploy/`` fit each other, the settings, the table of problems and the documents.
 
-nginx runs with its files in ``tests/system/test_nginx*.py``, the gateway under the limits of its units in ``tests/system/test_units.py``.
+nginx runs with its files in ``tests/system/test_nginx*.py``, the gateway under its units' limits in ``tests/system/test_units.py``.
 """
 
 from __future__ import annotations

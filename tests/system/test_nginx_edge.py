@@ -174,8 +174,8 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "a long URL": (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri-too-long"),
     "a long header field": (_post(f"X-Long: {'a' * 9000}"), 431, "headers-too-large"),
     "many header fields": (_post(*[f"X-{n}: {'a' * 1000}" for n in range(40)]), 431, "headers-too-large"),
-    "an unknown coding": (_post("Transfer-Encoding: gzip"), 501, "not-implemented"),
-    "HTTP/3 in text": (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 505, "http-version-not-supported"),
+    "an unknown coding": (_post("Transfer-Encoding: gzip"), 400, "invalid-request"),
+    "HTTP/3 in text": (b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 400, "invalid-request"),
 }
 
 
