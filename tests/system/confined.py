@@ -1,8 +1,8 @@
 """Run a command under the limits of a systemd unit, where there is no systemd to do it: ``python confined.py UNIT COMMAND …``
 
 Takes from the unit: UMask, LimitNOFILE, NoNewPrivileges, CapabilityBoundingSet, SystemCallFilter, SystemCallErrorNumber,
-RestrictAddressFamilies, RestrictNamespaces and MemoryDenyWriteExecute. The rules are those of systemd.exec(5); libseccomp tells them to
-the kernel. The system calls behind a name like ``@system-service`` are asked of ``systemd-analyze``.
+RestrictAddressFamilies, RestrictNamespaces and MemoryDenyWriteExecute. The rules are those of systemd.exec(5), and libseccomp
+tells them to the kernel. The system calls behind a name like ``@system-service`` are asked of ``systemd-analyze``.
 """
 
 from __future__ import annotations

@@ -278,6 +278,18 @@ def test_without_a_gateway_every_request_is_a_problem(abandoned: Nginx) -> None:
     is_problem(ask(abandoned.url, "GET", "/livez"), 502, "gateway-unavailable")
 
 
+@pytest.mark.soak
+def test_a_gateway_that_takes_no_connection_is_a_problem_after_five_seconds(stage: Stage) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        # The kernel accepts one more than it is told, and ignores who comes then.
+        for _ in range(2):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        nginx = stage.nginx(f"127.0.0.1:{full.getsockname()[1]}", Path("/nonexistent"))
+        is_problem(ask(nginx.url, "GET", "/livez"), 504, "gateway-timeout")
+
+
 def test_a_client_that_asks_faster_than_is_allowed_is_told_when_to_come_back(abandoned: Nginx) -> None:
     pipeline = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 500
 

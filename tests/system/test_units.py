@@ -11,6 +11,7 @@ import ctypes
 import os
 import shlex
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -77,15 +78,22 @@ def test_the_gateway_does_everything_under_the_limits_of_its_unit(open_stage: St
     state.mkdir(mode=0o750)
     shutil.chown(state, group=_GROUP)
     bind = f"unix:{state}/gateway.sock"
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(state / "notify"))
+    told.settimeout(30)
     environ = {"SDG_WORKER": "external", "SDG_ACCEL": "nginx", "SDG_BIND": bind, "SDG_INSTANCE": state}
     gateway = Gateway("state", open_stage.folder, [simulator], **environ)
     worker = Process(
         "worker", _under("sd-gateway-worker.service", state, [COMMAND, "worker"]), gateway.environ, state.parent
     )
     gateway.command = _under("sd-gateway.service", state, gateway.command)
+    # Where systemd listens for Type=notify.
+    gateway.environ["NOTIFY_SOCKET"] = str(state / "notify")
     open_stage.add(gateway)
     nginx = open_stage.nginx(gateway, gateway.data, user=f"{_USER} {_GROUP}")
-    until(lambda: nginx.http.get("/livez").status_code == 200, "the gateway answers", 30)
+    assert told.recv(1000).startswith(b"READY=1")
+    # From here on requests wait in the socket's queue, at the worst.
+    assert nginx.http.get("/livez").status_code == 200
     open_stage.add(worker)
     until(lambda: nginx.http.get("/readyz").json()["status"] == "ok", "the worker works", 30)
     for process in (gateway, worker):
@@ -109,6 +117,7 @@ def test_the_gateway_does_everything_under_the_limits_of_its_unit(open_stage: St
     assert files
     for path in (*files, *{file.parent for file in files}):
         assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640), path
+    told.close()
     assert worker.stop() == 0
     assert gateway.stop() == 0
     for process in (gateway, worker):
