@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
+import pytest
 import requests
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -85,6 +87,14 @@ def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
+
+
+def allow_descriptors(count: int) -> None:
+    """Let this process, and those that it starts, open so many files; where that is not allowed the test is skipped."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        pytest.skip(f"needs {count} open files, and {hard} are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft if soft == resource.RLIM_INFINITY else max(soft, count), hard))
 
 
 def children(pid: int) -> list[int]:

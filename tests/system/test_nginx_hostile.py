@@ -1,4 +1,4 @@
-"""Behind the shipped nginx, clients that mean no good do no harm: all kinds at once, from the same address as the honest client."""
+"""Behind the shipped nginx hostile clients of all kinds at once do no harm, even from the address of the honest client."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.system.harness import NGINX, Gateway, Stage, ask, picture, until
+from tests.system.harness import NGINX, Gateway, Stage, allow_descriptors, ask, picture, until
 from tests.system.hostile import HALF_BODY, HALF_HEAD, SILENT, Hostile, Kind, not_reading
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -21,6 +21,7 @@ _PROMPTLY = 1.0
 def test_a_thousand_silent_and_128_of_each_other_kind_at_once_keep_nobody_waiting(
     stage: Stage, house: Gateway, record_property: pytest.RecordProperty
 ) -> None:
+    allow_descriptors(8000)
     shared = {name: house.environ[name] for name in ("SDG_DATA_DIR", "SDG_DATABASE_URL", "SDG_WEBUI_URLS")}
     gateway = stage.gateway(None, **shared, SDG_WORKER="external", SDG_ACCEL="nginx")
     nginx = stage.nginx(gateway, house.data)
