@@ -62,7 +62,6 @@ class Delivery:
             response.headers["Accept-Ranges"] = "bytes"
         return response
 
-
     def _leave_to_nginx(self, file: File) -> Response:
         """The answer to a plain GET, which is most of them: what Flask would do besides is read from the file by nginx again.
 
