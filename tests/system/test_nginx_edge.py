@@ -33,7 +33,8 @@ class Upstream(ThreadingHTTPServer):
     """A server in the gateway's place.
 
     ``/answer`` says yes, ``/large`` answers with many bytes, ``/problem/<status>`` is a problem of its own, ``/break`` closes the
-    connection unanswered, ``/break/kept`` only where it is not the connection's first request, ``/nonsense`` is no HTTP.
+    connection unanswered, ``/break/kept`` only where it is not the connection's first request, ``/nonsense`` is no HTTP, and
+    ``/wait`` waits for the other side to hang up.
     """
 
     daemon_threads = True
@@ -46,6 +47,8 @@ class Upstream(ThreadingHTTPServer):
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         #: Seconds from the last answer on a connection until the other side closed it.
         self.kept: list[float] = []
+        #: How many have hung up on ``/wait``.
+        self.gone = 0
         #: Seconds that it took to be rid of each large answer.
         self.sent: list[float] = []
 
@@ -80,6 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\nnon\0sense: 1\r\n\r\n")
         if kind == "nonsense" or (kind == "break" and (more != ["kept"] or self.requests > 1)):
             self.close_connection, self.answered = True, None
+        elif kind == "wait":
+            assert self.connection.recv(1) == b""
+            self.server.gone += 1
+            self.close_connection = True
         elif kind == "problem":
             self._answer(int(more[0]), b'{"type":"its-own"}', {"Content-Type": _MEDIA_TYPE, "Retry-After": "77"})
         else:
@@ -241,6 +248,14 @@ def test_the_gateway_is_rid_of_an_answer_that_its_client_does_not_read(nginx: Ng
         reader.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
         until(lambda: upstream.sent, "the answer is sent", 5)
         assert upstream.sent[0] < 2
+
+
+def test_the_gateway_learns_at_once_that_a_waiting_client_has_gone(nginx: Nginx, upstream: Upstream) -> None:
+    with socket.create_connection(("127.0.0.1", nginx.port), timeout=10) as client:
+        client.sendall(b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        until(lambda: upstream.count("POST", "/wait"), "it waits")
+        assert upstream.gone == 0
+    until(lambda: upstream.gone, "the gateway has heard of it", 2)
 
 
 @pytest.mark.parametrize("kept", [True, False])
