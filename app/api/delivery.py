@@ -51,14 +51,38 @@ class Delivery:
         by_nginx = self._data_folder is not None and request.method == "GET"
         if by_nginx and conditional:
             by_nginx = _both_read_alike(request, file.etag)
+        if by_nginx and not conditional:
+            return self._leave_to_nginx(file)
         response = _answer(file, conditional=conditional, by_nginx=by_nginx)
         response.headers["Cache-Control"] = _CACHE_CONTROL
         response.headers["Content-Security-Policy"] = _POLICY
         if response.headers.pop("X-Sendfile", None):
-            _hand_over(response, file.place.removeprefix(f"{self._data_folder}/"))
+            _hand_over(response, self._inside(file))
         elif response.status_code == HTTPStatus.OK:
             response.headers["Accept-Ranges"] = "bytes"
         return response
+
+    def _leave_to_nginx(self, file: File) -> Response:
+        """The answer to a plain GET: nginx takes length, Last-Modified and Accept-Ranges from the file.
+
+        So the gateway need not look at the file as ``send_file`` does, for a third of the application's CPU time.
+        """
+        _, _, name = file.place.rpartition("/")
+        fields = {
+            "Content-Type": file.media_type,
+            "Content-Disposition": f"inline; filename={name}",
+            # nginx keeps the connection only after an answer that says that it has no body.
+            "Content-Length": "0",
+            "ETag": f'"{file.etag}"',
+            "Cache-Control": _CACHE_CONTROL,
+            "Content-Security-Policy": _POLICY,
+            "X-Accel-Redirect": self._inside(file),
+        }
+        return Response(headers=fields)
+
+    def _inside(self, file: File) -> str:
+        """The file's path below the internal location of nginx."""
+        return _INTERNAL + quote(file.place.removeprefix(f"{self._data_folder}/"))
 
 
 def _both_read_alike(asked: Request, etag: str) -> bool:
@@ -96,7 +120,7 @@ def _answer(file: File, *, conditional: bool, by_nginx: bool) -> Response:
     return cast("Response", response)
 
 
-def _hand_over(response: Response, place: str) -> None:
+def _hand_over(response: Response, internal: str) -> None:
     """Leave the body, its length and its range to nginx."""
     if response.status_code == HTTPStatus.PARTIAL_CONTENT:
         response.status_code = HTTPStatus.OK
@@ -106,4 +130,4 @@ def _hand_over(response: Response, place: str) -> None:
         response.headers.pop("Accept-Ranges", None)
     # nginx keeps the connection only after an answer that says that it has no body.
     response.content_length = 0
-    response.headers["X-Accel-Redirect"] = _INTERNAL + quote(place)
+    response.headers["X-Accel-Redirect"] = internal

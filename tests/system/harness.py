@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
+import pytest
 import requests
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -85,6 +87,14 @@ def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
+
+
+def allow_descriptors(count: int) -> None:
+    """Let this process, and those that it starts, open so many files; where that is not allowed the test is skipped."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        pytest.skip(f"needs {count} open files, and {hard} are allowed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft if soft == resource.RLIM_INFINITY else max(soft, count), hard))
 
 
 def children(pid: int) -> list[int]:
@@ -460,47 +470,51 @@ class Gateway(Process):
 
 #: Debian puts it where only root's PATH looks.
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
-_NGINX_MAIN = """
-daemon off;
-{user}worker_processes 1;
-pid nginx.pid;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-    include site.conf;
-}}
-"""
+_TEMPORARY_PATHS = " ".join(
+    f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+)
+
+
+def replaced(text: str, changes: Mapping[str, str]) -> str:
+    """A configuration with some of its lines changed; each must stand there once."""
+    for old, new in changes.items():
+        assert text.count(old) == 1, f"{old} must stand once in the configuration"
+        text = text.replace(old, new)
+    return text
 
 
 class Nginx(Process):
-    """nginx with exactly the server block of ``deploy/nginx/``, but for its port, the gateway's address and the data folder."""
+    """nginx with exactly the configuration of ``deploy/nginx/``, but for its port, the gateway's address, users and paths.
 
-    def __init__(self, name: str, folder: Path, gateway: Gateway, data: Path) -> None:
+    :param bind: the gateway's SDG_BIND.
+    :param data: the data folder whose files it may send.
+    :param user: of the ``user`` directive; the shipped one may not read the temporary folder of a test that root runs.
+    """
+
+    def __init__(self, name: str, folder: Path, bind: str, data: Path, user: str = "root") -> None:
         assert NGINX is not None
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = Http(self.url)
         prefix = folder / name
         prefix.mkdir()
-        # Started by root it would change to a user that may not read the temporary folder.
-        user = "user root;\n" if os.geteuid() == 0 else ""
-        (prefix / "nginx.conf").write_text(_NGINX_MAIN.format(user=user))
-        (prefix / "site.conf").write_text(self._site(gateway.environ["SDG_BIND"], data))
+        shipped = CHECKOUT / "deploy/nginx"
+        main = {
+            "user www-data;": f"daemon off; user {user};" if os.geteuid() == 0 else "daemon off;",
+            "pid /run/nginx.pid;": "pid nginx.pid;",
+            "error_log /var/log/nginx/error.log warn;": "error_log stderr warn;",
+            "access_log /var/log/nginx/access.log sd_gateway;": f"access_log access.log sd_gateway; {_TEMPORARY_PATHS}",
+            "include /etc/nginx/conf.d/*.conf;": "include site.conf;",
+        }
+        (prefix / "nginx.conf").write_text(replaced((shipped / "nginx.conf").read_text("utf-8"), main))
+        site = {
+            "server unix:/run/sd-gateway/gateway.sock;": f"server {bind};",
+            "listen 80 default_server": f"listen 127.0.0.1:{self.port} default_server",
+            "alias /var/lib/sd-gateway/data/;": f"alias {data}/;",
+        }
+        (prefix / "site.conf").write_text(replaced((shipped / "sd-gateway.conf").read_text("utf-8"), site))
         command = [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf"), "-e", "stderr"]
         super().__init__(name, command, clean_environ(folder), folder)
-
-    def _site(self, bind: str, data: Path) -> str:
-        text = (CHECKOUT / "deploy/nginx/sd-gateway.conf").read_text("utf-8")
-        changes = {
-            "server 127.0.0.1:8000;": f"server {bind};",
-            "listen 80;": f"listen 127.0.0.1:{self.port};",
-            "alias /srv/sd-gateway/instance/data/;": f"alias {data}/;",
-        }
-        for old, new in changes.items():
-            assert text.count(old) == 1, f"{old} must stand once in the configuration"
-            text = text.replace(old, new)
-        return text
 
     def await_ready(self) -> None:
         """Wait until it listens."""
@@ -542,9 +556,10 @@ class Stage:
             gateway.await_ready()
         return gateway
 
-    def nginx(self, gateway: Gateway, data: Path) -> Nginx:
-        """A new nginx in front of a gateway, which may send the files of a folder."""
-        nginx = self.add(Nginx(self._name("nginx"), self.folder, gateway, data))
+    def nginx(self, gateway: Gateway | str, data: Path, user: str = "root") -> Nginx:
+        """A new nginx in front of a gateway (or of whatever listens at an address), which may send the files of a folder."""
+        bind = gateway if isinstance(gateway, str) else gateway.environ["SDG_BIND"]
+        nginx = self.add(Nginx(self._name("nginx"), self.folder, bind, data, user))
         nginx.await_ready()
         return nginx
 
