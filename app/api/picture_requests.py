@@ -63,7 +63,7 @@ class PictureRequest(Schema):
             raise ValidationError("There are unknown fields.")
 
     def handle_error(self, error: ValidationError, data: Any, **_kwargs: Any) -> None:
-        """Say of each unknown field which known one is nearest; of many unknown ones, the last place says how many more there are."""
+        """Say of each unknown field which known one is nearest; of many, the last place says how many more there are."""
         unknown = [name for name in data if name not in self.fields]
         faults = cast("dict[str, Any]", error.messages)
         if not unknown:
