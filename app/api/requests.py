@@ -187,5 +187,5 @@ class GatewayRequest(flask.Request):
             raise
         except _BROKEN as error:
             # The client's doing, and mostly nobody is there any more to be told.
-            _LOG.info("the body of a request broke off: %s", error)
+            _LOG.info("the body of a request broke off: %.200s", error)
             raise InvalidRequest("The body broke off.") from error

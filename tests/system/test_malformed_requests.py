@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -210,6 +211,16 @@ def test_behind_a_whole_body_the_next_request_is_answered(house: Gateway, kind: 
         assert first.status < 500
         assert first.status != 400 or (method == "POST" and kind == "no body")
         assert word in json.loads(second.body)["detail"]
+
+
+@pytest.mark.parametrize("line", ["Transfer-Encoding: chunked", "Content-Length: 10"])
+@pytest.mark.parametrize("start", [b"", b"5\r\nab"])
+def test_a_body_that_nobody_needs_is_not_waited_for(house: Gateway, line: str, start: bytes) -> None:
+    for path in ("/livez", "/t2ihistory/malformed"):
+        began = time.monotonic()
+        [answer] = answers(exchange(house, head("GET", path, line) + start, half_close=False), iter(["GET"]))
+        assert answer.status == 200
+        assert time.monotonic() - began < 2
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
