@@ -200,7 +200,7 @@ def test_unknown_names_hold_only_a_few_threads_while_a_webui_is_asked_again(stag
     gateway = stage.gateway([simulator], processes=1, SDG_THREADS=8, SDG_MAX_WAITERS=4)
 
     def ask() -> float:
-        answer = gateway.post(model="no such model", id="unknown")
+        answer = gateway.post(model="no such model", id="unknown", prefer="respond-async")
         assert answer.json()["type"] == "unknown-name"
         return answer.elapsed.total_seconds()
 
