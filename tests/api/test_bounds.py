@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,47 +87,50 @@ def test_conditions_and_ranges_of_a_hundred_lines(client: FlaskClient, picture: 
         response.close()
 
 
-@pytest.mark.parametrize("header", ["Content-Type", "Idempotency-Key"])
-def test_the_other_headers_of_a_post(client: FlaskClient, services: FakeServices, header: str) -> None:
+def test_a_content_type_of_any_shape(client: FlaskClient, services: FakeServices) -> None:
     services.answers["post"] = job_view()
     for value in hostile(8000):
-        headers = {"Content-Type": "application/json", header: value}
-        with quick((header, value[:30])):
-            response = client.post("/txt2img", data=json.dumps(TXT2IMG), headers=headers)
-        assert response.status_code in (200, 400, 415)
+        with quick(value[:30]):
+            response = client.post("/txt2img", data=json.dumps(TXT2IMG), headers={"Content-Type": value})
+        assert response.status_code in (200, 415)
 
 
 def repeated(unit: bytes, length: int = 16 * MEGABYTE) -> bytes:
     return unit * (length // len(unit))
 
 
-BOUNDLESS: dict[str, tuple[bytes, str]] = {
-    "members": (b"{" + b",".join(b'"%d":1' % number for number in range(10**6)) + b"}", "more than 10000 values"),
-    "the same member": (b"{" + repeated(b'"a":1,') + b'"a":1}', "more than 10000 values"),
-    "lists in a list": (b'{"a":[' + repeated(b"[],") + b"[]]}", "more than 10000 values"),
-    "objects in a list": (b'{"a":[' + repeated(b"{},") + b"{}]}", "more than 10000 values"),
-    "numbers": (b'{"a":[' + repeated(b"1,") + b"1]}", "more than 10000 values"),
-    "texts": (b'{"a":[' + repeated(b'"",') + b'""]}', "more than 10000 values"),
-    "texts full of marks": (b'{"a":[' + repeated(b'"[\\",{",') + b'""]}', "more than 10000 values"),
-    "quotation marks": (repeated(b'"'), ""),
-    "brackets": (repeated(b"["), ""),
-    "brackets that close": (repeated(b"]"), ""),
-    "depth": (b"[" * 5000 + b"]" * 5000, "more than 500 levels"),
-    "depth in a field": (b'{"a":1,"b":' + b'{"a":[' * 300 + b"]}" * 300 + b"}", "more than 500 levels"),
-    "depth behind a text full of marks": (b'["' + b"]" * 9000 + b'",' + b"[" * 600, "more than 500 levels"),
-    "digits": (b'{"a":' + repeated(b"1") + b"}", "too many digits"),
-    "digits behind the point": (b'{"a":0.' + repeated(b"1") + b"}", "too many digits"),
-    "an exponent": (b'{"a":1e' + repeated(b"1") + b"}", "too many digits"),
-    "many long numbers": (b'{"a":[' + b",".join([b"9" * 4000] * 4000) + b"]}", "too many digits"),
-    "an open text": (b'{"a":"' + repeated(b"\\\\"), "Unterminated string"),
-    "blanks": (repeated(b" "), "empty"),
-    "one name twice": (b'{"' + repeated(b"a") + b'":1,"' + repeated(b"a") + b'":1}', "twice"),
+#: Each makes its body when it is needed: together they are hundreds of megabytes.
+BOUNDLESS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "members": (
+        lambda: b"{" + b",".join(b'"%d":1' % number for number in range(10**6)) + b"}",
+        "more than 10000 values",
+    ),
+    "the same member": (lambda: b"{" + repeated(b'"a":1,') + b'"a":1}', "more than 10000 values"),
+    "lists in a list": (lambda: b'{"a":[' + repeated(b"[],") + b"[]]}", "more than 10000 values"),
+    "objects in a list": (lambda: b'{"a":[' + repeated(b"{},") + b"{}]}", "more than 10000 values"),
+    "numbers": (lambda: b'{"a":[' + repeated(b"1,") + b"1]}", "more than 10000 values"),
+    "texts": (lambda: b'{"a":[' + repeated(b'"",') + b'""]}', "more than 10000 values"),
+    "texts full of marks": (lambda: b'{"a":[' + repeated(b'"[\\",{",') + b'""]}', "more than 10000 values"),
+    "quotation marks": (lambda: repeated(b'"'), ""),
+    "brackets": (lambda: repeated(b"["), ""),
+    "brackets that close": (lambda: repeated(b"]"), ""),
+    "depth": (lambda: b"[" * 5000 + b"]" * 5000, "more than 500 levels"),
+    "depth in a field": (lambda: b'{"a":1,"b":' + b'{"a":[' * 300 + b"]}" * 300 + b"}", "more than 500 levels"),
+    "depth behind a text full of marks": (lambda: b'["' + b"]" * 9000 + b'",' + b"[" * 600, "more than 500 levels"),
+    "digits": (lambda: b'{"a":' + repeated(b"1") + b"}", "too many digits"),
+    "digits behind the point": (lambda: b'{"a":0.' + repeated(b"1") + b"}", "too many digits"),
+    "an exponent": (lambda: b'{"a":1e' + repeated(b"1") + b"}", "too many digits"),
+    "many long numbers": (lambda: b'{"a":[' + b",".join([b"9" * 4000] * 4000) + b"]}", "too many digits"),
+    "an open text": (lambda: b'{"a":"' + repeated(b"\\\\"), "Unterminated string"),
+    "blanks": (lambda: repeated(b" "), "empty"),
+    "one name twice": (lambda: b'{"' + repeated(b"a") + b'":1,"' + repeated(b"a") + b'":1}', "twice"),
 }
 
 
 @pytest.mark.parametrize("kind", BOUNDLESS)
 def test_json_without_bounds_is_refused_at_once(kind):
-    body, said = BOUNDLESS[kind]
+    make, said = BOUNDLESS[kind]
+    body = make()
     with quick(kind, 2.0), pytest.raises(InvalidJson) as refused:
         strictjson.parse(body)
     assert said in str(refused.value)
