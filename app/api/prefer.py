@@ -20,8 +20,8 @@ _QUOTED = r'"(?:[^"\\]|\\.)*+"'
 _WORD = rf"(?:{_NAME}|{_QUOTED})"
 #: RFC 7240, section 2: a preference, with parameters that none of ours has.
 _PREFERENCE: Final = re.compile(
-    rf"(?P<name>{_NAME})(?:[ \t]*+=[ \t]*+(?P<value>{_WORD})?)?"
-    rf"(?:[ \t]*+;(?:[ \t]*+{_NAME}(?:[ \t]*+=[ \t]*+{_WORD}?)?)?)*+"
+    rf"(?P<name>{_NAME})(?:[ \t]*+=[ \t]*+(?P<value>{_WORD}))?"
+    rf"(?:[ \t]*+;(?:[ \t]*+{_NAME}(?:[ \t]*+=[ \t]*+{_WORD})?)?)*+"
 )
 #: What a comma outside of quoted strings ends, or the end of the header; where a quoted string has no end, nothing fits.
 _ITEM: Final = re.compile(rf'((?:[^",]|{_QUOTED})*+)(?:,|\Z)')
