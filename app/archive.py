@@ -20,6 +20,7 @@ from app.jobs.errors import DatabaseUnavailable, JobNotFound
 from app.jobs.model import Job, NewJob, Success
 from app.jobs.table import JobTable
 from app.jobs.view import describe, milliseconds
+from app.jsontext import dumps
 from app.records.errors import MissingFile, RecordsError
 from app.records.names import FileName, document_filename, image_filenames, parse_filename, user_folder
 from app.records.store import RecordStore, StoredFile
@@ -33,7 +34,40 @@ _BATCH: Final = 500
 _UNREADABLE: Final = (RecordsError, ValueError, KeyError, TypeError)
 _FORMAT: Final = 1
 
+#: The largest answer that a page of jobs makes, as long as it has more than one of them.
+PAGE_BYTES: Final = 8_000_000
+#: What the answer may add to a job and to each of its files besides what :func:`describe` says: members, URLs.
+_ADDED_TO_JOB: Final = 300
+_ADDED_TO_FILE: Final = 200
+
 Page = tuple[list[dict[str, Any]], int | None]
+
+
+class _Room:
+    """What a page has room for: so many jobs, and :data:`PAGE_BYTES` of JSON.
+
+    ``exceeded`` tells whether a job was refused, so that another page follows.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._jobs = limit
+        self._bytes = PAGE_BYTES
+        self._empty = True
+        self.exceeded = False
+
+    def takes(self, job: Job) -> bool:
+        """Whether the next job has its place on the page."""
+        self._jobs -= 1
+        self._bytes -= _size(job)
+        self.exceeded = self._jobs < 0 or (self._bytes < 0 and not self._empty)
+        self._empty = False
+        return not self.exceeded
+
+
+def _size(job: Job) -> int:
+    """At least as many bytes as a job takes in an answer. Each URL holds the user's id, percent-encoded."""
+    address = 3 * len(job.user_id.encode()) + _ADDED_TO_FILE
+    return len(dumps(describe(job))) + (len(job.images) + 2) * address + _ADDED_TO_JOB
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +103,20 @@ class Archive:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def history(self, user_id: str, type_: str, limit: int, before: int | None) -> Page:
-        """Succeeded jobs of one type, newest first; and the cursor of the next page, None on the last."""
-        return self._page(self._table.history(user_id, type_, limit + 1, before), limit)
+        """Succeeded jobs of one type, newest first; and the cursor of the next page, None on the last.
+
+        A page has at most ``limit`` jobs and :data:`PAGE_BYTES`, but always one job, if there is any.
+        """
+        room = _Room(limit)
+        return self._page(self._table.history(user_id, type_, limit + 1, before, room.takes), room)
 
     def jobs(self, user_id: str, status: str | None, limit: int, before: int | None) -> Page:
-        """The user's jobs in any state, or in one, newest first."""
-        return self._page(self._table.of_user(user_id, status, limit + 1, before), limit)
+        """The user's jobs in any state, or in one, newest first; pages as :meth:`history` has them."""
+        room = _Room(limit)
+        return self._page(self._table.of_user(user_id, status, limit + 1, before, room.takes), room)
 
-    def _page(self, found: list[Job], limit: int) -> Page:
-        shown = found[:limit]
-        return [self._describe(job) for job in shown], shown[-1].seq if len(found) > limit else None
+    def _page(self, shown: list[Job], room: _Room) -> Page:
+        return [self._describe(job) for job in shown], shown[-1].seq if room.exceeded else None
 
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job) if job.finished else describe(job, self._table.place(job))

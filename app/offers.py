@@ -20,6 +20,8 @@ RECENT_SECONDS: Final = 5.0
 #: How long a request that names something unknown waits until they were asked, and how often it looks whether they were.
 LOOK_PATIENCE_SECONDS: Final = 2.0
 _LOOK_PAUSE_SECONDS: Final = 0.05
+#: Requests of a process that wait for that at the same time, so that unknown names never hold all of its threads.
+_MOST_LOOKING: Final = 4
 
 
 class NoCatalogue(Exception):
@@ -44,6 +46,7 @@ class Offers:
         self._catalogues: dict[str, Catalogue] = {}
         #: Held by the request that waits until the WebUIs were asked.
         self._looking = threading.Lock()
+        self._places = threading.BoundedSemaphore(_MOST_LOOKING)
         #: (name of a model, WebUI) whose choice among several files was logged.
         self._guessed: set[tuple[str, str]] = set()
 
@@ -104,21 +107,31 @@ class Offers:
         return bool(self._configured_model) or self.current()[1] is not None
 
     def look_again(self, hint: Callable[[], None]) -> bool:
-        """Have the WebUIs asked again what they offer, and wait a moment for it; False where they were asked just now.
+        """Have the WebUIs asked again what they offer, and wait a moment for it.
+
+        False where they were asked just now, or enough other requests wait for it already.
 
         :param hint: tells the workers of this host to look at once; those of others see it within a second.
         """
         before = self._slots.sightings()
         if before.all_since(before.now - RECENT_SECONDS) or not self._slots.worker_alive():
             return False
+        if not self._places.acquire(blocking=False):
+            return False
+        try:
+            self._look_in_turn(before.now, hint)
+        finally:
+            self._places.release()
+        return True
+
+    def _look_in_turn(self, since: float, hint: Callable[[], None]) -> None:
         deadline = time.monotonic() + LOOK_PATIENCE_SECONDS
         # One request of a process polls for all that wait.
         if self._looking.acquire(timeout=LOOK_PATIENCE_SECONDS):
             try:
-                self._await_look(before.now, hint, deadline)
+                self._await_look(since, hint, deadline)
             finally:
                 self._looking.release()
-        return True
 
     def _await_look(self, since: float, hint: Callable[[], None], deadline: float) -> None:
         if self._slots.sightings().all_since(since):

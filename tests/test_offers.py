@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Barrier, Event
 
 import pytest
 from sqlalchemy import text
@@ -152,3 +152,18 @@ class TestLookingAgain:
             answers = list(pool.map(ask, range(8)))
         assert any(answers)
         assert len(hints) == 1
+
+    def test_only_a_few_requests_wait_at_a_time(self, host: Host) -> None:
+        self.known(host, seconds_ago=10)
+        one_was_refused = Event()
+
+        def hint() -> None:
+            assert one_was_refused.wait(30)
+            self.known(host, seconds_ago=-1)
+
+        with ThreadPoolExecutor(5) as pool:
+            asked = [pool.submit(host.offers.look_again, hint) for _ in range(5)]
+            first = next(as_completed(asked))
+            one_was_refused.set()
+            assert not first.result()
+            assert sorted(future.result() for future in asked) == [False, True, True, True, True]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from flask import Flask, Response, request
 from flask.json.provider import DefaultJSONProvider
@@ -33,9 +33,11 @@ class Application(Flask):
     json_provider_class = _Json
 
     def dispatch_request(self) -> ResponseReturnValue:
-        """Check the path, then answer as Flask does: raise the routing error, or call the view.
+        """Check body and path, then answer as Flask does: raise the routing error, or call the view.
 
         Not a ``url_value_preprocessor``: Flask calls those before the hooks, so that a bad path would be answered without them.
         """
+        if request.routing_exception is not None or request.method != "POST":
+            cast("GatewayRequest", request).check_unread_body()
         paths.check(request)
         return super().dispatch_request()

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from flask import Request, Response, request
 from werkzeug.utils import send_file
 
+from app.api import conditions
 from app.api.ports import File
 from app.api.refusals import FileGone, PreconditionFailed
 
@@ -26,8 +27,6 @@ _CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
 _POLICY: Final = "default-src 'none'; sandbox"
 #: The internal location of deploy/nginx/sd-gateway.conf.
 _INTERNAL: Final = "/sd-gateway-files/"
-#: The beginnings of what makes a request conditional or partial (RFC 9110, sections 13.1 and 14.2), as WSGI names them.
-_CONDITIONS: Final = ("HTTP_IF_", "HTTP_RANGE")
 #: The forms of Range that Flask and nginx read alike.
 _PLAIN_RANGE: Final = re.compile(r"bytes=(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})")
 
@@ -46,13 +45,16 @@ class Delivery:
 
         :raises FileGone: it was deleted a moment ago.
         :raises PreconditionFailed: If-Match names another version.
+        :raises InvalidRequest: a condition is too long.
         """
-        conditional = any(name.startswith(_CONDITIONS) for name in request.environ)
+        conditional = conditions.present(request.environ)
         by_nginx = self._data_folder is not None and request.method == "GET"
-        if by_nginx and conditional:
-            by_nginx = _both_read_alike(request, file.etag)
         if by_nginx and not conditional:
             return self._leave_to_nginx(file)
+        if conditional:
+            # As it came: nginx gets the range that the client sent.
+            by_nginx = by_nginx and _both_read_alike(request, file.etag)
+            conditions.tidy(request.environ)
         response = _answer(file, conditional=conditional, by_nginx=by_nginx)
         response.headers["Cache-Control"] = _CACHE_CONTROL
         response.headers["Content-Security-Policy"] = _POLICY
@@ -98,9 +100,6 @@ def _both_read_alike(asked: Request, etag: str) -> bool:
 
 def _answer(file: File, *, conditional: bool, by_nginx: bool) -> Response:
     """The answer as Flask gives it; with ``by_nginx``, X-Sendfile stands for the bytes of the file."""
-    if conditional and request.range is not None and request.range.units != "bytes":
-        # A unit that is not understood must be ignored (RFC 9110, section 14.2); werkzeug would refuse it.
-        del request.environ["HTTP_RANGE"]
     try:
         # Not Flask's send_file, which takes use_x_sendfile from the whole application's configuration.
         response = send_file(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import resources
 from types import MappingProxyType
 
-from flask import Blueprint, Response, redirect, send_from_directory
+from flask import Blueprint, Response, redirect, request, send_from_directory
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from app import errors
+from app.api import conditions
 from app.api.refusals import NotFound
 
 _ASSETS = frozenset({"swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"})
@@ -63,6 +64,7 @@ def blueprint() -> Blueprint:
     def assets(asset: str) -> Response:
         if asset not in _ASSETS:
             raise NotFound("The documentation has no such file.")
+        conditions.tidy(request.environ)
         return send_from_directory(folder, f"{versions[0]}/{asset}", max_age=_ASSET_MAX_AGE)
 
     return blp

@@ -11,7 +11,7 @@ from marshmallow import ValidationError, fields, validate
 
 from app.api import cursor
 from app.api.paths import LONGEST_USER_ID, user_id_fault
-from app.api.requests import is_finite
+from app.api.strictjson import is_finite
 
 LARGEST_SEED = 4294967295
 _SEED = re.compile(r"|-1|0|[1-9][0-9]{0,9}")
@@ -64,11 +64,14 @@ class Text(_Judged, fields.String):
 
     def __init__(self, *, longest: int, shortest: int = 0, **kwargs: Any) -> None:
         span = f"{shortest} to {longest}" if shortest else f"at most {longest}"
-        length = validate.Length(shortest or None, longest, error=f"Must be {span} characters long.")
-        super().__init__(validate=length, error_messages=dict(MESSAGES), **kwargs)
+        self._length = validate.Length(shortest or None, longest, error=f"Must be {span} characters long.")
+        super().__init__(validate=self._length, error_messages=dict(MESSAGES), **kwargs)
 
     def judge(self, value: Any) -> str:
         """Load the value."""
+        if isinstance(value, str):
+            # Before it is looked through, which takes time with megabytes.
+            self._length(value)
         return checked_text(value)
 
 
@@ -80,7 +83,7 @@ class UserId(Text):
 
     def judge(self, value: Any) -> str:
         """Load the value."""
-        text = checked_text(value)
+        text = super().judge(value)
         fault = user_id_fault(text)
         if fault:
             raise ValidationError(fault)

@@ -66,7 +66,7 @@ def _check_encoding(environ: Mapping[str, Any]) -> None:
     path: str = environ.get("PATH_INFO", "")
     if not _is_utf8(path.encode("latin-1", "replace")):  # WSGI: the bytes of the path, one character each
         raise InvalidRequest("The path is not UTF-8, percent-encoded.")
-    if not _is_utf8(unquote_to_bytes(environ.get("QUERY_STRING", ""))):
+    if not _is_utf8(unquote_to_bytes(environ.get("QUERY_STRING", "").encode("latin-1", "replace"))):
         raise InvalidRequest("The query is not UTF-8, percent-encoded.")
     if _has_encoded_slash(environ):
         raise NotFound("id, type, filename and name are single path segments: none may contain %2F.")

@@ -32,8 +32,8 @@ SIDE_STEP = 8
 DEFAULT_HR_SCALE = 2
 RESIZE_MODES = ("stretch", "crop", "fill")
 LONGEST_NAME = 255
-#: Unknown fields that are named one by one; a body may hold a million of them.
-_MOST_UNKNOWN = 20
+#: Faults that one answer lists; a body may hold thousands of unknown fields.
+_MOST_FAULTS = 20
 
 
 def needs_upscaling(hr_upscaler: str) -> bool:
@@ -52,16 +52,28 @@ class PictureRequest(Schema):
     #: Of the settings; set on the instance.
     max_output_pixels = 0
 
+    def load(self, data: Any, **kwargs: Any) -> Any:
+        """Load a request; unknown fields are left to :meth:`check_unknown`, for marshmallow takes long over thousands of them."""
+        return super().load(data, **{**kwargs, "unknown": EXCLUDE})
+
+    @validates_schema(pass_original=True, skip_on_field_errors=False)
+    def check_unknown(self, _data: Any, original: Mapping[str, Any], **_kwargs: Any) -> None:
+        """Refuse unknown fields; :meth:`handle_error` names them."""
+        if not original.keys() <= self.fields.keys():
+            raise ValidationError("There are unknown fields.")
+
     def handle_error(self, error: ValidationError, data: Any, **_kwargs: Any) -> None:
-        """Say of each unknown field which known one is nearest."""
-        unknown = [name for name in data if name not in self.fields] if isinstance(data, Mapping) else []
-        if not unknown or not isinstance(error.messages, dict):
+        """Say of each unknown field which known one is nearest; of many, the last place says how many more there are."""
+        unknown = [name for name in data if name not in self.fields]
+        faults = cast("dict[str, Any]", error.messages)
+        if not unknown:
             return
-        known = {name: messages for name, messages in error.messages.items() if name in self.fields}
-        named = {name: [self._unknown(name)] for name in unknown[:_MOST_UNKNOWN]}
-        if len(unknown) > _MOST_UNKNOWN:
-            named["_schema"] = [f"{len(unknown) - _MOST_UNKNOWN} more unknown fields."]
-        error.messages = {**known, **named}
+        known = {name: messages for name, messages in faults.items() if name in self.fields}
+        room = _MOST_FAULTS - len(known)
+        named = unknown if len(unknown) <= room else unknown[: room - 1]
+        error.messages = {**known, **{name: [self._unknown(name)] for name in named}}
+        if more := len(unknown) - len(named):
+            error.messages["_schema"] = [f"{more} more unknown fields."]
 
     @validates_schema(skip_on_field_errors=True)
     def check_seed(self, data: dict[str, Any], **_kwargs: Any) -> None:

@@ -1,22 +1,33 @@
-"""The Prefer header, RFC 7240: how long a POST may wait for its picture."""
+"""The Prefer header, RFC 7240: how long a POST may wait for its picture.
+
+The header is read in one pass, by expressions that never go back (possessive quantifiers), and only as far as a client with
+preferences needs it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
-_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_WORD = rf'(?:{_NAME}|"(?:[^"\\]|\\.)*")'
+#: Characters that are read of all Prefer fields together, and of one preference with its parameters.
+_LONGEST_HEADER: Final = 1024
+_LONGEST_PREFERENCE: Final = 256
+
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+_WORD = rf"(?:{_NAME}|{_QUOTED})"
 #: RFC 7240, section 2: a preference, with parameters that none of ours has.
-_PREFERENCE = re.compile(
-    rf"(?P<name>{_NAME})(?:[ \t]*=[ \t]*(?P<value>{_WORD}))?"
-    rf"(?:[ \t]*;(?:[ \t]*{_NAME}(?:[ \t]*=[ \t]*{_WORD})?)?)*"
+_PREFERENCE: Final = re.compile(
+    rf"(?P<name>{_NAME})(?:[ \t]*+=[ \t]*+(?P<value>{_WORD}))?"
+    rf"(?:[ \t]*+;(?:[ \t]*+{_NAME}(?:[ \t]*+=[ \t]*+{_WORD})?)?)*+"
 )
-#: The commas outside quoted strings end a preference.
-_ITEM = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*"|")+')
+#: What a comma outside of quoted strings ends, or the end of the header; where a quoted string has no end, nothing fits.
+_ITEM: Final = re.compile(rf'((?:[^",]|{_QUOTED})*+)(?:,|\Z)')
+_ESCAPED: Final = re.compile(r"\\(.)")
 #: More seconds than this are no different from it, and an integer of a million digits is not read.
-_LONGEST_WAIT = 10**9
+_LONGEST_WAIT: Final = 10**9
 
 
 @dataclass(frozen=True)
@@ -44,13 +55,31 @@ class Preference:
 
 
 def parse(fields: Iterable[str]) -> Preference:
-    """Read the values of every Prefer field; what is malformed or unknown is ignored, and of a repeat the first counts."""
+    """Read the values of every Prefer field; what is malformed, too long or unknown is ignored, of a repeat the first counts."""
     found: dict[str, str] = {}
-    for item in _ITEM.findall(",".join(fields)):
-        match = _PREFERENCE.fullmatch(item.strip(" \t"))
+    for item in _items(",".join(fields)):
+        match = _PREFERENCE.fullmatch(item) if len(item) <= _LONGEST_PREFERENCE else None
         if match:
-            found.setdefault(match["name"].lower(), (match["value"] or "").strip('"'))
+            found.setdefault(match["name"].lower(), _unquoted(match["value"] or ""))
     return Preference(found.get("respond-async") == "", _seconds(found.get("wait", "")))
+
+
+def _items(header: str) -> Iterator[str]:
+    """What stands between the commas; of a header that is too long, what is whole within its limit.
+
+    A quotation mark that nothing closes quotes nothing, so that from there on every comma counts.
+    """
+    if len(header) > _LONGEST_HEADER:
+        header = header[:_LONGEST_HEADER].rpartition(",")[0]
+    place = 0
+    while place < len(header) and (match := _ITEM.match(header, place)):
+        yield match[1].strip(" \t")
+        place = match.end()
+    yield from (item.strip(" \t") for item in header[place:].split(","))
+
+
+def _unquoted(word: str) -> str:
+    return _ESCAPED.sub(r"\1", word[1:-1]) if word.startswith('"') else word
 
 
 def _seconds(text: str) -> int | None:

@@ -90,6 +90,7 @@ class ValidationFailed(RefusalError):
     def _sentence(self) -> str:
         if list(self.errors) == ["_schema"]:
             return " ".join(self.errors["_schema"])
-        names = list(self.errors)
+        names = [name for name in self.errors if name != "_schema"]
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-        return f"Refused: {', '.join(names[:_MOST_NAMED])}{more}. The messages are in errors."
+        besides = "".join(f" {message}" for message in self.errors.get("_schema", ()))
+        return f"Refused: {', '.join(names[:_MOST_NAMED])}{more}.{besides} The messages are in errors."

@@ -10,13 +10,12 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import re
+import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import flask
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # the package ships no types
@@ -24,13 +23,8 @@ from werkzeug.exceptions import ClientDisconnected
 from werkzeug.utils import cached_property
 
 from app.api.bodies import MEBIBYTE, Body
-from app.api.refusals import (
-    BodyTooLarge,
-    InvalidJson,
-    InvalidRequest,
-    UnsupportedMediaType,
-    shown,
-)
+from app.api.refusals import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from app.api.strictjson import parse
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,6 +40,9 @@ _CHUNK = 256 * 1024
 #: with unread bytes resets it, and the answer is lost.
 _DRAIN_BYTES = 64 * MEBIBYTE
 _DRAIN_SECONDS = 5.0
+#: The body of a request that takes none is read before the answer so far: bytes, and seconds without a new one.
+_UNREAD_BYTES = 64 * 1024
+_UNREAD_SECONDS = 0.1
 
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
@@ -110,6 +107,39 @@ class GatewayRequest(flask.Request):
             raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters without spaces.")
         return key
 
+    def check_unread_body(self) -> None:
+        """Read the body of a request that takes none, as far as it is small and has arrived.
+
+        Otherwise a malformed one would be found only behind the answer. The rest is left to the server, which closes the
+        connection where it can't tell where the body ends.
+
+        :raises InvalidRequest: its chunks are malformed, or it is shorter than declared.
+        """
+        declared = self.content_length or 0
+        if not declared and "HTTP_TRANSFER_ENCODING" not in self.environ:
+            return
+        size = 0
+        with contextlib.suppress(TimeoutError), self._little_patience():
+            for chunk in self._chunks(_UNREAD_BYTES):
+                size += len(chunk)
+                if size >= _UNREAD_BYTES:
+                    return
+            self._check_length(size)
+
+    @contextlib.contextmanager
+    def _little_patience(self) -> Iterator[None]:
+        """Have the server raise TimeoutError where a client that was to send something does not."""
+        connection: socket.socket | None = self.environ.get("gunicorn.socket")
+        if connection is None:
+            yield
+            return
+        patience = connection.gettimeout()
+        connection.settimeout(_UNREAD_SECONDS)
+        try:
+            yield
+        finally:
+            connection.settimeout(patience)
+
     def drain(self) -> None:
         """Read what the client still sends, within bounds, and throw it away."""
         deadline = time.monotonic() + _DRAIN_SECONDS
@@ -137,58 +167,25 @@ class GatewayRequest(flask.Request):
             if body.size + len(chunk) > limit:
                 raise too_large
             body.add(chunk)
+        self._check_length(body.size)
 
-    def _chunks(self) -> Iterator[bytes]:
-        """The body as it arrives.
+    def _check_length(self, size: int) -> None:
+        if size < (self.content_length or 0):
+            raise InvalidRequest("The body is shorter than its Content-Length.")
+
+    def _chunks(self, most: int = _CHUNK) -> Iterator[bytes]:
+        """The body as it arrives, in pieces of at most so many bytes.
 
         :raises InvalidRequest: the client reset the connection, or its chunks are malformed.
+        :raises TimeoutError: nothing came for longer than the connection's patience.
         """
         try:
             # Not read(limit + 1): a stream may answer short before its end.
-            while chunk := self.stream.read(_CHUNK):
+            while chunk := self.stream.read(most):
                 yield chunk
+        except TimeoutError:
+            raise
         except _BROKEN as error:
             # The client's doing, and mostly nobody is there any more to be told.
-            _LOG.info("the body of a request broke off: %s", error)
+            _LOG.info("the body of a request broke off: %.200s", error)
             raise InvalidRequest("The body broke off.") from error
-
-
-def parse(body: bytes) -> Any:
-    """Read JSON strictly.
-
-    :raises InvalidJson: saying what is wrong and where.
-    """
-    if not body.strip(b" \t\r\n"):
-        raise InvalidJson("The body is empty.")
-    try:
-        text = body.decode("utf-8")
-        # A caller that keeps no reference either has it freed here.
-        del body
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        raise InvalidJson(f"The body is not UTF-8: see byte {error.start}.") from error
-    except json.JSONDecodeError as error:
-        raise InvalidJson(f"{error.msg}: line {error.lineno} column {error.colno}.") from error
-    except RecursionError as error:
-        raise InvalidJson("The body is nested too deeply.") from error
-    except ValueError as error:
-        # Python's own bound on the digits of an integer.
-        raise InvalidJson("The body holds a number of too many digits.") from error
-
-
-def is_finite(number: float) -> bool:
-    """Whether a parsed JSON number is one: ``1e999`` is valid JSON that Python reads as infinity."""
-    return isinstance(number, int) or math.isfinite(number)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidJson(f"{name} is no JSON value.")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose members are all different; of two with one name nobody knows which was meant."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
-        raise InvalidJson(f"The member {shown(twice)} occurs twice in one object.")
-    return members

@@ -6,8 +6,9 @@ times as long when the process has just slept through a generation. What a state
 
 from __future__ import annotations
 
+import contextlib
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ from sqlalchemy import Boolean, CompoundSelect, Connection, Dialect, Select
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
 _NOTHING: Final[Mapping[str, Any]] = {}
+#: Rows that PostgreSQL's driver has in memory at a time while it walks through them.
+_STEP: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,25 @@ class Prepared:
     def all(self, connection: Connection, values: Mapping[str, Any] = _NOTHING) -> list[Any]:
         """The rows."""
         return [*map(self.translated(connection.dialect).row, self._run(connection, values).fetchall())]
+
+    def walk(self, connection: Connection, values: Mapping[str, Any] = _NOTHING) -> Generator[Any]:
+        """The rows one after the other; those behind the last one that was asked for are never in memory.
+
+        The iterator is closed before the transaction ends.
+        """
+        translation = self.translated(connection.dialect)
+        if not connection.in_transaction():
+            connection.begin()
+        driver: Any = connection.connection.dbapi_connection
+        if connection.dialect.name == "postgresql":
+            # A cursor of the server: libpq reads all rows of an ordinary one at once.
+            cursor = driver.cursor("walk")
+            cursor.itersize = _STEP
+        else:
+            cursor = driver.cursor()
+        with contextlib.closing(cursor):
+            cursor.execute(translation.text, translation.values(values))
+            yield from map(translation.row, cursor)
 
     def first(self, connection: Connection, values: Mapping[str, Any] = _NOTHING) -> Any:
         """The first row, or None."""

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
@@ -113,7 +115,7 @@ class NotReady(Exception):
     """Whoever wanted the change can't let it be committed yet; nothing was changed."""
 
 
-def _always(_claim: Claim | None) -> bool:
+def _always(_what: Claim | Job | None) -> bool:
     return True
 
 
@@ -562,20 +564,34 @@ class JobTable:
             found = {Identity(row.user_id, row.type, row.name): row.status for row in rows}
         return {job: found[job] for job in jobs if job in found}
 
-    def history(self, user_id: str, type_: str, limit: int, before: int | None) -> list[Job]:
-        """Succeeded jobs of one type, newest first, below the number ``before``."""
-        return self._page(sql.HISTORY, {"p_user": user_id, "p_type": type_}, limit, before)
+    def history(
+        self, user_id: str, type_: str, limit: int, before: int | None, wanted: Callable[[Job], bool] = _always
+    ) -> list[Job]:
+        """Succeeded jobs of one type, newest first, below the number ``before``.
 
-    def of_user(self, user_id: str, status: str | None, limit: int, before: int | None) -> list[Job]:
-        """Jobs of both types in any state, or in one, newest first, below the number ``before``."""
+        :param wanted: asked for each in turn; the first one that it refuses ends the list, and no later one is read.
+        """
+        return self._page(sql.HISTORY, {"p_user": user_id, "p_type": type_}, limit, before, wanted)
+
+    def of_user(
+        self, user_id: str, status: str | None, limit: int, before: int | None, wanted: Callable[[Job], bool] = _always
+    ) -> list[Job]:
+        """Jobs of both types in any state, or in one; parameters as :meth:`history` has them."""
         if status is None:
-            return self._page(sql.OF_USER, {"p_user": user_id}, limit, before)
-        return self._page(sql.OF_USER_IN, {"p_user": user_id, "p_status": status}, limit, before)
+            return self._page(sql.OF_USER, {"p_user": user_id}, limit, before, wanted)
+        return self._page(sql.OF_USER_IN, {"p_user": user_id, "p_status": status}, limit, before, wanted)
 
-    def _page(self, statement: Prepared, where: dict[str, Any], limit: int, before: int | None) -> list[Job]:
+    def _page(
+        self,
+        statement: Prepared,
+        where: dict[str, Any],
+        limit: int,
+        before: int | None,
+        wanted: Callable[[Job], bool],
+    ) -> list[Job]:
         page = {"p_before": _AFTER_ALL if before is None else before, "p_limit": limit}
-        with self.database.read() as connection:
-            return [Job.of(row) for row in statement.all(connection, where | page)]
+        with self.database.read() as connection, closing(statement.walk(connection, where | page)) as rows:
+            return [*takewhile(wanted, map(Job.of, rows))]
 
     def succeeded(self, after: int, limit: int) -> list[Job]:
         """Succeeded jobs in the order of acceptance, above the number ``after``: to walk through all of them."""

@@ -135,6 +135,12 @@ PREFER = [
     (['"', ",,,", "wait=6"], 6, 202, "wait=6"),
     ([", ;, wait=6"], 6, 202, "wait=6"),
     ([""], 600, 202, None),
+    (['wait="1\\0"'], 10, 202, "wait=10"),
+    (['wait=5; reason="a, b\\" c" ;; x, foo'], 5, 202, "wait=5"),
+    (["respond-async=", 'respond-async=""'], 0, 202, "respond-async"),
+    (["wait=", "wait=;", "wait = 8"], 8, 202, "wait=8"),
+    (["wait=1; reason=" + "x" * 300, "wait=2"], 2, 202, "wait=2"),
+    (["respond-async", "x" * 5000 + ", wait=5"], 0, 202, "respond-async"),
 ]
 
 

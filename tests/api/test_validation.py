@@ -107,7 +107,19 @@ def test_a_flood_of_unknown_fields_is_answered_briefly(client):
     response = client.post("/txt2img", json=body)
     assert response.status_code == 422
     assert len(response.data) < 5000
-    assert response.json["errors"]["_schema"] == ["4981 more unknown fields."]
+    assert len(response.json["errors"]) == 20
+    assert response.json["errors"]["_schema"] == ["4982 more unknown fields."]
+    assert "4982 more unknown fields." in response.json["detail"]
+
+
+def test_known_and_unknown_faults_together_are_at_most_twenty(client):
+    response = client.post(
+        "/img2img", json={**dict.fromkeys(IMG2IMG), **{f"unknown{number}": 1 for number in range(30)}}
+    )
+    errors = response.json["errors"]
+    assert len(errors) == 20
+    assert errors.keys() > IMG2IMG.keys()
+    assert errors["_schema"] == ["23 more unknown fields."]
 
 
 def test_an_unknown_field_that_no_utf8_text_can_hold_is_named_escaped(client):

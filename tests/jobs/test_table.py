@@ -20,7 +20,7 @@ from app.jobs.errors import (
     QueueFull,
     UserQueueFull,
 )
-from app.jobs.model import Claim, Failure, IdempotencyKey, Success
+from app.jobs.model import Claim, Failure, IdempotencyKey, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.table import MAX_ATTEMPTS, MAX_LOSSES, Bounds, JobTable, NotReady, Serving
 from app.steps import crash_at
@@ -480,6 +480,18 @@ class TestPages:
             pages.append([job.seq for job in page])
             before = page[-1].seq
         assert pages == [[jobs[4].seq, jobs[3].seq], [jobs[2].seq, jobs[1].seq], [jobs[0].seq]]
+
+    def test_a_page_ends_with_the_first_job_that_is_not_wanted(self, gate: Gate, table: JobTable) -> None:
+        newest_first = [gate.accept().seq for _ in range(20)][::-1]
+        asked: list[int] = []
+
+        def wanted(job: Job) -> bool:
+            asked.append(job.seq)
+            return job.seq != newest_first[2]
+
+        assert [job.seq for job in table.of_user("u1", None, 20, None, wanted)] == newest_first[:2]
+        assert asked == newest_first[:3]
+        assert [job.seq for job in table.of_user("u1", None, 20, None)] == newest_first
 
     def test_a_cursor_survives_deletions(self, gate: Gate, table: JobTable) -> None:
         jobs = [gate.accept() for _ in range(4)]

@@ -200,9 +200,9 @@ def test_a_client_that_resets_its_upload_is_one_line_of_information(house: Gatew
     assert "[INFO] app.api.requests: the body of a request broke off" in line
 
 
-@pytest.mark.parametrize(("path", "status"), [(b"/txt2img", 400), (b"/nowhere", 404)])
-def test_malformed_chunks_are_refused_without_a_traceback(house: Gateway, path: bytes, status: int) -> None:
+@pytest.mark.parametrize("path", [b"/txt2img", b"/nowhere"])
+def test_malformed_chunks_are_refused_without_a_traceback(house: Gateway, path: bytes) -> None:
     before = len(house.text())
     head = _HEAD.replace(b"/txt2img", path) + b"Transfer-Encoding: chunked\r\n\r\n"
-    assert house.http.raw(head + b"nonsense\r\n")[:2] == (status, "application/problem+json")
+    assert house.http.raw(head + b"nonsense\r\n")[:2] == (400, "application/problem+json")
     assert all("[INFO] app.api.requests: the body" in line for line in house.text()[before:].splitlines())
