@@ -37,8 +37,7 @@ HALF_HEAD: Final = Kind("half head", b"GET /livez HTTP/1.1\r\nHost: gateway\r\nX
 HALF_BODY: Final = Kind(
     "half body",
     b"POST /txt2img HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: 8000000\r\n\r\n"
-    + b'{"prompt": "'
-    + b"a" * 30_000,
+    b'{"prompt": "' + b"a" * 30_000,
 )
 
 
