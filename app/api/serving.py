@@ -67,9 +67,9 @@ _BODY_WINDOW: Final = 10.0
 _BODY_SECONDS: Final = 300.0
 #: Seconds in which a client must take at least one byte of its answer.
 _ANSWER_SECONDS: Final = 10.0
-#: These bounds shrink to this when more than one of so many threads waits for its client, or all connections are in use.
+#: These bounds shrink to this when more than half of the threads wait for their clients, all connections are in use, or the
+#: process stops.
 _CROWDED_SECONDS: Final = 2.0
-_CROWDED_PART: Final = 4
 #: How long a waiting thread sleeps before it looks at the pace of its client.
 _LOOK_SECONDS: Final = 1.0
 
@@ -131,6 +131,10 @@ class _Crowd:
         finally:
             with self._lock:
                 self._waiting -= 1
+
+    def hurry(self) -> None:
+        """The process stops: any number is too many."""
+        self._limit = -1
 
     def patience(self, seconds: float) -> float:
         """So many seconds, or fewer when too many wait."""
@@ -303,6 +307,9 @@ class _Request(Request):  # type: ignore[misc]  # gunicorn ships no types
         return self._over
 
     def _skip_body(self) -> bool:
+        if getattr(self.body.reader, "length", None) == 0:
+            # There is none, as mostly, or it was read.
+            return True
         # Malformed chunks and broken connections are no end either.
         with self.unreader.sock.without_waiting(), contextlib.suppress(OSError, ParseException):
             for _ in range(_READY_BYTES // 4096):
@@ -319,11 +326,6 @@ class _Parser(RequestParser):  # type: ignore[misc]  # gunicorn ships no types
     """gunicorn's parser of the requests of one connection, for requests of ours."""
 
     mesg_class = _Request
-
-    def finish_body(self, deadline: float | None = None, max_bytes: int | None = None) -> bool:
-        """Whether the next request can be read; the body of the last one is never waited for."""
-        del deadline, max_bytes
-        return self.mesg is None or self.mesg.body_is_over()
 
 
 class _Ending(Enum):
@@ -385,6 +387,8 @@ class _Connection:
         """Parse the head."""
         head = bytes(self.head)
         self.head.clear()
+        # The last request is done with: gunicorn would look for the rest of its body.
+        self.parser.mesg = None
         if self.too_long:
             raise LimitRequestHeaders(f"the head has more than {_HEAD_BYTES} bytes")
         self.parser.unreader.unread(head)
@@ -397,7 +401,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._crowd = _Crowd(self.cfg.threads // _CROWDED_PART)
+        self._crowd = _Crowd(self.cfg.threads // 2)
         self._waiting: set[_Connection] = set()
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._next_tick = self._accept_again = self._next_warning = 0.0
@@ -567,7 +571,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         self._close(conn, unread=True)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Let the process that stops wait until then for what is not yet a request."""
+        """Let the process that stops wait until then for what is not yet a request, and briefly for slow clients. gunicorn's waits
+        for those as long as a stop may take.
+        """
+        self._crowd.hurry()
         for conn in self._waiting:
             conn.end = min(conn.end, deadline)
 

@@ -20,7 +20,7 @@ from app.jobs.table import JobTable
 _POLL_SECONDS: Final = 0.25
 _END_SECONDS: Final = 3.0
 #: How often a waiter asks whether its client is gone.
-_GONE_SECONDS: Final = 0.5
+_GONE_SECONDS: Final = 0.25
 #: More than can finish between the acceptance of a job and the waiting for it.
 _REMEMBERED: Final = 256
 
@@ -55,7 +55,7 @@ class Waiters:
     def wait(self, job: Identity, seconds: float, gone: Callable[[], bool] = lambda: False) -> Job | None:
         """Wait for the end of a job: the job, or None after ``seconds`` or at once when the process is about to stop.
 
-        :param gone: asked twice a second; when it says that the client is gone, the wait ends too.
+        :param gone: asked four times a second; when it says that the client is gone, the wait ends too.
         :raises JobNotFound: it was deleted meanwhile.
         :raises JobLost: its row has vanished.
         """

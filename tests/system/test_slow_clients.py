@@ -291,6 +291,18 @@ def test_clients_that_hang_up_give_their_places_back_and_their_jobs_go_on(gatewa
     assert [job["status"] for job in done] == ["succeeded"] * accepted
 
 
+def test_slow_clients_do_not_delay_the_end(stage: Stage, simulator: Simulator) -> None:
+    gateway = stage.gateway([simulator], processes=1, SDG_THREADS=THREADS, SDG_MAX_WAITERS=WAITERS)
+    with contextlib.ExitStack() as open_:
+        for kind in (hostile.SILENT, hostile.HALF_HEAD, hostile.HALF_BODY, hostile.not_reading()):
+            crowd = open_.enter_context(hostile.Hostile(gateway.url, kind, 2))
+            until(lambda crowd=crowd: crowd.connected == 2, "they are connected")
+        began = time.monotonic()
+        assert gateway.stop() == 0
+        # Without them it is two seconds, for which idle connections are kept.
+        assert time.monotonic() - began < 6
+
+
 def test_clients_that_do_not_close_do_not_delay_others(gateway: Gateway) -> None:
     before = descriptors(gateway)
     with contextlib.ExitStack() as open_:
