@@ -86,10 +86,26 @@ _READY_BYTES: Final = 256 * 1024
 #: How often waiting connections are looked through.
 _TICK_SECONDS: Final = 0.25
 _BUFFER_BYTES: Final = 64 * 1024
-#: accept() pauses so long when there is no descriptor or no memory for a connection.
+#: accept() pauses so long when there is no descriptor or no memory for a connection, and says so so often.
 _PAUSE_SECONDS: Final = 0.5
 _WARNING_SECONDS: Final = 60.0
-_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+#: Errors of accept() that concern one connection, which is gone: accept(2) lists those of the network, and a firewall's.
+_GONE_ALREADY: Final = frozenset(
+    (
+        errno.EAGAIN,
+        errno.EWOULDBLOCK,
+        errno.EINTR,
+        errno.ECONNABORTED,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+    )
+)
 #: What gunicorn's exceptions stand for; the first that fits counts. RFC 9110 would allow 501 for an unknown Transfer-Encoding and
 #: 505 for an unknown version, but both are the client's to change.
 _SLUGS: Final = {
@@ -312,8 +328,8 @@ class _Request(Request):  # type: ignore[misc]  # gunicorn ships no types
             return True
         # Malformed chunks and broken connections are no end either.
         with self.unreader.sock.without_waiting(), contextlib.suppress(OSError, ParseException):
-            for _ in range(_READY_BYTES // 4096):
-                if not self.body.read(4096):
+            for _ in range(_READY_BYTES // _BUFFER_BYTES):
+                if not self.body.read(_BUFFER_BYTES):
                     return True
         return False
 
@@ -432,9 +448,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         try:
             accepted, client = listener.accept()
         except OSError as error:
-            if error.errno in _EXHAUSTED:
+            if error.errno not in _GONE_ALREADY:
                 self._pause(error)
-            # Else there was none, or it is gone already (accept(2) names the network's errors), or a firewall forbids it.
             return
         self.nr_conns += 1
         self._read_head(_Connection(ClientSocket(accepted, self._crowd), client, listener.getsockname(), self.cfg))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import resource
 import socket
 import struct
 import time
@@ -17,7 +19,7 @@ import pytest
 from tests.system import hostile
 from tests.system.harness import Gateway, Simulator, Stage, children, picture, until
 
-THREADS = 8
+THREADS = 12
 WAITERS = 4
 #: Far less than a client that is waited for would cost, and enough for a busy machine.
 AT_ONCE = 0.5
@@ -291,6 +293,33 @@ def test_clients_that_hang_up_give_their_places_back_and_their_jobs_go_on(gatewa
     assert [job["status"] for job in done] == ["succeeded"] * accepted
 
 
+def processor_seconds(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_system_without_descriptors_is_waited_for(gateway: Gateway) -> None:
+    [pid] = children(gateway.running.pid)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    before = processor_seconds(pid)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        line = connect(gateway)
+        line.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: "no new connections for now: Too many open files" in gateway.text(), "it says so", 3)
+        line.settimeout(1)
+        with pytest.raises(TimeoutError):
+            line.recv(1)
+        assert processor_seconds(pid) - before < 0.7, "it spins"
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    line.settimeout(5)
+    assert b"ok" in one_answer(line)
+    line.close()
+    assert children(gateway.running.pid) == [pid]
+
+
 def test_slow_clients_do_not_delay_the_end(stage: Stage, simulator: Simulator) -> None:
     gateway = stage.gateway([simulator], processes=1, SDG_THREADS=THREADS, SDG_MAX_WAITERS=WAITERS)
     with contextlib.ExitStack() as open_:
@@ -327,7 +356,7 @@ def test_more_connections_than_open_files_end_nothing(stage: Stage, simulator: S
     gateway.await_ready()
     processes = children(gateway.running.pid)
     with contextlib.ExitStack() as open_:
-        for _ in range(250):
+        for _ in range(100):
             line = open_.enter_context(connect(gateway))
             line.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         # Those that were kept are closed for this one; databases and files can be opened all the while.
