@@ -57,39 +57,39 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker  # type
 from app import errors, startup
 from app.api.refusals import shown
 
-#: Seconds from the first byte of a head to its end, and from accepting a connection to the end of its first head.
+#: Seconds for a whole head, from its first byte; the first head of a connection, from the accept().
 _HEAD_SECONDS: Final = 10.0
 #: Bytes of a head; gunicorn's own bounds of its parts (``limit_request_*``) would add up to 800 kB.
 _HEAD_BYTES: Final = 64 * 1024
-#: A body must bring so many bytes a second, over this time, and end within that.
+#: The least bytes a second of a body, the seconds over which they are averaged, and the most seconds of a whole body.
 _BODY_RATE: Final = 1024
 _BODY_WINDOW: Final = 10.0
 _BODY_SECONDS: Final = 300.0
 #: Seconds in which a client must take at least one byte of its answer.
 _ANSWER_SECONDS: Final = 10.0
-#: These bounds shrink to this when more than half of the threads wait for their clients, all connections are in use, or the
-#: process stops.
-_CROWDED_SECONDS: Final = 2.0
-#: How long a waiting thread sleeps before it looks at the pace of its client.
+#: The bounds above are shortened to this when more than half of the threads wait for their clients, all connections are in use,
+#: or the process stops.
+_SHORT_SECONDS: Final = 2.0
+#: How often a waiting thread checks the pace of its client.
 _LOOK_SECONDS: Final = 1.0
 
-#: After the last answer the client's FIN is awaited so long.
+#: How long the client's FIN is awaited after the last answer.
 _FIN_SECONDS: Final = 1.0
-#: A client whose request was not read to its end may be sending it still, and would lose the answer with a reset. It may be silent
-#: so long, must send so many bytes a second, and is read so far.
+#: A client whose request was not read to its end may still be sending it, and a reset would cost it the answer. So its bytes are
+#: read and thrown away: the longest silence, the least bytes a second, and the most bytes in all.
 _UNREAD_SECONDS: Final = 3.0
 _UNREAD_RATE: Final = 16 * 1024
 _UNREAD_BYTES: Final = 64 * 1024 * 1024
-#: A body that lies ready is read so far, to keep the connection.
+#: The most bytes of an unread body that are read before the answer, so that the connection can be kept.
 _READY_BYTES: Final = 256 * 1024
 
-#: How often waiting connections are looked through.
+#: How often the main thread checks the time limits of its connections.
 _TICK_SECONDS: Final = 0.25
 _BUFFER_BYTES: Final = 64 * 1024
-#: accept() pauses so long when there is no descriptor or no memory for a connection, and says so so often.
+#: The pause of accept() when there is no descriptor or no memory for a connection, and how often it is logged.
 _PAUSE_SECONDS: Final = 0.5
 _WARNING_SECONDS: Final = 60.0
-#: Errors of accept() that concern one connection, which is gone: accept(2) lists those of the network, and a firewall's.
+#: Errors of accept() about one connection that is gone already: those of the network that accept(2) lists, and a firewall's.
 _GONE_ALREADY: Final = frozenset(
     (
         errno.EAGAIN,
@@ -106,7 +106,7 @@ _GONE_ALREADY: Final = frozenset(
         errno.ENETUNREACH,
     )
 )
-#: What gunicorn's exceptions stand for; the first that fits counts. RFC 9110 would allow 501 for an unknown Transfer-Encoding and
+#: The problem of each exception; the first class that fits counts. RFC 9110 would allow 501 for an unknown Transfer-Encoding and
 #: 505 for an unknown version, but both are the client's to change.
 _SLUGS: Final = {
     InvalidResponseHeader: errors.INTERNAL_ERROR,
@@ -117,7 +117,7 @@ _SLUGS: Final = {
     ParseException: "invalid-request",
     TimeoutError: "request-timeout",
 }
-#: Linux tells of a client that has closed its half; elsewhere only of one that has closed both.
+#: POLLRDHUP (the client has closed its half of the connection) exists on Linux only.
 _GONE: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -129,8 +129,8 @@ class AnswerNotTaken(TimeoutError):
     """The client does not read its answer."""
 
 
-class _Crowd:
-    """Counts the threads that wait for their clients."""
+class _ClientWaits:
+    """Counts the threads that wait for their clients, and shortens the time limits when they are too many."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -138,8 +138,8 @@ class _Crowd:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def member(self) -> Iterator[None]:
-        """Be counted."""
+    def counted(self) -> Iterator[None]:
+        """Count the calling thread meanwhile."""
         with self._lock:
             self._waiting += 1
         try:
@@ -148,22 +148,22 @@ class _Crowd:
             with self._lock:
                 self._waiting -= 1
 
-    def hurry(self) -> None:
-        """The process stops: any number is too many."""
+    def shorten(self) -> None:
+        """Shorten all limits from now on, because the process stops."""
         self._limit = -1
 
-    def patience(self, seconds: float) -> float:
-        """So many seconds, or fewer when too many wait."""
-        return seconds if self._waiting <= self._limit else min(seconds, _CROWDED_SECONDS)
+    def limit(self, seconds: float) -> float:
+        """A time limit as it is now, in seconds."""
+        return seconds if self._waiting <= self._limit else min(seconds, _SHORT_SECONDS)
 
 
 class _Pace:
-    """How fast a body arrives. Only time in which a thread waited for it counts, so our own slowness is not the client's."""
+    """Measures how fast a body arrives. Only time in which a thread waited for bytes counts, so that our own delays do not."""
 
     def __init__(self) -> None:
         self.received = 0
         self._waited = 0.0
-        #: Seconds waited and bytes received then, about one a second.
+        #: Pairs of seconds waited and bytes received by then, about one a second.
         self._marks = deque([(0.0, 0)], maxlen=int(_BODY_WINDOW) + 2)
 
     def waited(self, seconds: float, window: float) -> None:
@@ -182,33 +182,33 @@ class _Pace:
 
 
 class ClientSocket(socket.socket):
-    """The connection to a client: never blocks underneath, and waits with patience that ends.
+    """The connection to a client, non-blocking underneath; its methods wait, within the time limits of this module.
 
     The parser reads with :meth:`recv`, gunicorn's answers are written with :meth:`sendall` and :meth:`sendfile`; it stands in the
     WSGI environ as ``gunicorn.socket``.
     """
 
-    __slots__ = ("_continue", "_crowd", "_pace", "_patient")
+    __slots__ = ("_continue", "_pace", "_patient", "_waits")
 
-    def __init__(self, accepted: socket.socket, crowd: _Crowd) -> None:
+    def __init__(self, accepted: socket.socket, waits: _ClientWaits) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         self.setblocking(False)
-        self._crowd = crowd
+        self._waits = waits
         self.begin_request()
 
     def begin_request(self) -> None:
-        """Forget the pace of the last request."""
+        """Begin to measure anew."""
         self._pace: _Pace | None = None
         self._patient = True
         self._continue = False
 
     def expect_continue(self) -> None:
-        """Send ``100 Continue`` when the body is waited for, and not before (RFC 9110, section 10.1.1)."""
+        """Send ``100 Continue`` when :meth:`recv` has to wait for the body (RFC 9110, section 10.1.1)."""
         self._continue = True
 
     @contextlib.contextmanager
     def without_waiting(self) -> Iterator[None]:
-        """Let :meth:`recv` raise BlockingIOError where it would wait."""
+        """Have :meth:`recv` raise BlockingIOError instead of waiting."""
         self._patient = False
         try:
             yield
@@ -238,13 +238,13 @@ class ClientSocket(socket.socket):
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._pace = self._pace or _Pace()
         began = time.monotonic()
-        with self._crowd.member():
+        with self._waits.counted():
             self._poll(select.POLLIN)
-            self._pace.waited(time.monotonic() - began, self._crowd.patience(_BODY_WINDOW))
+            self._pace.waited(time.monotonic() - began, self._waits.limit(_BODY_WINDOW))
 
     # The types of what Python declares as any buffer and any file.
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        """Write all of it. Python's own would count its timeout over the whole.
+        """Write all of ``data``. Python's own method applies its timeout to the whole of it.
 
         :raises AnswerNotTaken: the client takes nothing for too long.
         """
@@ -276,18 +276,18 @@ class ClientSocket(socket.socket):
         return at - offset
 
     def _await_room(self) -> None:
-        """Wait until more can be written. The kernel says so only when a third of its buffer is free; slow readers take less."""
+        """Wait until more can be written. The kernel reports that late, when a third of its buffer is free; less is progress too."""
         outstanding, silent = self._outstanding(), 0.0
-        with self._crowd.member():
+        with self._waits.counted():
             while not self._poll(select.POLLOUT):
                 left = self._outstanding()
                 silent = silent + _LOOK_SECONDS if left >= outstanding else 0.0
                 outstanding = left
-                if silent >= self._crowd.patience(_ANSWER_SECONDS):
+                if silent >= self._waits.limit(_ANSWER_SECONDS):
                     raise AnswerNotTaken(f"no byte of the answer was taken for {silent:.0f} s")
 
     def _outstanding(self) -> int:
-        """Bytes that the kernel still has to send or to hear of (tcp(7), SIOCOUTQ, which Linux has under this name too)."""
+        """Bytes written that the client has not acknowledged (tcp(7), SIOCOUTQ, the same number as TIOCOUTQ)."""
         try:
             return int(struct.unpack("i", fcntl.ioctl(self, termios.TIOCOUTQ, bytes(4)))[0])
         except OSError:
@@ -299,34 +299,34 @@ class ClientSocket(socket.socket):
         return bool(poll.poll(_LOOK_SECONDS * 1000))
 
     def gone(self) -> bool:
-        """Whether the client has closed the connection, or its half of it. Bytes of a next request don't hide that."""
+        """Whether the client has closed the connection, or its half of it, even if bytes of a next request are unread."""
         poll = select.poll()
         poll.register(self, _GONE)
         return bool(poll.poll(0))
 
     def reset(self) -> None:
-        """Close so that the client can't take a broken answer for a whole one, and the kernel forgets what it did not take."""
+        """Close with a reset: the client can't take a broken answer for a whole one, and the kernel drops what was not sent."""
         with contextlib.suppress(OSError):
             self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
 
 
 class _Request(Request):  # type: ignore[misc]  # gunicorn ships no types
-    """A request that closes its connection when its body was not read and does not lie ready."""
+    """A request whose connection is closed after the answer if its body has not arrived by then."""
 
     _over: bool | None = None
 
     def body_is_over(self) -> bool:
-        """Whether the next request begins here; asked first when the answer begins, whose ``Connection`` field depends on it."""
+        """Whether the next byte begins the next request. Decided once, when the answer's ``Connection`` field is written."""
         if self._over is None:
             self._over = not self.body.failed and self._skip_body()
         return self._over
 
     def _skip_body(self) -> bool:
         if getattr(self.body.reader, "length", None) == 0:
-            # There is none, as mostly, or it was read.
+            # There is no body, or the application has read it.
             return True
-        # Malformed chunks and broken connections are no end either.
+        # Neither malformed chunks nor a broken connection end a body.
         with self.unreader.sock.without_waiting(), contextlib.suppress(OSError, ParseException):
             for _ in range(_READY_BYTES // _BUFFER_BYTES):
                 if not self.body.read(_BUFFER_BYTES):
@@ -339,7 +339,7 @@ class _Request(Request):  # type: ignore[misc]  # gunicorn ships no types
 
 
 class _Parser(RequestParser):  # type: ignore[misc]  # gunicorn ships no types
-    """gunicorn's parser of the requests of one connection, for requests of ours."""
+    """gunicorn's parser of one connection, which makes requests of our class."""
 
     mesg_class = _Request
 
@@ -353,7 +353,7 @@ class _Ending(Enum):
 
 
 class _Connection:
-    """A connection and where it stands: in a request thread; or waiting in the main loop, for a head or for the client's FIN."""
+    """A connection: in a request thread, or in the main thread, waiting for a head or for the client's FIN."""
 
     __slots__ = (
         "client",
@@ -362,10 +362,10 @@ class _Connection:
         "head",
         "idle",
         "parser",
-        "patience",
         "server",
         "since",
         "sock",
+        "timeout",
         "too_long",
         "unread",
     )
@@ -373,22 +373,22 @@ class _Connection:
     def __init__(self, sock: ClientSocket, client: Any, server: Any, cfg: Any) -> None:
         self.sock, self.client, self.server = sock, client, server
         self.parser = _Parser(cfg, sock, client)
-        #: What has come of the next head, and perhaps of what follows it.
+        #: What has arrived of the next head, and perhaps of what follows it.
         self.head = bytearray()
         self.too_long = False
-        #: Whether it has served a request and no byte of a next one has come.
+        #: Whether a request was served and no byte of the next one has arrived.
         self.idle = False
         self.closing = False
         #: Bytes that may still be read and thrown away.
         self.unread = _UNREAD_BYTES
         self.wait(_HEAD_SECONDS)
 
-    def wait(self, patience: float, end: float = inf) -> None:
+    def wait(self, timeout: float, end: float = inf) -> None:
         """Begin a wait of so many seconds, which ends at ``end`` at the latest."""
-        self.since, self.patience, self.end = time.monotonic(), patience, end
+        self.since, self.timeout, self.end = time.monotonic(), timeout, end
 
     def add(self, data: bytes | memoryview, longest_line: int) -> bool:
-        """Take more of a head; whether it is complete, or so wrong that the parser must see it (RFC 9112, section 2.2)."""
+        """Add bytes to the head; True if it is complete, or malformed (RFC 9112, section 2.2) so that the parser will refuse it."""
         head, old = self.head, len(self.head)
         head += data
         end = head.find(b"\r\n\r\n", max(old - 3, 0))
@@ -403,7 +403,7 @@ class _Connection:
         """Parse the head."""
         head = bytes(self.head)
         self.head.clear()
-        # The last request is done with: gunicorn would look for the rest of its body.
+        # gunicorn would look for the rest of the last request's body.
         self.parser.mesg = None
         if self.too_long:
             raise LimitRequestHeaders(f"the head has more than {_HEAD_BYTES} bytes")
@@ -413,11 +413,11 @@ class _Connection:
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
-    """gunicorn's worker with the bounds above, our signals, and one line about why it can't start."""
+    """gunicorn's worker with the bounds above, our signals, and one line that says why it can't start."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._crowd = _Crowd(self.cfg.threads // 2)
+        self._waits = _ClientWaits(self.cfg.threads // 2)
         self._waiting: set[_Connection] = set()
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._next_tick = self._accept_again = self._next_warning = 0.0
@@ -452,10 +452,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
                 self._pause(error)
             return
         self.nr_conns += 1
-        self._read_head(_Connection(ClientSocket(accepted, self._crowd), client, listener.getsockname(), self.cfg))
+        self._read_head(_Connection(ClientSocket(accepted, self._waits), client, listener.getsockname(), self.cfg))
 
     def _pause(self, error: OSError) -> None:
-        """Accept nothing for a moment: the listening socket stays readable, and the loop would spin."""
+        """Stop accepting for a moment: the listening socket stays readable, so the loop would spin."""
         now = time.monotonic()
         self._accept_again = now + _PAUSE_SECONDS
         self.set_accept_enabled(False)
@@ -478,7 +478,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             self.poller.unregister(conn.sock)
 
     def _receive(self, conn: _Connection) -> memoryview | None:
-        """What has come, empty at the end; None if nothing has."""
+        """What has arrived: empty at the end of the connection, None if nothing has."""
         try:
             return self._buffer[: conn.sock.recv_into(self._buffer)]
         except BlockingIOError:
@@ -516,18 +516,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             self._release(conn, reset=True)
 
     def _await_request(self, conn: _Connection) -> None:
-        """Wait for the next head, of which something may have been read with the last request."""
+        """Wait for the next head, whose beginning may have been read with the last request."""
         ahead = conn.parser.unreader.take_buffered()
         conn.idle = not ahead
         conn.wait(self.cfg.keepalive if conn.idle else _HEAD_SECONDS, self._end())
         self._take_head(conn, ahead)
 
     def _end(self) -> float:
-        """When the wait of a connection ends at the latest: soon, if the process stops."""
+        """When a new wait of a connection must end: soon if the process stops."""
         return inf if self.alive else time.monotonic() + STOP_KEEPALIVE_LINGER
 
     def _close(self, conn: _Connection, *, unread: bool = False) -> None:
-        """Send FIN and await the client's, reading what it still sends."""
+        """Send FIN and await the client's, throwing away what it still sends."""
         request = conn.parser.mesg
         unread = unread or request is None or not request.body_is_over()
         conn.closing = True
@@ -559,24 +559,24 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             conn.sock.close()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Wait for events, but no longer than until waiting connections must be looked through."""
+        """Wait for events, but no longer than until the time limits must be checked."""
         super().wait_for_and_dispatch_events(
             min(timeout, _TICK_SECONDS) if self._waiting or self._accept_again else timeout
         )
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Give up connections that have waited too long, or all; called after all events. gunicorn's knows only idle ones."""
+        """Give up connections that have waited too long, or all, after each wait for events. gunicorn's does so with idle ones."""
         now = time.monotonic()
         if not force and now < self._next_tick:
             return
         self._next_tick = now + _TICK_SECONDS
-        most = _CROWDED_SECONDS if self.nr_conns >= self.worker_connections else inf
-        late = [c for c in self._waiting if force or now - c.since >= min(c.patience, most) or now >= c.end]
+        most = _SHORT_SECONDS if self.nr_conns >= self.worker_connections else inf
+        late = [c for c in self._waiting if force or now - c.since >= min(c.timeout, most) or now >= c.end]
         for conn in late:
             self._give_up(conn)
 
     def _give_up(self, conn: _Connection) -> None:
-        # A lone line end may follow the body of a request (RFC 9112, section 2.2).
+        # A line end alone is no request: some clients send one behind a body (RFC 9112, section 2.2).
         if conn.closing or not conn.head.strip(b"\r\n"):
             self._release(conn)
             return
@@ -589,7 +589,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         """Let the process that stops wait until then for what is not yet a request, and briefly for slow clients. gunicorn's waits
         for those as long as a stop may take.
         """
-        self._crowd.hurry()
+        self._waits.shorten()
         for conn in self._waiting:
             conn.end = min(conn.end, deadline)
 

@@ -166,6 +166,17 @@ def test_what_is_refused_by_its_head_gets_no_100_continue(gateway: Gateway) -> N
         assert b"ok" in one_answer(line)
 
 
+def test_a_reader_with_small_buffers_gets_every_byte(gateway: Gateway) -> None:
+    job = gateway.succeeded(gateway.post(width=1024, height=1024))
+    [whole] = gateway.images(job)
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        line.settimeout(30)
+        line.connect(("127.0.0.1", gateway.port))
+        line.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % job["images"][0]["url"].encode() * 3)
+        assert [one_answer(line) == whole for _ in range(3)] == [True] * 3
+
+
 def test_the_second_of_two_pipelined_requests_is_answered_at_once(gateway: Gateway) -> None:
     seconds = []
     for _ in range(5):
