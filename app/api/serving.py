@@ -276,7 +276,7 @@ class ClientSocket(socket.socket):
         return at - offset
 
     def _await_room(self) -> None:
-        """Wait until more can be written. The kernel reports that late, when a third of its buffer is free; less is progress too."""
+        """Wait until more can be written. The kernel reports that late, at a third of its buffer; less is progress too."""
         outstanding, silent = self._outstanding(), 0.0
         with self._waits.counted():
             while not self._poll(select.POLLOUT):
