@@ -20,8 +20,8 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from app.jsontext import dumps
 
-#: A header of every answer: what we declare is what it is.
-NOSNIFF = ("X-Content-Type-Options", "nosniff")
+#: The header of every answer, a problem or not.
+HEADERS: Mapping[str, str] = MappingProxyType({"X-Content-Type-Options": "nosniff"})
 #: RFC 9457, section 6.1.
 MEDIA_TYPE = "application/problem+json"
 
@@ -128,7 +128,7 @@ def respond(slug: str, detail: str, *, headers: Mapping[str, str] | None = None,
     """A problem as an HTTP response under its own media type; parameters as :func:`problem` has them."""
     body = problem(slug, detail, **extra)
     response = Response(dumps(body), status=body["status"], mimetype=MEDIA_TYPE)
-    response.headers.extend(dict([NOSNIFF], **dict(headers or {})))
+    response.headers.extend({**HEADERS, **(headers or {})})
     retry_after = PROBLEMS[body["type"]].retry_after
     if retry_after is not None:
         response.headers.setdefault("Retry-After", str(retry_after))

@@ -64,8 +64,7 @@ def _register_endpoints(app: Application, services: Services) -> None:
 
 
 def _finish(response: Response) -> Response:
-    name, value = errors.NOSNIFF
-    response.headers[name] = value
+    response.headers.update(errors.HEADERS)
     return response
 
 

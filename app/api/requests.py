@@ -107,7 +107,7 @@ class GatewayRequest(flask.Request):
         return key
 
     def client_gone(self) -> bool:
-        """Whether the client has hung up. Only our own worker can tell (:mod:`app.api.serving`); of others' clients none has."""
+        """Whether the client has hung up; False under another server than ours (:mod:`app.api.serving`), which can't tell."""
         gone: Callable[[], bool] | None = getattr(self.environ.get("gunicorn.socket"), "gone", None)
         return gone is not None and gone()
 
