@@ -18,7 +18,9 @@ from app.allocator import give_memory_back
 
 try:
     _config = settings.load()
-except settings.ConfigError as error:
+    # For all processes: their limit of open files is the master's. What they need for their own files is left out.
+    worker_connections = startup.room_for_connections(_config)
+except (settings.ConfigError, startup.CannotStart) as error:
     sys.exit(f"sd-gateway: {' '.join(str(error).split())}")
 
 wsgi_app = "wsgi:app"
@@ -69,6 +71,8 @@ logconfig_dict = {
 
 def on_starting(server):
     """Refuse to start, in one line, with what no process could work with."""
+    if server.cfg.is_ssl:
+        sys.exit("sd-gateway can't speak TLS: let nginx or another proxy in front of it do so.")
     if server.cfg.preload_app:
         # A database connection and the worker's threads do not survive the fork.
         sys.exit("sd-gateway can't run with --preload: each process must open its own database connections.")

@@ -20,6 +20,8 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from app.jsontext import dumps
 
+#: The header of every answer, a problem or not.
+HEADERS: Mapping[str, str] = MappingProxyType({"X-Content-Type-Options": "nosniff"})
 #: RFC 9457, section 6.1.
 MEDIA_TYPE = "application/problem+json"
 
@@ -48,18 +50,22 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "file-missing": Problem(404, "There is no such file"),
         "key-of-deleted-job": Problem(404, "The job of this Idempotency-Key was deleted"),
         "method-not-allowed": Problem(405, "The path does not take this method"),
+        "request-timeout": Problem(408, "The request arrived too slowly"),
         "job-unfinished": Problem(409, "The job is not finished yet"),
         "job-cancelled": Problem(409, "The job was cancelled"),
         "precondition-failed": Problem(412, "A condition of the request does not hold"),
         "body-too-large": Problem(413, "The body is too large"),
+        "uri-too-long": Problem(414, "The request line is too long"),
         "unsupported-media-type": Problem(415, "The body must be application/json"),
         "range-not-satisfiable": Problem(416, "The file has no such range"),
+        "expectation-failed": Problem(417, "The Expect header cannot be met"),
         "validation-failed": Problem(422, "The request breaks the contract"),
         "unknown-name": Problem(422, "A name is not known to any WebUI"),
         "bad-image": Problem(422, "The reference image cannot be used"),
         "webui-cannot": Problem(422, "The WebUI can't make these pictures"),
         "idempotency-key-reused": Problem(422, "The Idempotency-Key belongs to another request"),
         "user-queue-full": Problem(429, "The user has too many unfinished jobs", 10),
+        "headers-too-large": Problem(431, "The header is too large"),
         INTERNAL_ERROR: Problem(500, "The gateway failed"),
         "webui-refused": Problem(502, "The WebUI refused the job"),
         "webui-out-of-memory": Problem(502, "The WebUI ran out of memory"),
@@ -122,7 +128,7 @@ def respond(slug: str, detail: str, *, headers: Mapping[str, str] | None = None,
     """A problem as an HTTP response under its own media type; parameters as :func:`problem` has them."""
     body = problem(slug, detail, **extra)
     response = Response(dumps(body), status=body["status"], mimetype=MEDIA_TYPE)
-    response.headers.extend(dict(headers or {}))
+    response.headers.extend({**HEADERS, **(headers or {})})
     retry_after = PROBLEMS[body["type"]].retry_after
     if retry_after is not None:
         response.headers.setdefault("Retry-After", str(retry_after))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -24,6 +25,13 @@ ERRORS: Final = (ConfigError, PresetError, JobsError, RecordsError, Mismatch)
 #: How long another program may take to give the address free: a gateway that is just stopping does.
 _BIND_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.1
+#: The soft limit of open files is raised so far, where the hard one allows it.
+_FILES: Final = 65536
+#: What a process has open besides its clients: libraries, sockets, locks; for each thread a database connection (two files of
+#: SQLite), and a picture or a body; for each WebUI the connections that its threads hold ready.
+_FILES_OF_A_PROCESS: Final = 96
+_FILES_OF_A_THREAD: Final = 3
+_FILES_OF_A_WEBUI: Final = 16
 _WRITABLE: Final = "Let the gateway's user write there, or choose another place."
 
 
@@ -133,6 +141,26 @@ def await_address(address: tuple[str, int] | str, seconds: float = _BIND_SECONDS
                 f"SDG_BIND: {host}:{port} is in use by another program. Stop that, or choose another address."
             ) from failure
         time.sleep(_POLL_SECONDS)
+
+
+def room_for_connections(config: Config) -> int:
+    """Raise the limit of open files of this process and its children; how many clients one of them may then have at a time.
+
+    :raises CannotStart: there is no room for as many clients as there are threads.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # -1 stands for no limit.
+    soft, allowed = (limit % 2**64 for limit in (soft, hard))
+    if soft < _FILES:
+        soft = min(allowed, _FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    others = _FILES_OF_A_PROCESS + _FILES_OF_A_THREAD * config.threads + _FILES_OF_A_WEBUI * len(config.webuis)
+    if soft < others + config.threads:
+        raise CannotStart(
+            f"SDG_THREADS: {config.threads} threads need {others + config.threads} open files, and the limit is {soft}. "
+            "Raise it (ulimit -Hn, LimitNOFILE of systemd), or set fewer threads and waiters."
+        )
+    return min(soft, _FILES) - others
 
 
 def failure_to_bind(host: str, port: int) -> OSError | None:

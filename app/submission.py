@@ -89,6 +89,7 @@ class Submissions:
         idempotency_key: str | None,
         wait: float,
         before_waiting: Callable[[], None] = lambda: None,
+        gone: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
         """Accept a request, wait up to ``wait`` seconds for its end, and describe the job as it is then.
 
@@ -96,6 +97,7 @@ class Submissions:
         :param fingerprint: a digest of the posted body, which a repeated key is compared by.
         :param before_waiting: called when the request is in its row and its reference image on disk; what they were made from
             may go.
+        :param gone: asked now and then whether the client has hung up; then it is not waited for any more.
         :raises Exception: with a slug; then nothing was accepted.
         """
         key = _key(type_, fingerprint, idempotency_key)
@@ -109,7 +111,7 @@ class Submissions:
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
             before_waiting()
-            return self._describe(self._waiters.wait(job.identity, wait) or self._table.current(job.identity))
+            return self._describe(self._waiters.wait(job.identity, wait, gone) or self._table.current(job.identity))
 
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job, self._table.place(job))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from http import HTTPStatus
 from typing import cast
 
 from flask import Response, request
@@ -65,9 +64,7 @@ def _register_endpoints(app: Application, services: Services) -> None:
 
 
 def _finish(response: Response) -> Response:
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    if response.status_code >= HTTPStatus.BAD_REQUEST:
-        cast("GatewayRequest", request).drain()
+    response.headers.update(errors.HEADERS)
     return response
 
 

@@ -28,7 +28,14 @@ class Decorator(Protocol):
 
 
 #: What any request may run into.
-ALWAYS = ("invalid-request", errors.INTERNAL_ERROR)
+ALWAYS = (
+    "invalid-request",
+    "request-timeout",
+    "uri-too-long",
+    "expectation-failed",
+    "headers-too-large",
+    errors.INTERNAL_ERROR,
+)
 
 
 class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types

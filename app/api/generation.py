@@ -149,5 +149,6 @@ def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[
         idempotency_key=key,
         wait=preference.seconds(services.config.sync_timeout),
         before_waiting=posted.let_go,
+        gone=posted.client_gone,
     )
     return presenter.posted(view, preference)

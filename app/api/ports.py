@@ -48,12 +48,14 @@ class Submissions(Protocol):
         idempotency_key: str | None,
         wait: float,
         before_waiting: Callable[[], None],
+        gone: Callable[[], bool],
     ) -> JobView:
         """Accept a request and wait up to ``wait`` seconds for its end; 0 does not wait and needs no free waiter.
 
         :param fields: the request as the schema loaded it; ``init_images`` is the posted text of the one image.
         :param fingerprint: a digest of the posted body, by which a repeated Idempotency-Key is judged.
         :param before_waiting: called when nothing of the request is needed any more but its job.
+        :param gone: asked now and then whether the client has hung up; then it is not waited for any more.
         """
         ...
 

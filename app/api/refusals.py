@@ -33,6 +33,12 @@ class InvalidRequest(RefusalError):
     slug = "invalid-request"
 
 
+class BodyTooSlow(RefusalError):
+    """The body arrives too slowly."""
+
+    slug = "request-timeout"
+
+
 class UnsupportedMediaType(RefusalError):
     """The body is declared as something else than JSON."""
 

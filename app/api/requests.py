@@ -13,17 +13,15 @@ import logging
 import re
 import socket
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flask
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # the package ships no types
-from werkzeug.exceptions import ClientDisconnected
 from werkzeug.utils import cached_property
 
 from app.api.bodies import MEBIBYTE, Body
-from app.api.refusals import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from app.api.refusals import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
 from app.api.strictjson import parse
 
 _LOG = logging.getLogger(__name__)
@@ -36,10 +34,6 @@ BODY_TURNS = "SDG_BODY_TURNS"
 #: What gunicorn raises while it reads a body: the client reset the connection, or its chunks are malformed.
 _BROKEN = (OSError, ParseException)
 _CHUNK = 256 * 1024
-#: A refused request is read on so far, bytes and seconds, so that its client gets to read the answer: closing a connection
-#: with unread bytes resets it, and the answer is lost.
-_DRAIN_BYTES = 64 * MEBIBYTE
-_DRAIN_SECONDS = 5.0
 #: The body of a request that takes none is read before the answer so far: bytes, and seconds without a new one.
 _UNREAD_BYTES = 64 * 1024
 _UNREAD_SECONDS = 0.1
@@ -62,6 +56,7 @@ class GatewayRequest(flask.Request):
 
         :raises UnsupportedMediaType: it is not declared as JSON in UTF-8.
         :raises InvalidRequest: it broke off.
+        :raises BodyTooSlow: it did not keep the pace that our worker asks of a body.
         :raises BodyTooLarge: it is longer than the setting allows, whether declared or chunked.
         :raises NoRoomForBody: it is large, and can't be kept until its turn.
         :raises InvalidJson: it is not JSON as RFC 8259 has it, or a member occurs twice in one object.
@@ -140,16 +135,10 @@ class GatewayRequest(flask.Request):
         finally:
             connection.settimeout(patience)
 
-    def drain(self) -> None:
-        """Read what the client still sends, within bounds, and throw it away."""
-        deadline = time.monotonic() + _DRAIN_SECONDS
-        left = _DRAIN_BYTES
-        with contextlib.suppress(ClientDisconnected, *_BROKEN):
-            while left > 0 and time.monotonic() < deadline:
-                chunk = self.stream.read(min(_CHUNK, left))
-                if not chunk:
-                    break
-                left -= len(chunk)
+    def client_gone(self) -> bool:
+        """Whether the client has hung up; False under another server than ours (:mod:`app.api.serving`), which can't tell."""
+        gone: Callable[[], bool] | None = getattr(self.environ.get("gunicorn.socket"), "gone", None)
+        return gone is not None and gone()
 
     def _check_content_type(self) -> None:
         charset = self.mimetype_params.get("charset", "utf-8").lower()
@@ -163,10 +152,14 @@ class GatewayRequest(flask.Request):
         too_large = BodyTooLarge(f"The body is larger than {limit // MEBIBYTE} MiB.")
         if (self.content_length or 0) > limit:
             raise too_large
-        for chunk in self._chunks():
-            if body.size + len(chunk) > limit:
-                raise too_large
-            body.add(chunk)
+        try:
+            for chunk in self._chunks():
+                if body.size + len(chunk) > limit:
+                    raise too_large
+                body.add(chunk)
+        except TimeoutError as error:
+            _LOG.info("the body of a request came too slowly: %s", error)
+            raise BodyTooSlow(f"The body came too slowly: {error}.") from error
         self._check_length(body.size)
 
     def _check_length(self, size: int) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from app.jobs.errors import DatabaseUnavailable, NoFreeWaiter
@@ -19,6 +19,8 @@ from app.jobs.table import JobTable
 
 _POLL_SECONDS: Final = 0.25
 _END_SECONDS: Final = 3.0
+#: How often a waiter asks whether its client is gone.
+_GONE_SECONDS: Final = 0.25
 #: More than can finish between the acceptance of a job and the waiting for it.
 _REMEMBERED: Final = 256
 
@@ -50,9 +52,10 @@ class Waiters:
         finally:
             self._free.release()
 
-    def wait(self, job: Identity, seconds: float) -> Job | None:
+    def wait(self, job: Identity, seconds: float, gone: Callable[[], bool] = lambda: False) -> Job | None:
         """Wait for the end of a job: the job, or None after ``seconds`` or at once when the process is about to stop.
 
+        :param gone: asked four times a second; when it says that the client is gone, the wait ends too.
         :raises JobNotFound: it was deleted meanwhile.
         :raises JobLost: its row has vanished.
         """
@@ -68,11 +71,15 @@ class Waiters:
         self._somebody_waits.set()
         try:
             # Draining is looked at after the event was cleared, and set before the event is set: it is never missed.
-            while not self._draining.is_set() and done.wait(max(deadline - time.monotonic(), 0.0)):
-                done.clear()
-                ended = self._finished(job)
-                if ended is not None:
-                    return ended
+            while not self._draining.is_set():
+                left = max(deadline - time.monotonic(), 0.0)
+                if done.wait(min(left, _GONE_SECONDS)):
+                    done.clear()
+                    ended = self._finished(job)
+                    if ended is not None:
+                        return ended
+                elif left <= _GONE_SECONDS or gone():
+                    return None
             return None
         finally:
             self._leave(job, done)

@@ -150,7 +150,6 @@ def test_without_a_temporary_folder_only_large_bodies_are_refused(client, servic
     refused = post(client, b"", input_stream=stream, content_length=len(body), **how)
     assert (refused.status_code, refused.json["type"]) == (503, "no-room-for-body")
     assert "/nowhere" not in refused.text
-    assert stream.tell() == len(body), "the client can't read the answer before its body was read"
     assert client.post("/txt2img", json=TXT2IMG).status_code == 200
 
 

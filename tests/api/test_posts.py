@@ -26,6 +26,7 @@ def test_a_finished_job_is_answered_with_its_urls(client, services):
     [(_, kind, fields, kwargs)] = services.calls
     assert (kind, fields) == ("txt2img", TXT2IMG)
     assert callable(kwargs.pop("before_waiting"))
+    assert kwargs.pop("gone")() is False
     assert kwargs == {
         "fingerprint": "",
         "idempotency_key": None,

@@ -256,7 +256,7 @@ def test_a_body_that_is_not_declared_as_json_is_415(client, how):
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(("extra", "status"), [(0, 200), (1, 413)])
-def test_the_limit_of_the_body_is_exact_and_what_is_refused_is_read_on(chunked, extra, status):
+def test_the_limit_of_the_body_is_exact(chunked, extra, status):
     app, services = make_app(SDG_MAX_BODY_MB="1", SDG_MAX_PROMPT_CHARS=str(2 * MIB))
     services.answers["post"] = job_view()
     start = json.dumps(TXT2IMG).encode()
@@ -267,12 +267,11 @@ def test_the_limit_of_the_body_is_exact_and_what_is_refused_is_read_on(chunked, 
         "/txt2img", input_stream=stream, content_length=len(body), content_type="application/json", **how
     )
     assert response.status_code == status
-    assert stream.tell() == len(body)
     if status == 413:
         assert response.json["detail"] == "The body is larger than 1 MiB."
 
 
-def test_an_endless_refused_body_is_read_on_within_bounds(client):
+def test_a_request_that_is_refused_by_its_head_is_answered_before_its_body(client):
     class Endless(io.RawIOBase):
         given = 0
 
@@ -290,4 +289,4 @@ def test_an_endless_refused_body_is_read_on_within_bounds(client):
         environ_overrides={"wsgi.input": stream, "wsgi.input_terminated": True, "CONTENT_LENGTH": ""},
     )
     assert response.status_code == 415
-    assert 0 < stream.given <= 64 * MIB
+    assert stream.given == 0

@@ -447,9 +447,10 @@ def test_wrong_paths_and_methods(untouched: Gateway, method: str, path: str, sta
     ids=lambda text: ascii(text)[:30],
 )
 def test_what_is_no_http_does_not_get_past_the_server(untouched: Gateway, target: str) -> None:
-    """Raw bytes, blanks and endless lines are no request line (RFC 9112, section 3); gunicorn itself says so, in HTML."""
-    status, _, body = untouched.http.raw(f"GET {target} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode("latin-1"))
+    """Raw bytes, blanks and endless lines are no request line (RFC 9112, section 3); the worker class itself says so."""
+    status, kind, body = untouched.http.raw(f"GET {target} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode("latin-1"))
     assert 400 <= status < 500
+    assert kind == "application/problem+json"
     assert b"Traceback" not in body
 
 
