@@ -33,8 +33,9 @@ test: $(STAMP)
 coverage: $(STAMP)
 	$(BIN)/pytest $(PARALLEL) --cov -m "not soak and not system" --ignore tests/crash
 
+# Here every program starts from nothing (tests/system/launcher.py).
 soak: $(STAMP)
-	$(BIN)/pytest -m soak
+	TESTS_START_COLD=1 $(BIN)/pytest -m soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
