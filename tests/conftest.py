@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,11 @@ from tests.postgresql import PostgresServer, programs
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts processes goes first, so that the run does not end with one long file while the other workers are idle."""
+    for item in items:
+        if item.get_closest_marker("alone") and not item.get_closest_marker("soak"):
+            raise pytest.UsageError(
+                f"{item.nodeid} measures time, and beside other tests that is luck: mark it soak too"
+            )
     here = Path(__file__).parent
     items.sort(key=lambda item: item.path.parent not in (here / "system", here / "crash"))
 
@@ -79,18 +81,6 @@ def gateway(tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> I
     """A gateway in this process in front of :func:`server`; it accepts, and works once the test starts it."""
     with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
         yield gateway
-
-
-@pytest.fixture(autouse=True)
-def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests run in several processes at once; one that measures time (mark ``alone``) waits until nothing else runs."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None:
-        yield
-        return
-    with (Path(tempfile.gettempdir()) / f"sdg-tests-{run}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
-        yield
 
 
 def _postgresql_server() -> PostgresServer:

@@ -39,9 +39,7 @@ def obey_file_modes() -> None:
             ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
-def refusal(
-    command: Sequence[str], folder: Path, before: Callable[[], None] | None = None, **settings: object
-) -> str:
+def refusal(command: Sequence[str], folder: Path, before: Callable[[], None] | None = None, **settings: object) -> str:
     """The one line with which a command refuses to start; ``before`` is called in its process."""
     environ = clean_environ(
         folder,
