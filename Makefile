@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-# More than the cores: many tests wait for a server more than they compute.
-TEST_PROCESSES ?= 4
-PARALLEL := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+# More than the cores: many tests wait for a server more than they compute. A process gets a class or, of functions, a module at a time.
+TEST_PROCESSES ?= 6
+PARALLEL := -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 .PHONY: setup run test coverage soak lint bench clean
 
@@ -25,6 +25,9 @@ run: $(STAMP)
 		export SDG_WEBUI_URLS=simulator; \
 	fi; \
 	exec $(BIN)/gunicorn wsgi:app
+
+# Each process of the tests reads what pytest makes of a module from a file, also where the environment has no interpreter write one.
+test coverage soak: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(STAMP)
 	$(BIN)/pytest $(PARALLEL)

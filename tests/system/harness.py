@@ -560,6 +560,8 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: Of how many processes a gateway is of which a test says nothing else.
+        self.concurrency = 2
         self.processes: list[Process] = []
 
     def _name(self, kind: str) -> str:
@@ -586,6 +588,7 @@ class Stage:
         self, urls: str | Sequence[Simulator] | None, *, ready: bool = True, cold: bool = ALL_COLD, **settings: Any
     ) -> Gateway:
         """A new gateway; with ``ready`` as soon as it is."""
+        settings = {"processes": self.concurrency} | settings
         gateway = Gateway(self._name("gateway"), self.folder, urls, **settings)
         gateway.cold = cold
         self.add(gateway)
