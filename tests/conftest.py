@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -97,18 +98,20 @@ def gateway(tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> I
         yield gateway
 
 
-def _postgresql_server() -> PostgresServer:
+def _postgresql_server(folders: pytest.TempPathFactory) -> PostgresServer:
     place = programs()
     if place is None:
         pytest.skip("PostgreSQL's programs are not installed")
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
-    return PostgresServer(place)
+    # Those of the processes of one run stand side by side.
+    own = folders.getbasetemp()
+    return PostgresServer(place, own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL server of this run's own, reachable by a Unix socket only."""
-    server = _postgresql_server()
+    server = _postgresql_server(tmp_path_factory)
     try:
         server.start()
         yield server.url
@@ -117,9 +120,9 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_server() -> Iterator[PostgresServer]:
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A PostgreSQL server that one test may stop and freeze."""
-    server = _postgresql_server()
+    server = _postgresql_server(tmp_path_factory)
     try:
         server.start()
         yield server
