@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
-# More than the cores: many tests wait for a server more than they compute.
-TEST_PROCESSES ?= 4
-PARALLEL := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+# More than the cores: many tests wait for a server more than they compute. A process gets a class or, of functions, a module at a time.
+TEST_PROCESSES ?= 6
+PARALLEL := -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 .PHONY: setup run test coverage soak lint bench clean
 
@@ -26,6 +26,9 @@ run: $(STAMP)
 	fi; \
 	exec $(BIN)/gunicorn wsgi:app
 
+# Each process of the tests reads what pytest makes of a module from a file, also where the environment has no interpreter write one.
+test coverage soak: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(STAMP)
 	$(BIN)/pytest $(PARALLEL)
 
@@ -33,8 +36,9 @@ test: $(STAMP)
 coverage: $(STAMP)
 	$(BIN)/pytest $(PARALLEL) --cov -m "not soak and not system" --ignore tests/crash
 
+# Here every program starts from nothing (tests/system/launcher.py).
 soak: $(STAMP)
-	$(BIN)/pytest -m soak
+	TESTS_START_COLD=1 $(BIN)/pytest -m soak
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ Each process is one of threads (gthread). After the fork each one starts its ser
 """
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,9 @@ from gunicorn.glogging import CONFIG_DEFAULTS
 from app import config as settings
 from app import startup
 from app.allocator import give_memory_back
+
+# What was imported stays: a process that looked for garbage among it would get a copy of all of it by that.
+gc.freeze()
 
 try:
     _config = settings.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -38,6 +39,8 @@ def _services(open_them: Callable[[Config], Services]) -> Services:
 @click.group()
 def main() -> None:
     """A service in front of AUTOMATIC1111 Stable Diffusion WebUI servers."""
+    # What was imported stays: don't look for garbage among it, neither now nor at the end.
+    gc.freeze()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # The database itself says when it was migrated, and from which schema.
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
+import gc
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,26 @@ from tests.inprocess import Gateway, simulator
 from tests.postgresql import PostgresServer, programs
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Collect without looking for garbage, and never look for it among what was collected: there are a million objects, and all
+    of them stay.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts processes goes first, so that the run does not end with one long file while the other workers are idle."""
+    for item in items:
+        if item.get_closest_marker("alone") and not item.get_closest_marker("soak"):
+            raise pytest.UsageError(
+                f"{item.nodeid} measures time, and beside other tests that is luck: mark it soak too"
+            )
     here = Path(__file__).parent
     items.sort(key=lambda item: item.path.parent not in (here / "system", here / "crash"))
 
@@ -81,30 +98,20 @@ def gateway(tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> I
         yield gateway
 
 
-@pytest.fixture(autouse=True)
-def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests run in several processes at once; one that measures time (mark ``alone``) waits until nothing else runs."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None:
-        yield
-        return
-    with (Path(tempfile.gettempdir()) / f"sdg-tests-{run}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
-        yield
-
-
-def _postgresql_server() -> PostgresServer:
+def _postgresql_server(folders: pytest.TempPathFactory) -> PostgresServer:
     place = programs()
     if place is None:
         pytest.skip("PostgreSQL's programs are not installed")
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
-    return PostgresServer(place)
+    # Those of the processes of one run stand side by side.
+    own = folders.getbasetemp()
+    return PostgresServer(place, own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a PostgreSQL server of this run's own, reachable by a Unix socket only."""
-    server = _postgresql_server()
+    server = _postgresql_server(tmp_path_factory)
     try:
         server.start()
         yield server.url
@@ -113,9 +120,9 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_server() -> Iterator[PostgresServer]:
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A PostgreSQL server that one test may stop and freeze."""
-    server = _postgresql_server()
+    server = _postgresql_server(tmp_path_factory)
     try:
         server.start()
         yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -27,8 +28,11 @@ def programs() -> Path | None:
 class PostgresServer:
     """A server with an empty database, reachable by a Unix socket only."""
 
-    def __init__(self, place: Path) -> None:
-        """:param place: the folder of PostgreSQL's programs."""
+    def __init__(self, place: Path, shared: Path) -> None:
+        """:param place: the folder of PostgreSQL's programs.
+        :param shared: a folder of this run of the tests, where the first server keeps a copy of its new files for the others:
+            to make them takes more than a second of CPU time.
+        """
         self._place = place
         # The server refuses to run as root; any other user will do, and a short path fits into a socket's address.
         user = "nobody" if os.geteuid() == 0 else None
@@ -42,9 +46,21 @@ class PostgresServer:
             "stderr": subprocess.DEVNULL,
         }
         self._server: subprocess.Popen[bytes] | None = None
-        data = ["-D", self.folder / "data"]
-        command = [place / "initdb", *data, "-U", "gateway", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
+        with (shared / "postgresql.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / "postgresql").exists():
+                self._make(shared)
+        shutil.copytree(shared / "postgresql", self.folder / "data")
+        if user is not None:
+            for path in (self.folder / "data", *(self.folder / "data").rglob("*")):
+                shutil.chown(path, user)
+
+    def _make(self, shared: Path) -> None:
+        """Make the files of a server, and move them there."""
+        data = ["-D", self.folder / "made"]
+        command = [self._place / "initdb", *data, "-U", "gateway", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
         subprocess.run(command, check=True, **self._options)
+        shutil.move(self.folder / "made", shared / "postgresql")
 
     @property
     def url(self) -> str:

@@ -1,12 +1,13 @@
 """The first start of a gateway as a program of its own, which forks a process for each start.
 
 ``python -m tests.crash.first_start killed FOLDER`` kills a start at each of its durable steps in turn, and starts again.
-``… together FOLDER`` starts several processes at once on one database and one data folder, and then on several databases and one
-data folder. What was found is printed as JSON.
+``… together FOLDER ROUNDS`` starts several processes at once on one database and one data folder, and then on several databases
+and one data folder. What was found is printed as JSON.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sqlite3
@@ -21,9 +22,8 @@ from app.identity import Mismatch
 from app.services import build
 from tests.crash.rounds import fork, steps_of
 
-#: Starts at once, and how often they are repeated.
+#: Starts at once.
 TOGETHER = 6
-ROUNDS = 5
 #: The exit status of a start that was refused, as nothing else ends a process.
 REFUSED = 77
 
@@ -92,16 +92,18 @@ def together(folder: Path, databases: Sequence[str]) -> dict[str, Any]:
     return {"codes": codes, "log": log, "ids": [ids(folder, name) for name in sorted(set(databases))]}
 
 
-def main(what: str, folder: Path) -> Any:
+def main(what: str, folder: Path, rounds: int = 0) -> Any:
+    # So that no child looks for garbage among what was imported, and gets a copy of all of it by that.
+    gc.freeze()
     if what == "killed":
         return killed(folder)
     one = ["gateway.db"] * TOGETHER
     several = [f"gateway{number}.db" for number in range(TOGETHER)]
     return {
-        "one": [together(folder / f"one{number}", one) for number in range(ROUNDS)],
-        "several": [together(folder / f"several{number}", several) for number in range(ROUNDS)],
+        "one": [together(folder / f"one{number}", one) for number in range(rounds)],
+        "several": [together(folder / f"several{number}", several) for number in range(rounds)],
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]))))
+    print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))))

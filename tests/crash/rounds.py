@@ -7,6 +7,7 @@ judged.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -197,6 +198,8 @@ def rounds_of(calm: Sequence[dict[str, Any]]) -> list[Round]:
 
 def main(folder: Path) -> None:
     """Play everything and print it."""
+    # So that no child looks for garbage among what was imported, and gets a copy of all of it by that.
+    gc.freeze()
     calm = undisturbed(folder)
     json.dump({"undisturbed": calm, "rounds": disturbed(folder, rounds_of(calm))}, sys.stdout)
 

@@ -18,9 +18,9 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 
 
-def report(what: str, folder: Path) -> Any:
+def report(what: str, folder: Path, *rounds: int) -> Any:
     """What ``tests.crash.first_start`` prints."""
-    command = [sys.executable, "-m", "tests.crash.first_start", what, str(folder)]
+    command = [sys.executable, "-m", "tests.crash.first_start", what, str(folder), *map(str, rounds)]
     done = subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -42,9 +42,9 @@ def test_a_first_start_that_was_killed_goes_on_at_the_next(tmp_path: Path) -> No
     assert [found["step"] for found in rounds] == kinds
 
 
-@pytest.mark.timeout(240)
-def test_processes_that_start_at_once_agree_on_one_id(tmp_path: Path) -> None:
-    rounds = report("together", tmp_path)
+@pytest.mark.parametrize("rounds_of_each", [1, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(240)])])
+def test_processes_that_start_at_once_agree_on_one_id(tmp_path: Path, rounds_of_each: int) -> None:
+    rounds = report("together", tmp_path, rounds_of_each)
     for found in rounds["one"]:
         assert set(found["codes"]) == {0}, found["log"]
         [pair] = found["ids"]

@@ -101,7 +101,8 @@ class TestWaiting:
 
             def wait(job: Job) -> Future[Job | None]:
                 future = pool.submit(waiters.wait, job.identity, NEVER)
-                until(lambda: job.identity in waiters._waiting)
+                # A job that is over already keeps nobody waiting for long enough to be seen.
+                until(lambda: job.identity in waiters._waiting or future.done())
                 return future
 
             yield wait

@@ -4,7 +4,9 @@ Nothing here knows the inside of the gateway: processes are started as a person 
 judged by their answers, files and exit codes. A :class:`Stage` owns the processes of one test and ends them for sure; their
 logs stay in files, and a failing test shows them (``conftest.py``).
 
-The interpreter that runs the tests runs the processes, so that both use one set of packages.
+The interpreter that runs the tests runs the processes, so that both use one set of packages. Most programs are forked by a
+launcher that has imported everything already (``launcher.py``); with ``cold`` one is started from nothing, and ``make soak`` does
+that with all of them.
 """
 
 from __future__ import annotations
@@ -20,20 +22,26 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import pytest
 import requests
 
+from tests.system.launcher import Launched, can_start, launcher
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 #: The command as pip installed it beside the interpreter.
 COMMAND = str(Path(sys.executable).parent / "sd-gateway")
+
+#: Whether each program is started from nothing.
+ALL_COLD = "TESTS_START_COLD" in os.environ
 
 #: Starting a process means importing everything, on a machine that may be busy.
 START_SECONDS = 30.0
@@ -200,10 +208,12 @@ class Process:
         self.command = list(command)
         self.environ = environ
         self.log = folder / f"{name}.log"
-        self._running: subprocess.Popen[bytes] | None = None
+        #: Started by the operating system and not by the launcher, as a person would do it.
+        self.cold = ALL_COLD
+        self._running: subprocess.Popen[bytes] | Launched | None = None
 
     @property
-    def running(self) -> subprocess.Popen[bytes]:
+    def running(self) -> subprocess.Popen[bytes] | Launched:
         assert self._running is not None, f"{self.name} was not started"
         return self._running
 
@@ -214,15 +224,7 @@ class Process:
     def launch(self) -> None:
         """Start the program; whether it is ready is another question. A session of its own makes its group killable."""
         with self.log.open("ab") as log:
-            self._running = subprocess.Popen(
-                self.command,
-                cwd=CHECKOUT,
-                env=self.environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self._running = start(self.command, self.environ, log, log, cold=self.cold)
 
     def wait(self, seconds: float = START_SECONDS) -> int:
         """Wait for the end of the program; its exit code."""
@@ -247,6 +249,56 @@ class Process:
     def text(self) -> str:
         """What it has printed."""
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+
+
+def start(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    output: IO[bytes],
+    errors: IO[bytes],
+    *,
+    before: Callable[[], None] | None = None,
+    cold: bool = ALL_COLD,
+) -> subprocess.Popen[bytes] | Launched:
+    """Start a program in the checkout, in a session of its own; without ``cold`` a launcher does it, if it can.
+
+    :param before: called in the new process before the program begins, which then starts cold.
+    """
+    if before is None and not cold and can_start(command, environ):
+        with Path(os.devnull).open("rb") as nothing:
+            return launcher().start(command, environ, [file.fileno() for file in (nothing, output, errors)])
+    return subprocess.Popen(
+        command,
+        cwd=CHECKOUT,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        start_new_session=True,
+        preexec_fn=before,  # noqa: PLW1509 -- what tests call there takes no lock
+    )
+
+
+def run(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    before: Callable[[], None] | None = None,
+    cold: bool = ALL_COLD,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in the checkout to its end; see :func:`start`."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        running = start(command, environ, output, errors, before=before, cold=cold)
+        try:
+            code = running.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            raise
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess(command, code, *texts)
 
 
 def clean_environ(folder: Path, **settings: Any) -> dict[str, str]:
@@ -454,18 +506,10 @@ class Gateway(Process):
         [path] = self.data.rglob(filename)
         return path
 
-    def cli(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    def cli(self, *arguments: str, cold: bool = ALL_COLD, **settings: Any) -> subprocess.CompletedProcess[str]:
         """Run ``sd-gateway`` with the gateway's settings to its end."""
         environ = self.environ | {name: str(value) for name, value in settings.items()}
-        return subprocess.run(
-            [COMMAND, *arguments],
-            cwd=CHECKOUT,
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run([COMMAND, *arguments], environ, cold=cold)
 
 
 #: Debian puts it where only root's PATH looks.
@@ -530,6 +574,8 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: Of how many processes a gateway is of which a test says nothing else.
+        self.concurrency = 2
         self.processes: list[Process] = []
 
     def _name(self, kind: str) -> str:
@@ -541,17 +587,25 @@ class Stage:
         process.launch()
         return process
 
-    def simulator(self, *options: str, ready: bool = True, seconds_per_image: float = 0.1) -> Simulator:
+    def simulator(
+        self, *options: str, ready: bool = True, cold: bool = ALL_COLD, seconds_per_image: float = 0.1
+    ) -> Simulator:
         """A new simulator."""
         made = Simulator(self._name("simulator"), self.folder, *options, seconds_per_image=seconds_per_image)
+        made.cold = cold
         self.add(made)
         if ready:
             made.await_ready()
         return made
 
-    def gateway(self, urls: str | Sequence[Simulator] | None, *, ready: bool = True, **settings: Any) -> Gateway:
+    def gateway(
+        self, urls: str | Sequence[Simulator] | None, *, ready: bool = True, cold: bool = ALL_COLD, **settings: Any
+    ) -> Gateway:
         """A new gateway; with ``ready`` as soon as it is."""
-        gateway = self.add(Gateway(self._name("gateway"), self.folder, urls, **settings))
+        settings = {"processes": self.concurrency} | settings
+        gateway = Gateway(self._name("gateway"), self.folder, urls, **settings)
+        gateway.cold = cold
+        self.add(gateway)
         if ready:
             gateway.await_ready()
         return gateway
@@ -563,9 +617,11 @@ class Stage:
         nginx.await_ready()
         return nginx
 
-    def worker(self, gateway: Gateway) -> Worker:
+    def worker(self, gateway: Gateway, *, cold: bool = ALL_COLD) -> Worker:
         """An external worker for a gateway."""
-        return self.add(Worker(self._name("worker"), gateway, self.folder))
+        worker = Worker(self._name("worker"), gateway, self.folder)
+        worker.cold = cold
+        return self.add(worker)
 
     def clear(self) -> None:
         """End everything, the youngest first. What a test wanted to end well, it has stopped itself."""

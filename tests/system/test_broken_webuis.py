@@ -27,6 +27,13 @@ def _line() -> str:
 LINE = _line()
 
 
+@pytest.fixture
+def stage(stage: Stage) -> Stage:
+    """Whose gateways have one process each: what is tested here is the worker, and a second one would only cost time."""
+    stage.concurrency = 1
+    return stage
+
+
 class TestStarting:
     @pytest.mark.parametrize("kind", ["start-window", "start-window-html"])
     def test_a_job_that_meets_a_webui_without_its_routes_keeps_its_place(

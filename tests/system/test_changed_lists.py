@@ -25,7 +25,7 @@ def accepted(gateway: Gateway, model: str) -> bool:
 
 def test_a_model_is_usable_within_seconds_of_being_added_and_unknown_again_once_it_was_missed(stage: Stage) -> None:
     simulator = stage.simulator(seconds_per_image=0.0)
-    gateway = stage.gateway([simulator])
+    gateway = stage.gateway([simulator], processes=1)
     change(simulator, add=["brand-new"])
     # WebUIs that were asked in the last five seconds are not asked again; far less than the minute between two looks.
     until(lambda: accepted(gateway, "brand-new"), "the new model is accepted", seconds=15.0)

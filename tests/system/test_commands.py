@@ -65,7 +65,7 @@ def test_sweep_verify_and_reindex(stage: Stage, simulator: Simulator) -> None:
     assert gateway.stop() == 0
     for path in gateway.database.parent.glob("gateway.db*"):
         path.unlink()
-    assert gateway.cli("records", "adopt").returncode == 0
+    assert gateway.cli("records", "adopt", cold=True).returncode == 0
     reindex = gateway.cli("records", "reindex")
     assert (reindex.returncode, reindex.stdout) == (0, "3 records added, 0 not readable\n")
     gateway.restart()
@@ -78,7 +78,7 @@ def test_sweep_verify_and_reindex(stage: Stage, simulator: Simulator) -> None:
 
 def test_an_external_worker_does_the_work(stage: Stage, simulator: Simulator) -> None:
     gateway = stage.gateway([simulator], ready=False, SDG_WORKER="external")
-    worker = stage.worker(gateway)
+    worker = stage.worker(gateway, cold=True)
     # For the embedded worker of the web processes no other is needed, and two would meet on a WebUI.
     refused = gateway.cli("worker", SDG_WORKER="embedded")
     assert refused.returncode == 1

@@ -52,6 +52,13 @@ def _reference() -> str:
 REFERENCE = _reference()
 
 
+@pytest.fixture
+def stage(stage: Stage) -> Stage:
+    """Whose gateways have one process each: what is tested here is the worker, and a second one would only cost time."""
+    stage.concurrency = 1
+    return stage
+
+
 class TestPromptsWithANumberSign:
     @pytest.mark.parametrize("options", [[], ["--frozen-options"], ["--flavour", "forge"], ["--flavour", "nowebui"]])
     def test_a_prompt_is_kept_whole_also_where_the_list_of_options_was_frozen_early(

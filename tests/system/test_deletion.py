@@ -81,7 +81,7 @@ def test_of_a_user_whose_records_are_deleted_nothing_is_left(stage: Stage, simul
 
 def test_what_a_lost_attempt_has_left_goes_with_the_record(stage: Stage, slow: Simulator) -> None:
     """Its files have the number of another claim, and unfinished ones have another name; no row names them."""
-    gateway = stage.gateway([slow])
+    gateway = stage.gateway([slow], processes=1)
     made = gateway.succeeded(gateway.post(batch_size=2))
     folder = gateway.find(f"{made['name']}-1.json").parent
     change(gateway, f"UPDATE jobs SET claims = 3, images = replace(images, '{made['name']}-1-', '{made['name']}-3-')")
@@ -108,7 +108,7 @@ def test_the_worker_removes_rows_by_itself(stage: Stage, simulator: Simulator) -
 
 
 def test_a_slot_that_an_earlier_version_named_by_the_spelling_goes_on(stage: Stage, simulator: Simulator) -> None:
-    gateway = stage.gateway(f"http://127.1:{simulator.port}")
+    gateway = stage.gateway(f"http://127.1:{simulator.port}", processes=1)
     gateway.succeeded(gateway.post())
     assert gateway.stop() == 0
     new, old = f"http://testhost:{simulator.port}", f"http://127.1:{simulator.port}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.system.harness import CHECKOUT, COMMAND, Gateway, Simulator, Stage, until
+from tests.system.harness import COMMAND, Gateway, Simulator, Stage, run, until
 
 ID_FILE = ".sd-gateway-id"
 
@@ -32,15 +31,7 @@ def refusals(gateway: Gateway) -> list[str]:
     """The one line with which gunicorn, and an external worker, refuse to start."""
     lines = []
     for command, settings in ((gateway.command, {}), ([COMMAND, "worker"], {"SDG_WORKER": "external"})):
-        ended = subprocess.run(
-            command,
-            cwd=CHECKOUT,
-            env=gateway.environ | settings,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        ended = run(command, gateway.environ | settings)
         assert ended.returncode == 1, ended.stderr
         [line] = [line for line in ended.stderr.splitlines() if "[INFO] Starting gunicorn" not in line]
         lines.append(line.removeprefix("sd-gateway: ").removeprefix("Error: "))

@@ -39,7 +39,7 @@ def waiting(gateway: Gateway, simulator: Simulator, clients: ThreadPoolExecutor)
 
 
 # Before it was handled, it went wrong every fourth time.
-@pytest.mark.parametrize("_time", range(3))
+@pytest.mark.parametrize("_time", [0, *(pytest.param(again, marks=pytest.mark.soak) for again in range(1, 5))])
 def test_with_work_in_flight_it_drains_as_sigterm_does(
     stage: Stage, slow: Simulator, clients: ThreadPoolExecutor, _time: int
 ) -> None:
@@ -104,7 +104,7 @@ def test_a_worker_of_its_own_drains_and_a_second_one_ends_it(stage: Stage, slow:
 
 
 def test_a_simulator_ends(stage: Stage) -> None:
-    simulator = stage.simulator()
+    simulator = stage.simulator(cold=True)
     press_ctrl_c(simulator)
     assert simulator.wait() == 0
     assert "Traceback" not in simulator.text()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 #: Of the connection or of the server that wrote the answer.
 _NOT_COMPARED = {"Connection", "Keep-Alive", "Transfer-Encoding", "Server", "Date"}
 _READERS = 128
-#: Bytes a second.
-_SLOWLY = 100_000
+#: Bytes a second, and of the file.
+_SLOWLY, _SLOWLY_READ = 100_000, 1_500_000
 
 
 #: An application that answers with what it knows of its client.
@@ -244,29 +245,47 @@ def slow_readers(nginx: Nginx, path: str) -> Iterator[list[socket.socket]]:
         yield readers
 
 
-def read_slowly(readers: list[socket.socket], seconds: float) -> None:
-    """Every reader takes its bytes of each tenth of a second."""
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
-        begun = time.monotonic()
+def read_slowly(readers: list[socket.socket], over: threading.Event) -> None:
+    """Every reader takes its bytes of each tenth of a second, but never the last ones of the file."""
+    left = _SLOWLY_READ - 200_000
+    while not over.wait(0.1) and left > 0:
         for reader in readers:
             assert reader.recv(_SLOWLY // 10, socket.MSG_WAITALL)
-        time.sleep(max(0.0, 0.1 - (time.monotonic() - begun)))
+        left -= _SLOWLY // 10
 
 
-@pytest.mark.alone
 def test_slow_readers_hold_no_thread_of_the_gateway(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
-    """More of them than it has threads, each at 100 kB/s of a picture of 1.5 MB."""
+    """More of them than it has threads, each at 100 kB/s of a picture of 1.5 MB; none is done before the others are answered."""
     image = ways.plain.succeeded(ways.plain.post(id="slow"))["images"][0]
-    ways.plain.find(image["filename"]).write_bytes(bytes(1_500_000))
+    ways.plain.find(image["filename"]).write_bytes(bytes(_SLOWLY_READ))
+    over = threading.Event()
     with slow_readers(ways.nginx, image["url"]) as readers, ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_slowly, readers, 3.0)
+        reading = pool.submit(read_slowly, readers, over)
+        try:
+            for _ in range(3):
+                assert ask(ways.nginx.url, "GET", "/livez").status == 200
+                assert ways.nginx.http.request("POST", "/txt2img", json=picture(id="slow")).status_code == 200
+        finally:
+            over.set()
+        reading.result()
+
+
+@pytest.mark.soak
+@pytest.mark.alone
+def test_slow_readers_keep_nobody_waiting(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    image = ways.plain.succeeded(ways.plain.post(id="slow"))["images"][0]
+    ways.plain.find(image["filename"]).write_bytes(bytes(_SLOWLY_READ))
+    over = threading.Event()
+    with slow_readers(ways.nginx, image["url"]) as readers, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_slowly, readers, over)
         times = []
-        while not reading.done():
+        ends = time.monotonic() + 3
+        while time.monotonic() < ends:
             begun = time.monotonic()
             assert ask(ways.nginx.url, "GET", "/livez").status == 200
             assert ways.nginx.http.request("POST", "/txt2img", json=picture(id="slow")).status_code == 200
             times.append(time.monotonic() - begun)
+        over.set()
         reading.result()
     assert len(times) >= 3
     assert sorted(times)[len(times) // 2] < 1.0

@@ -7,7 +7,6 @@ import ctypes
 import os
 import socket
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from tests.postgresql import SOCKET
 from tests.proxy import TcpProxy
-from tests.system.harness import CHECKOUT, COMMAND, clean_environ, free_port
+from tests.system.harness import COMMAND, clean_environ, free_port, run
 
 GUNICORN = (sys.executable, "-m", "gunicorn", "wsgi:app")
 WORKER = (COMMAND, "worker")
@@ -40,8 +39,8 @@ def obey_file_modes() -> None:
             ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
-def refusal(command: Sequence[str], folder: Path, **settings: object) -> str:
-    """The one line with which a command refuses to start."""
+def refusal(command: Sequence[str], folder: Path, before: Callable[[], None] | None = None, **settings: object) -> str:
+    """The one line with which a command refuses to start; ``before`` is called in its process."""
     environ = clean_environ(
         folder,
         **{
@@ -52,16 +51,7 @@ def refusal(command: Sequence[str], folder: Path, **settings: object) -> str:
             **settings,
         },
     )
-    ended = subprocess.run(
-        command,
-        cwd=CHECKOUT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        preexec_fn=obey_file_modes,
-    )
+    ended = run(command, environ, before=before)
     assert ended.returncode == 1, ended.stderr
     # gunicorn has said by then that it starts.
     [line] = [line for line in ended.stderr.splitlines() if "[INFO] Starting gunicorn" not in line]
@@ -117,7 +107,7 @@ def used_before(instance: Path) -> None:
     """Give an instance folder a database and a data folder."""
     (instance / "data").mkdir(exist_ok=True)
     environ = clean_environ(instance, SDG_INSTANCE=instance)
-    subprocess.run(ADOPT, cwd=CHECKOUT, env=environ, capture_output=True, check=True)
+    run(ADOPT, environ).check_returncode()
 
 
 def newer(path: Path) -> None:
@@ -160,7 +150,7 @@ def test_a_database_that_can_only_be_read(folder: Path, postgresql: str) -> None
     with contextlib.closing(TcpProxy(Path(postgresql.partition("host=")[2]) / SOCKET)) as proxy:
         read_only = "options=-c%20default_transaction_read_only%3Don"
         url = f"postgresql://gateway@127.0.0.1:{proxy.port}/postgres?{read_only}"
-        line = refusal(GUNICORN, folder, SDG_DATABASE_URL=url)
+        line = refusal(GUNICORN, folder, obey_file_modes, SDG_DATABASE_URL=url)
     assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://127.0.0.1:")
     assert line.endswith(" can only be read. Name the primary server, not a read replica.")
 
@@ -168,7 +158,7 @@ def test_a_database_that_can_only_be_read(folder: Path, postgresql: str) -> None
 def test_an_instance_folder_that_can_not_be_written(folder: Path) -> None:
     instance = folder / "instance"
     instance.chmod(0o555)
-    line = refusal(GUNICORN, folder)
+    line = refusal(GUNICORN, folder, obey_file_modes)
     assert line.startswith(f"SDG_DATA_DIR: {instance}/data")
     assert line.endswith(ADVICE)
 
@@ -178,7 +168,7 @@ def test_a_database_that_can_not_be_written(command: Sequence[str], folder: Path
     used_before(instance)
     for path in (*instance.glob("gateway.db"), instance):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    line = refusal(command, folder)
+    line = refusal(command, folder, obey_file_modes)
     assert line.startswith(f"SDG_DATABASE_URL: sqlite:///{instance}/gateway.db")
     assert line.endswith(ADVICE)
 
@@ -187,7 +177,7 @@ def test_a_data_folder_that_can_not_be_written(folder: Path) -> None:
     data = folder / "data"
     data.mkdir(mode=0o555)
     for command in (GUNICORN, WORKER):
-        said = refusal(command, folder, SDG_DATA_DIR=data)
+        said = refusal(command, folder, obey_file_modes, SDG_DATA_DIR=data)
         assert said == f"SDG_DATA_DIR: {data} can't be written. {ADVICE}"
 
 

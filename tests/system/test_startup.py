@@ -18,8 +18,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Gate
     try:
         yield {
             # WEB_CONCURRENCY and the rest have defaults too; what stays set keeps the test out of the checkout's own data.
-            "": stage.gateway(None, ready=False, WEB_CONCURRENCY=None, SDG_HOST_ID=None),
-            "--preload": stage.gateway(None, ready=False, options=["--preload"]),
+            "": stage.gateway(None, ready=False, WEB_CONCURRENCY=None, SDG_HOST_ID=None, cold=True),
+            "--preload": stage.gateway(None, ready=False, options=["--preload"], cold=True),
             "unknown setting SDG_WEBUI_URL": stage.gateway(None, ready=False, SDG_WEBUI_URL="http://127.0.0.1:7860"),
             "SDG_THREADS": stage.gateway(None, ready=False, SDG_THREADS="many"),
         }
