@@ -443,7 +443,6 @@ BROKEN_HEADS: dict[str, bytes] = {
 }
 
 
-@pytest.mark.xfail(strict=False, reason="gunicorn's own page until the worker class answers with a problem")
 @pytest.mark.parametrize("kind", BROKEN_HEADS)
 def test_what_is_no_http_is_refused_with_a_problem(house: Gateway, kind: str) -> None:
     for method, path in ((method, path) for method, path in PLACES if method != "HEAD"):
