@@ -15,7 +15,7 @@ from gunicorn.glogging import CONFIG_DEFAULTS
 # Nothing is opened or started by that.
 from app import config as settings
 from app import startup
-from app.allocator import give_memory_back
+from app.runtime.malloc import give_memory_back
 
 # What was imported stays: a process that looked for garbage among it would get a copy of all of it by that.
 gc.freeze()
@@ -31,9 +31,9 @@ wsgi_app = "wsgi:app"
 bind = _config.bind
 workers = _config.web_concurrency
 # gthread, with our way to end and to tell why it can't start.
-worker_class = "app.api.serving.Worker"
+worker_class = "app.serving.gunicorn_worker.Worker"
 # No work for an access log that is not written.
-logger_class = "app.api.serving.Logger"
+logger_class = "app.serving.gunicorn_worker.Logger"
 threads = _config.threads
 # Waiting clients hold their connection; the kernel's queue takes what arrives in a burst.
 backlog = 2048

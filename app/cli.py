@@ -13,13 +13,13 @@ from typing import Any
 import click
 
 from app import startup
-from app.allocator import give_memory_back
-from app.archive import Archive, Report
 from app.config import Config, ConfigError, load
+from app.gateway.archive import Archive, Report
 from app.jobs.errors import JobsError
 from app.records.errors import RecordsError
+from app.runtime.malloc import give_memory_back
 from app.services import Services
-from app.webui.simulator import FLAVOURS, SimulatorServer, SimulatorSettings, parse_fault
+from app.simulator import FLAVOURS, SimulatorServer, SimulatorSettings, parse_fault
 
 
 def _config() -> Config:

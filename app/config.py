@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.addresses import host_of, slot_key, with_plain_host
+from app.runtime.addresses import host_of, slot_key, with_plain_host
 
 PREFIX = "SDG_"
 #: gunicorn's own variable for the number of processes; ours only to have a default and a place in the table.
 PROCESSES = "WEB_CONCURRENCY"
 SIMULATOR = "simulator"
-#: Set by crash tests only: where a process is to die; see app/steps.py.
+#: Set by crash tests only: where a process is to die; see app/runtime/failpoints.py.
 CRASH_AT = "SDG_TEST_CRASH_AT"
 
 #: Read before settings.toml, which lies there.

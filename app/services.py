@@ -12,30 +12,30 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from app.archive import Archive
 from app.config import SIMULATOR, Config, WebuiAddress
-from app.generation import WebuiStation, hopeless_demands, restarts_needed, serving_webuis
-from app.identity import Belonging
+from app.gateway.accept import Submissions
+from app.gateway.archive import Archive
+from app.gateway.generate import WebuiStation, hopeless_demands, restarts_needed, serving_webuis
+from app.gateway.identity import Belonging
+from app.gateway.maintenance import Upkeep
+from app.gateway.offering import Offers
+from app.gateway.results import refused_everywhere
 from app.jobs import events
-from app.jobs.database import Database
-from app.jobs.election import HostLock
 from app.jobs.model import Failure, Identity, Job
+from app.jobs.notifications import ACCEPTED, LOOK_WANTED, Wake
 from app.jobs.slots import Slots
-from app.jobs.space import Space
-from app.jobs.station import Station
+from app.jobs.sql.database import Database
+from app.jobs.sql.space import Space
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
-from app.jobs.wake import ACCEPTED, LOOK_WANTED, Wake
-from app.jobs.worker import Worker
-from app.offers import Offers
+from app.jobs.worker.backend import Station
+from app.jobs.worker.election import HostLock
+from app.jobs.worker.runner import Worker
 from app.records.store import RecordStore
-from app.results import refused_everywhere
-from app.steps import crash_at
-from app.submission import Submissions
-from app.upkeep import Upkeep
+from app.runtime.failpoints import crash_at
+from app.simulator import SimulatorServer, SimulatorSettings
 from app.webui.client import Webui
 from app.webui.presets import Presets, load_presets
-from app.webui.simulator import SimulatorServer, SimulatorSettings
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from app.config import Config, ConfigError
-from app.identity import Mismatch
+from app.gateway.identity import Mismatch
 from app.jobs.errors import DatabaseUnavailable, JobsError, ReadOnlyDatabase, SchemaTooNew
 from app.records.errors import RecordsError, StorageFailed
 from app.services import Services, build, build_on_existing, identity_of
@@ -60,7 +60,7 @@ def open_existing(config: Config) -> Services:
 
 
 def adopt(config: Config, *, dry_run: bool) -> str:
-    """Make the database and the data folder belong together; their id. See :meth:`app.identity.Belonging.adopt`.
+    """Make the database and the data folder belong together; their id. See :meth:`app.gateway.identity.Belonging.adopt`.
 
     :raises CannotStart: something can't be used.
     """

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from app.jobs.database import Database
 from app.jobs.model import Failure, Job, NewJob
 from app.jobs.slots import Slots
+from app.jobs.sql.database import Database
 from app.jobs.table import Bounds, JobTable, Serving
 from benchmarks import tables
 from benchmarks.harness import ASYNC, NO_BOUND, Bench, BenchmarkError, Gateway, Line, Stage, picture

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from app.records.names import day_of, user_folder
+from app.records.layout import day_of, user_folder
 from benchmarks import tables
 from benchmarks.harness import Bench, BenchmarkError, Gateway, Line, Stage
 from benchmarks.report import Row, Sample, judged, milliseconds, say

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 
-from app.api import cursor
+from app.api.http import cursor
 from benchmarks import tables
 from benchmarks.harness import Bench, BenchmarkError, Gateway, Line, Stage
 from benchmarks.report import SKIPPED, Row, Sample, judged, milliseconds, say

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from app.config import Config, load
-from app.jobs.database import Database
-from app.webui.simulator import SimulatorServer
+from app.jobs.sql.database import Database
+from app.simulator import SimulatorServer
 from tests.inprocess import Gateway, simulator
 from tests.postgresql import PostgresServer, programs
 

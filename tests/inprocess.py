@@ -19,12 +19,12 @@ from sqlalchemy import text
 
 from app.config import load
 from app.jobs import slots as slots_module
-from app.jobs import worker as worker_module
 from app.jobs.model import Job, Slot
 from app.jobs.slots import Slots
+from app.jobs.worker import runner as worker_module
 from app.services import Services, build
-from app.webui.simulator import SimulatorServer, SimulatorSettings
-from app.webui.simulator.faults import Fault
+from app.simulator import SimulatorServer, SimulatorSettings
+from app.simulator.faults import Fault
 
 #: Seconds after which a condition that should have come true counts as one that never will.
 DEADLINE = 30.0
@@ -74,7 +74,7 @@ def hurry(monkeypatch: Any) -> None:
     }.items():
         monkeypatch.setattr(worker_module, name, seconds)
     monkeypatch.setattr(slots_module, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr("app.generation._IDLE_TWICE_SECONDS", 0.02)
+    monkeypatch.setattr("app.gateway.generate._IDLE_TWICE_SECONDS", 0.02)
 
 
 def make_clean(slots: Slots, *keys: str) -> None:

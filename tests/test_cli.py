@@ -16,8 +16,8 @@ import requests
 from click.testing import CliRunner, Result
 
 from app import cli
-from app.jobs.database import Database
 from app.jobs.slots import Slots
+from app.jobs.sql.database import Database
 from tests.inprocess import Gateway, hurry, simulator, until
 
 STRAY = "20261122T061530123-9f2c4e7a-init.png"

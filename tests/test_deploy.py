@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.config import SETTINGS, load
-from app.errors import PROBLEMS
+from app.problems import PROBLEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"

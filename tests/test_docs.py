@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from app.config import SETTINGS
-from app.errors import PROBLEMS
+from app.problems import PROBLEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = re.compile(r"^\| `(?P<name>[A-Z_]+)` \| (?P<default>.*?) \| (?P<sentence>.*) \|$", re.MULTILINE)

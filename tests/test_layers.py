@@ -14,20 +14,28 @@ APP = Path(__file__).resolve().parent.parent / "app"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
-    ("app.startup", "app.services", "app.errors"),
-    ("app.generation", "app.results", "app.submission", "app.archive", "app.identity", "app.offers", "app.upkeep"),
+    ("app.startup", "app.services", "app.problems"),
+    (
+        "app.gateway.generate",
+        "app.gateway.results",
+        "app.gateway.accept",
+        "app.gateway.archive",
+        "app.gateway.identity",
+        "app.gateway.offering",
+        "app.gateway.maintenance",
+    ),
     ("app.jobs", "app.webui", "app.records", "app.migrations"),
     ("app.config",),
-    ("app.addresses", "app.allocator", "app.jsontext", "app.steps"),
+    ("app.runtime.addresses", "app.runtime.malloc", "app.runtime.jsontext", "app.runtime.failpoints"),
 )
 #: Rooms of one floor that do know each other, in this direction.
 NEIGHBOURS = {
-    ("app.generation", "app.offers"),
-    ("app.generation", "app.results"),
-    ("app.results", "app.offers"),
-    ("app.submission", "app.offers"),
-    ("app.upkeep", "app.archive"),
-    ("app.api", "app.errors"),
+    ("app.gateway.generate", "app.gateway.offering"),
+    ("app.gateway.generate", "app.gateway.results"),
+    ("app.gateway.results", "app.gateway.offering"),
+    ("app.gateway.accept", "app.gateway.offering"),
+    ("app.gateway.maintenance", "app.gateway.archive"),
+    ("app.api", "app.problems"),
     ("app.startup", "app.services"),
     ("app.migrations", "app.jobs"),
 }
@@ -35,8 +43,8 @@ NEIGHBOURS = {
 OWNERS = {
     "requests": ("app.webui",),
     "urllib3": ("app.webui",),
-    "orjson": ("app.jsontext",),
-    "PIL": ("app.records", "app.webui.simulator"),
+    "orjson": ("app.runtime.jsontext",),
+    "PIL": ("app.records", "app.simulator"),
     "sqlalchemy": ("app.jobs", "app.migrations"),
     "alembic": ("app.jobs", "app.migrations"),
     "flask_smorest": ("app.api",),

@@ -16,12 +16,12 @@ import pytest
 from app import EXTENSION, create_app
 from app.config import ConfigError, load
 from app.jobs import waiters as waiters_module
-from app.jobs import worker as worker_module
 from app.jobs.errors import DatabaseUnavailable
+from app.jobs.worker import runner as worker_module
 from app.records.errors import StoreUnavailable
 from app.services import build
+from app.simulator import SimulatorServer
 from app.webui.presets import PresetError
-from app.webui.simulator import SimulatorServer
 from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, simulator, stats, until
 
 NEVER = 3600.0

@@ -7,16 +7,17 @@ from typing import cast
 
 from flask import Response, request
 
-from app import errors
-from app.api import archive, docs, generation, health
+from app import problems as errors
+from app.api import archive, docs, health
+from app.api import posts as generation
 from app.api.application import Application
-from app.api.blueprint import Api
-from app.api.bodies import MEBIBYTE
-from app.api.delivery import Delivery
+from app.api.http.bodies import MEBIBYTE
+from app.api.http.delivery import Delivery
+from app.api.http.openapi import Api
+from app.api.http.representation import Presenter
+from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.ports import Services
-from app.api.present import Presenter
-from app.api.requests import BODY_TURNS, MAX_BODY, GatewayRequest
-from app.api.schemas import InitImage, Webui
+from app.api.schemas.responses import InitImage, Webui
 
 EXTENSION = "sd-gateway"
 #: The version of the HTTP contract, not of the program.

@@ -8,9 +8,9 @@ from flask import Flask, Response, request
 from flask.json.provider import DefaultJSONProvider
 from flask.typing import ResponseReturnValue
 
-from app.api import paths
-from app.api.requests import GatewayRequest
-from app.jsontext import dumps
+from app.api.http import paths
+from app.api.http.request import GatewayRequest
+from app.runtime.jsontext import dumps
 
 
 class _Json(DefaultJSONProvider):

@@ -7,13 +7,13 @@ from typing import Any
 
 from flask import Response
 
-from app.api.blueprint import Blueprint
-from app.api.delivery import Delivery
-from app.api.paths import FILENAME, LONGEST_USER_ID, NAME, TYPES
-from app.api.picture_requests import JobsQuery, PageQuery
+from app.api.http.delivery import Delivery
+from app.api.http.openapi import Blueprint
+from app.api.http.paths import FILENAME, LONGEST_USER_ID, NAME, TYPES
+from app.api.http.representation import Presenter
 from app.api.ports import JobType, Services
-from app.api.present import Presenter
-from app.api.schemas import CompleteArgs, Deleted, History, Job, Jobs
+from app.api.schemas.requests import JobsQuery, PageQuery
+from app.api.schemas.responses import CompleteArgs, Deleted, History, Job, Jobs
 
 _ID: Mapping[str, Any] = {
     "in": "path",

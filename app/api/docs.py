@@ -8,9 +8,9 @@ from types import MappingProxyType
 from flask import Blueprint, Response, redirect, request, send_from_directory
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from app import errors
-from app.api import conditions
-from app.api.refusals import NotFound
+from app import problems as errors
+from app.api.http import conditions
+from app.api.http.refusals import NotFound
 
 _ASSETS = frozenset({"swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"})
 _PAGE = """<!DOCTYPE html>

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api.blueprint import Blueprint
+from app.api.http.openapi import Blueprint
 from app.api.ports import Services
-from app.api.schemas import Liveness, Options, Readiness
+from app.api.schemas.responses import Liveness, Options, Readiness
 
 
 def blueprint(services: Services) -> Blueprint:

@@ -2,7 +2,7 @@
 
 A *view* (``dict``) is the job object of the HTTP contract without its ``url`` members, and with ``error`` as ``None`` or
 ``{"slug": …, "detail": …}``; times are RFC 3339 strings. Every method may raise an exception that carries a ``slug`` of
-:data:`app.errors.PROBLEMS` and whose text may be shown to the client.
+:data:`app.problems.PROBLEMS` and whose text may be shown to the client.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import time
 from collections.abc import Collection
 from typing import Final
 
-from app.jobs.statements import LEASE_SECONDS
-from app.steps import UNWATCHED, Steps
+from app.jobs.sql.statements import LEASE_SECONDS
+from app.runtime.failpoints import UNWATCHED, Steps
 
 #: A lease that ends within so many seconds counts as lost: clocks differ a little, and what is sent needs time to arrive.
 MARGIN_SECONDS: Final = 2.0

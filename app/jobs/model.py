@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, Self
 
-from app.jsontext import dumps, loads
+from app.runtime.jsontext import dumps, loads
 
 Type = Literal["txt2img", "img2img"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]

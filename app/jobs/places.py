@@ -12,15 +12,15 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, bindparam, func, select, union_all
 
 from app.jobs.model import Job, Place
-from app.jobs.prepared import Prepared
-from app.jobs.schema import JOBS, QUEUED, RUNNING, SLOTS, db_now
+from app.jobs.sql.prepared import Prepared
+from app.jobs.sql.schema import JOBS, QUEUED, RUNNING, SLOTS, db_now
 
 #: Retry-After when nothing was measured yet, and its bounds otherwise, seconds.
 _UNKNOWN_WAIT: Final = 5.0
 _SHORTEST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 3600.0
 
-# Built once; see app/jobs/statements.py.
+# Built once; see app/jobs/sql/statements.py.
 _SPEED: Final = Prepared(
     select(func.avg(SLOTS.c.seconds_per_cost), func.count(), db_now()).where(SLOTS.c.health == "up")
 )

@@ -13,13 +13,13 @@ from typing import Any, Final, Literal
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, tuple_, update
 
 from app.jobs import leases
-from app.jobs import statements as sql
-from app.jobs.database import Database
 from app.jobs.leases import Leases
 from app.jobs.model import Slot, to_json
-from app.jobs.schema import CATALOGUES, JOBS, NOTES, REFUSALS, RUNNING, SLOTS, WORKERS, db_now
-from app.jobs.statements import LEASE_SECONDS
-from app.jsontext import loads
+from app.jobs.sql import statements as sql
+from app.jobs.sql.database import Database
+from app.jobs.sql.schema import CATALOGUES, JOBS, NOTES, REFUSALS, RUNNING, SLOTS, WORKERS, db_now
+from app.jobs.sql.statements import LEASE_SECONDS
+from app.runtime.jsontext import loads
 
 #: A WebUI that refused is asked once in so many seconds, by one process (a starting one can be killed by requests).
 PROBE_SECONDS: Final = 10.0

@@ -37,8 +37,6 @@ from sqlalchemy import (
 )
 
 from app.jobs import leases, places
-from app.jobs import statements as sql
-from app.jobs.database import Database
 from app.jobs.errors import (
     JobLost,
     JobNotFound,
@@ -49,8 +47,10 @@ from app.jobs.errors import (
     UserQueueFull,
 )
 from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job, NewJob, Place, Success, to_json
-from app.jobs.prepared import Prepared
-from app.jobs.schema import (
+from app.jobs.sql import statements as sql
+from app.jobs.sql.database import Database
+from app.jobs.sql.prepared import Prepared
+from app.jobs.sql.schema import (
     CLOCK,
     DEBRIS,
     DELETED,
@@ -65,7 +65,7 @@ from app.jobs.schema import (
     USERS,
     db_now,
 )
-from app.jsontext import loads
+from app.runtime.jsontext import loads
 
 #: Attempts that ended at a WebUI (an answer, a timeout, a broken connection), and losses of our own process.
 MAX_ATTEMPTS: Final = 3

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from app.jobs.schema import METADATA
+from app.jobs.sql.schema import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],

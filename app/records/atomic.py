@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from app.records.names import fresh_temporary_filename, temporary_filename
-from app.steps import UNWATCHED, Steps
+from app.records.layout import fresh_temporary_filename, temporary_filename
+from app.runtime.failpoints import UNWATCHED, Steps
 
 #: What link(2) answers on file systems that have no hard links, such as exFAT.
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)

@@ -1,4 +1,4 @@
-"""The records on disk: the only code that touches the data folder. :mod:`app.records.names` draws its tree.
+"""The records on disk: the only code that touches the data folder. :mod:`app.records.layout` draws its tree.
 
 Nothing here decides what should exist (the job table does): files appear whole or not at all, are found by name, and go.
 """
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.records import names
+from app.records import layout as names
 from app.records.atomic import create_file, sync_folder, write_files
 from app.records.errors import BadDocument, BadImage, MissingFile, StorageFailed, StoreUnavailable
 from app.records.images import sniff
-from app.records.names import FileName
-from app.steps import UNWATCHED, Steps
+from app.records.layout import FileName
+from app.runtime.failpoints import UNWATCHED, Steps
 
 #: With less room than this (bytes) the disk counts as full: no picture of a usual size fits any more.
 LEAST_FREE = 2**20

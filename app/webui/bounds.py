@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from app import jsontext
+from app.runtime import jsontext
 from app.webui.errors import BadAnswer
 
 #: Characters that a WebUI may add to the prompts in an infotext: styles, parameters, what extensions write.

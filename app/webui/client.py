@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from app import jsontext
 from app.config import WebuiAddress
+from app.runtime import jsontext
 from app.webui import bounds
 from app.webui.catalogue import Catalogue, read_commented_styles, read_names, read_schedulers, read_styles
 from app.webui.errors import BadAnswer, ConnectionBroken, JobTimeout, NotAnswering

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from app.api import cursor
+from app.api.http import cursor
 from tests.api.conftest import make_app
 from tests.api.fakes import IMAGE, NAME, TXT2IMG, domain_error, failed_view, job_view, queued_view
 

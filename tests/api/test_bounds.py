@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 from flask.testing import FlaskClient
 
-from app.api import prefer, strictjson
-from app.api.refusals import InvalidJson
+from app.api.http import prefer, strictjson
+from app.api.http.refusals import InvalidJson
 from tests.api.fakes import IMAGE, TXT2IMG, FakeServices, job_view
 
 MEGABYTE = 10**6

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import app.api as package
-from app import errors
+from app import problems as errors
 from tests.api.fakes import IMG2IMG, TXT2IMG
 
 #: The documentation itself, which does not describe itself.

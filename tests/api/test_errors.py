@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from app import errors
+from app import problems as errors
 from tests.api.fakes import TXT2IMG, domain_error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import PROBLEMS
+from app.problems import PROBLEMS
 from tests.api.conftest import make_app
 from tests.api.fakes import IMAGE, IMG2IMG, NAME, TXT2IMG, domain_error, failed_view, job_view, queued_view
 

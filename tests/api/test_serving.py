@@ -11,7 +11,7 @@ from gunicorn.http.unreader import Unreader
 from gunicorn.workers import gthread
 from gunicorn.workers.gthread import PollableMethodQueue, ThreadWorker
 
-from app.api import serving
+from app.serving import gunicorn_worker as serving
 
 
 def test_gunicorn_is_the_version_that_the_worker_was_written_for() -> None:

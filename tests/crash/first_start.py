@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from app.config import load
-from app.identity import Mismatch
+from app.gateway.identity import Mismatch
 from app.services import build
 from tests.crash.rounds import fork, steps_of
 

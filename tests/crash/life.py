@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from app import startup
 from app.config import load
-from app.records.names import document_filename
+from app.records.layout import document_filename
 from app.services import Services, build
 from tests.crash import script
 from tests.inprocess import USER, until

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import requests
 
-from app.webui.simulator import SimulatorServer, SimulatorSettings
+from app.simulator import SimulatorServer, SimulatorSettings
 from tests.crash.life import live
 from tests.crash.script import SCRIPT
 from tests.inprocess import hurry
@@ -38,7 +38,7 @@ _STRUCK_TWICE = {
     "delete an image": (("after commit delete image", 8),),
     "delete a record": (("after commit delete", 12),),
 }
-#: The length of a line in a list of steps (app/steps.py).
+#: The length of a line in a list of steps (app/runtime/failpoints.py).
 _LINE = 64
 
 

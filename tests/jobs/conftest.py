@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import text
 
 from app.config import load
-from app.jobs.database import Database
 from app.jobs.model import Claim, IdempotencyKey, Job, NewJob, Success
-from app.jobs.schema import CLOCK, METADATA
 from app.jobs.slots import Slots
+from app.jobs.sql.database import Database
+from app.jobs.sql.schema import CLOCK, METADATA
 from app.jobs.table import Bounds, JobTable, Serving
 from tests.inprocess import make_clean
 

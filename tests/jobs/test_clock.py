@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from app.jobs.database import Database
 from app.jobs.errors import KeyReused
 from app.jobs.model import IdempotencyKey
 from app.jobs.slots import PROBE_SECONDS, Slots
-from app.jobs.statements import LEASE_SECONDS
+from app.jobs.sql.database import Database
+from app.jobs.sql.statements import LEASE_SECONDS
 from app.jobs.table import JobTable
 from tests.jobs.conftest import Gate, success_of
 

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import text
 
 from app.jobs import table as table_module
-from app.jobs.database import Database
 from app.jobs.errors import KeyOfDeletedJob
 from app.jobs.model import Failure, IdempotencyKey
 from app.jobs.slots import Slots
+from app.jobs.sql.database import Database
 from app.jobs.table import JobTable
 from tests.jobs.conftest import EVERYTHING, Gate
 

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import delete, insert, select, text
 
 from app.jobs import waiters as waiters_module
-from app.jobs.database import Database
 from app.jobs.errors import JobLost, JobNotFound
 from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job
-from app.jobs.schema import JOBS, METADATA
+from app.jobs.sql.database import Database
+from app.jobs.sql.schema import JOBS, METADATA
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
 from tests.inprocess import DEADLINE, until

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from app.jobs import leases
 from app.jobs.slots import Slots
-from app.jobs.statements import LEASE_SECONDS
+from app.jobs.sql.statements import LEASE_SECONDS
 from app.jobs.table import JobTable
 from tests.jobs.conftest import EVERYTHING, Gate
 

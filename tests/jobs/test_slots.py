@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.jobs.database import Database
 from app.jobs.model import Failure
 from app.jobs.slots import ALIVE_SECONDS, FORGOTTEN_SECONDS, PROBE_SECONDS, Slots
+from app.jobs.sql.database import Database
 from app.jobs.table import JobTable, Serving
 from tests.inprocess import make_clean
 from tests.jobs.conftest import Gate

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app.jobs.database import Database
 from app.jobs.errors import (
     JobNotFound,
     JobUnfinished,
@@ -22,8 +21,9 @@ from app.jobs.errors import (
 )
 from app.jobs.model import Claim, Failure, IdempotencyKey, Job, Success
 from app.jobs.slots import Slots
+from app.jobs.sql.database import Database
 from app.jobs.table import MAX_ATTEMPTS, MAX_LOSSES, Bounds, JobTable, NotReady, Serving
-from app.steps import crash_at
+from app.runtime.failpoints import crash_at
 from tests.inprocess import make_clean
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
 

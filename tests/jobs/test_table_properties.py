@@ -19,7 +19,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy import Row, text
 
 from app.jobs import table as table_module
-from app.jobs.database import Database
 from app.jobs.errors import (
     JobNotFound,
     JobUnfinished,
@@ -29,9 +28,10 @@ from app.jobs.errors import (
     UserQueueFull,
 )
 from app.jobs.model import Claim, Failure, IdempotencyKey, NewJob, Success
-from app.jobs.schema import CLOCK, METADATA
 from app.jobs.slots import Slots
-from app.jobs.statements import LEASE_SECONDS
+from app.jobs.sql.database import Database
+from app.jobs.sql.schema import CLOCK, METADATA
+from app.jobs.sql.statements import LEASE_SECONDS
 from app.jobs.table import MAX_ATTEMPTS, Bounds, JobTable
 from tests.inprocess import make_clean
 from tests.jobs.conftest import EVERYTHING, move_clock

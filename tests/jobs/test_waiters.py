@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from app.jobs import database as database_module
 from app.jobs import waiters as waiters_module
-from app.jobs.database import Database
 from app.jobs.errors import NoFreeWaiter
 from app.jobs.model import Identity
 from app.jobs.slots import Slots
+from app.jobs.sql import database as database_module
+from app.jobs.sql.database import Database
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
 from tests.inprocess import DEADLINE, make_clean, until

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.records import atomic, names, store
+from app.records import atomic, store
+from app.records import layout as names
 from app.records.errors import (
     BadDocument,
     BadImage,

@@ -197,7 +197,12 @@ def _run(command: list[str]) -> None:
 
 def _import_everything() -> None:
     """Import what a gateway, a worker, a simulator and a command of the data folder need."""
-    for name in ("app.cli", "app.api.serving", "gunicorn.app.wsgiapp", "sqlalchemy.dialects.sqlite.pysqlite"):
+    for name in (
+        "app.cli",
+        "app.serving.gunicorn_worker",
+        "gunicorn.app.wsgiapp",
+        "sqlalchemy.dialects.sqlite.pysqlite",
+    ):
         importlib.import_module(name)
     with contextlib.suppress(ImportError):
         importlib.import_module("psycopg")

@@ -153,8 +153,8 @@ def test_a_webui_that_is_down_is_named_as_configured_and_with_the_reason(stage: 
         ]
         gateway = stage.gateway(",".join(urls))
         for line in [
-            f"[INFO] app.jobs.worker: WebUI {simulator.url} is up\n",
-            f"[WARNING] app.jobs.worker: WebUI http://127.0.0.1:{nobody}/sub is down: connection refused\n",
+            f"[INFO] app.jobs.worker.runner: WebUI {simulator.url} is up\n",
+            f"[WARNING] app.jobs.worker.runner: WebUI http://127.0.0.1:{nobody}/sub is down: connection refused\n",
             f"WebUI http://localhost:{locked} is down: The WebUI refuses the gateway's credentials (status 401)\n",
             "WebUI bare is down: The WebUI has no API (status 404): it must be started with --api\n",
             "WebUI other is down: its answer is not JSON\n",
@@ -197,7 +197,7 @@ def test_a_client_that_resets_its_upload_is_one_line_of_information(house: Gatew
     until(lambda: "broke off" in house.text()[before:], "a line about the upload")
     assert house.http.get("/livez").status_code == 200
     [line] = house.text()[before:].splitlines()
-    assert "[INFO] app.api.requests: the body of a request broke off" in line
+    assert "[INFO] app.api.http.request: the body of a request broke off" in line
 
 
 @pytest.mark.parametrize("path", [b"/txt2img", b"/nowhere"])
@@ -205,4 +205,4 @@ def test_malformed_chunks_are_refused_without_a_traceback(house: Gateway, path: 
     before = len(house.text())
     head = _HEAD.replace(b"/txt2img", path) + b"Transfer-Encoding: chunked\r\n\r\n"
     assert house.http.raw(head + b"nonsense\r\n")[:2] == (400, "application/problem+json")
-    assert all("[INFO] app.api.requests: the body" in line for line in house.text()[before:].splitlines())
+    assert all("[INFO] app.api.http.request: the body" in line for line in house.text()[before:].splitlines())

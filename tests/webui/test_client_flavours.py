@@ -7,12 +7,12 @@ import pytest
 import requests
 
 from app.config import WebuiAddress
+from app.simulator import FLAVOURS, SimulatorServer, SimulatorSettings
 from app.webui import bounds, errors, payloads
 from app.webui.answers import generation_images_base64, read_generation, read_upscaled
 from app.webui.client import Webui
-from app.webui.names import choose_default_model, merge_options, resolve
 from app.webui.presets import Preset, Presets
-from app.webui.simulator import FLAVOURS, SimulatorServer, SimulatorSettings
+from app.webui.resolve import choose_default_model, merge_options, resolve
 from tests.webui.samples import fields, overrides
 
 PNG = b"\x89PNG\r\n\x1a\n"

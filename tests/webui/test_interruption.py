@@ -10,10 +10,10 @@ import pytest
 import requests
 
 from app.config import WebuiAddress
+from app.simulator import SimulatorServer, SimulatorSettings
 from app.webui import bounds
 from app.webui.client import ServerState, Webui
 from app.webui.interruption import Cancelled, Circumstances, Inquiry, Pace, Prepared
-from app.webui.simulator import SimulatorServer, SimulatorSettings
 from tests.webui.peer import Peer, answer, says
 
 LIMIT = bounds.OF_PROBE.size

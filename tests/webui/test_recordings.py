@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app.webui.simulator import SimulatorSettings, create_simulator
+from app.simulator import SimulatorSettings, create_simulator
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "webui-recordings"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.webui.simulator import SimulatorSettings, create_simulator
+from app.simulator import SimulatorSettings, create_simulator
 from tests.webui.test_recordings import compare_extras, compare_generation, put, shape
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "webui-recordings-real2"

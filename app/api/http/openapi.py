@@ -1,0 +1,147 @@
+"""flask-smorest with types, with our own reading of requests, and with errors documented as the problems they are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, Protocol, TypeVar, cast
+
+import flask_smorest  # type: ignore[import-untyped]  # the package ships no types
+from flask import Request
+from marshmallow import Schema, ValidationError
+from webargs.flaskparser import FlaskParser
+
+from app import problems as errors
+from app.api.http.refusals import ValidationFailed
+from app.api.http.request import GatewayRequest
+from app.api.schemas.responses import Problem
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+class Decorator(Protocol):
+    """What leaves the type of a view as it is."""
+
+    def __call__(self, view: View, /) -> View:
+        """Decorate."""
+        ...
+
+
+#: What any request may run into.
+ALWAYS = (
+    "invalid-request",
+    "request-timeout",
+    "uri-too-long",
+    "expectation-failed",
+    "headers-too-large",
+    errors.INTERNAL_ERROR,
+)
+
+
+class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types
+    """The OpenAPI document and the registration of blueprints; errors are app.problems' business."""
+
+    DEFAULT_ERROR_RESPONSE_NAME = None
+
+    def _register_error_handlers(self) -> None:
+        """Leave them alone: the handler of the base class answers in another shape."""
+
+    def _register_responses(self) -> None:
+        """Document no errors of that shape either."""
+
+    def _register_pagination_header(self) -> None:
+        """Pages are ours: by cursor, in the body."""
+
+
+class Parser(FlaskParser):
+    """Loads the body and the query by a schema; every fault leaves as one of our refusals."""
+
+    def load_json(self, req: Request, schema: Schema) -> Any:
+        """The body; see :attr:`GatewayRequest.document` for what it raises."""
+        del schema
+        document = cast("GatewayRequest", req).document
+        if not isinstance(document, dict):
+            raise ValidationFailed({"_schema": ["The body must be a JSON object."]})
+        return document
+
+    def load_querystring(self, req: Request, schema: Schema) -> Any:
+        """The query; a parameter given twice is refused, for nobody knows which was meant."""
+        twice = [name for name in schema.fields if len(req.args.getlist(name)) > 1]
+        if twice:
+            raise ValidationFailed({name: ["Must be given only once."] for name in twice})
+        return req.args.to_dict()
+
+    def handle_error(
+        self,
+        error: ValidationError,
+        req: Request,
+        schema: Schema,
+        *,
+        error_status_code: int | None,
+        error_headers: Mapping[str, str] | None,
+    ) -> NoReturn:
+        """Refuse with the messages of all fields; webargs has put them under their location."""
+        del req, schema, error_status_code, error_headers
+        located = cast("dict[str, dict[str, list[str]]]", error.messages)
+        raise ValidationFailed(next(iter(located.values()))) from error
+
+
+class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has no types
+    """A group of endpoints; the decorators of a view are its contract."""
+
+    ARGUMENTS_PARSER = Parser()
+
+    def route(
+        self, rule: str, *, methods: Sequence[str] = ("GET",), parameters: Sequence[Mapping[str, Any]] = ()
+    ) -> Decorator:
+        """The path and the methods of a view; ``parameters`` documents the members of the path."""
+        copied = [dict(parameter) for parameter in parameters]
+        return cast("Decorator", super().route(rule, methods=list(methods), parameters=copied))
+
+    def arguments(
+        self, schema: Schema | type[Schema], *, location: str = "json", example: Mapping[str, Any] | None = None
+    ) -> Decorator:
+        """Load the body (``json``) or the ``query`` and hand it to the view as its last positional argument."""
+        shown = None if example is None else dict(example)
+        return cast("Decorator", super().arguments(schema, location=location, example=shown))
+
+    def answers(
+        self,
+        status: int,
+        schema: type[Schema] | dict[str, Any] | None,
+        description: str,
+        *,
+        media_type: str = "application/json",
+        headers: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Decorator:
+        """The successful answer."""
+        decorator = super().response(status, schema, content_type=media_type, description=description, headers=headers)
+        return cast("Decorator", decorator)
+
+    def about(self, summary: str, description: str = "", *, parameters: Sequence[Mapping[str, Any]] = ()) -> Decorator:
+        """The title of an endpoint, what it does, and the header fields it reads."""
+        documented: dict[str, Any] = {"summary": summary}
+        documented |= {"description": description} if description else {}
+        documented |= {"parameters": [dict(parameter) for parameter in parameters]} if parameters else {}
+        return cast("Decorator", self.doc(**documented))
+
+    def also(self, status: int, description: str, **content: Any) -> Decorator:
+        """Document one more answer; ``content`` is what OpenAPI's response object may hold besides."""
+        return cast("Decorator", self.doc(responses={status: {"description": description, **content}}))
+
+    def problems(self, *slugs: str) -> Decorator:
+        """Document the errors of a view, besides those that any request may run into."""
+        by_status: dict[int, list[str]] = defaultdict(list)
+        for slug in (*ALWAYS, *slugs):
+            by_status[errors.PROBLEMS[slug].status].append(slug)
+        responses = {status: _problem_response(status, group) for status, group in sorted(by_status.items())}
+        return cast("Decorator", self.doc(responses=responses))
+
+
+def _problem_response(status: int, slugs: Sequence[str]) -> dict[str, Any]:
+    named = "; ".join(f"`{slug}`: {errors.PROBLEMS[slug].title}" for slug in slugs)
+    response: dict[str, Any] = {"description": named, "content": {errors.MEDIA_TYPE: {"schema": Problem}}}
+    if status in (429, 503):
+        after = {"description": "The seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}}
+        response["headers"] = {"Retry-After": after}
+    return response

@@ -1,0 +1,102 @@
+"""What stands in a path: judged for every route at once, before any view runs, so that no view can forget it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+from urllib.parse import unquote_to_bytes
+
+from flask import Request
+
+from app.api.http.refusals import InvalidRequest, NotFound, UnknownType, ValidationFailed, shown
+from app.api.ports import JobType
+from app.records.layout import parse_filename
+
+TYPES: tuple[JobType, ...] = get_args(JobType)
+LONGEST_USER_ID = 64
+
+#: For the documentation: what the gateway calls a record, and its images, parameters and reference image.
+NAME = r"[0-9]{8}T[0-9]{9}-[0-9a-f]{8}"
+FILENAME = rf"{NAME}(?:-[1-9][0-9]{{0,8}}-[0-9]{{1,4}}\.(?:png|jpg|webp)|-[1-9][0-9]{{0,8}}\.json|-init\.png)?"
+
+
+def user_id_fault(text: str) -> str | None:
+    """Why a text is no user id, or ``None`` when it is one.
+
+    Printable is what Unicode's categories call neither Other nor Separator, and the ASCII space. Ids are compared by code
+    point: nothing is normalised.
+    """
+    if not 1 <= len(text) <= LONGEST_USER_ID:
+        return f"Must be 1 to {LONGEST_USER_ID} characters long."
+    if not text.isprintable():
+        return "Must consist of printable characters."
+    if "/" in text or "\\" in text:
+        return "Must not contain a slash or a backslash."
+    return "Must not be . or .." if text in (".", "..") else None
+
+
+def check(request: Request) -> None:
+    """Check the path and the query of a request, and hand ``id`` and ``type`` to its view as ``user`` and ``kind``.
+
+    Called even when no route fits: a malformed path gets its 400, not a 404.
+
+    :raises InvalidRequest: path or query is not UTF-8.
+    :raises NotFound: the path holds %2F, or a name that the gateway never gives.
+    :raises ValidationFailed: the id is no user id.
+    :raises UnknownType: the type is not one of :data:`TYPES`.
+    """
+    _check_encoding(request.environ)
+    values = request.view_args or {}
+    if "id" in values:
+        values["user"] = _user(values.pop("id"))
+    if "type" in values:
+        values["kind"] = _kind(values.pop("type"))
+    for member in ("filename", "name"):
+        if member in values and not _is_given(member, values[member]):
+            raise NotFound(f"The {member} {shown(values[member])!r} is none that the gateway gives.")
+
+
+def _is_given(member: str, text: str) -> bool:
+    """Whether the gateway could have given this name."""
+    parsed = parse_filename(text)
+    return parsed is not None and (member == "filename" or parsed.kind == "record")
+
+
+def _check_encoding(environ: Mapping[str, Any]) -> None:
+    path: str = environ.get("PATH_INFO", "")
+    if not _is_utf8(path.encode("latin-1", "replace")):  # WSGI: the bytes of the path, one character each
+        raise InvalidRequest("The path is not UTF-8, percent-encoded.")
+    if not _is_utf8(unquote_to_bytes(environ.get("QUERY_STRING", "").encode("latin-1", "replace"))):
+        raise InvalidRequest("The query is not UTF-8, percent-encoded.")
+    if _has_encoded_slash(environ):
+        raise NotFound("id, type, filename and name are single path segments: none may contain %2F.")
+
+
+def _has_encoded_slash(environ: Mapping[str, Any]) -> bool:
+    """Whether a member of the path was sent with a slash in it, as %2F.
+
+    Both servers in use keep the path as it came; where none does, the decoded slash makes another path.
+    """
+    raw: str = environ.get("RAW_URI", "")
+    return "%2f" in raw.partition("?")[0].lower()
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _user(text: str) -> str:
+    fault = user_id_fault(text)
+    if fault:
+        raise ValidationFailed({"id": [fault]})
+    return text
+
+
+def _kind(text: str) -> str:
+    if text not in TYPES:
+        raise UnknownType(f"The type {shown(text)!r} is none; the types are {' and '.join(TYPES)}.")
+    return text

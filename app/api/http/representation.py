@@ -1,0 +1,86 @@
+"""From the services' views to what a client sees: the ``url`` members, a stored error as a problem, pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from flask import Response, jsonify, request
+
+from app import problems as errors
+from app.api.http import cursor
+from app.api.http.prefer import Preference
+from app.api.ports import JobView
+
+
+@dataclass(frozen=True)
+class Presenter:
+    """Writes answers; ``public_url`` stands before every URL, and when it is empty they are rooted paths."""
+
+    public_url: str
+    sync_timeout: float
+
+    def job(self, view: JobView) -> dict[str, Any]:
+        """The job object of the contract."""
+        return self._job(view, self._root())
+
+    def _job(self, view: JobView, root: str) -> dict[str, Any]:
+        # Quoted once for all: the other segments are names that the gateway gave, of letters, digits, dots and dashes.
+        user = quote(view["id"], safe="")
+        images = f"{root}/get_images/{user}/{view['type']}/"
+        image = view["init_image"]
+        return {
+            **view,
+            "images": [_with_url(images, entry) for entry in view["images"]],
+            "init_image": None if image is None else _with_url(images, image),
+            "error": None if view["error"] is None else errors.problem(**view["error"]),
+            "url": f"{root}/jobs/{user}/{view['type']}/{view['name']}",
+        }
+
+    def posted(self, view: JobView, preference: Preference) -> Response:
+        """The answer to a POST: the finished job, the job as it is with 202, or why there is no picture."""
+        if view["status"] == "succeeded":
+            response = jsonify(self.job(view))
+        elif view["status"] in ("queued", "running"):
+            response = jsonify(self.job(view))
+            response.status_code = HTTPStatus.ACCEPTED
+            response.headers["Location"] = self._job_url(view)
+        else:
+            response = self._ended_badly(view)
+        accepted_only = response.status_code == HTTPStatus.ACCEPTED
+        applied = preference.applied(self.sync_timeout, accepted_only=accepted_only)
+        if applied:
+            response.headers["Preference-Applied"] = applied
+        response.headers["Vary"] = "Prefer"
+        return response
+
+    def page(self, member: str, views: Sequence[JobView], before: int | None, path: Sequence[str]) -> dict[str, Any]:
+        """One page of jobs under ``member``, and ``next``: the URL of the page after it, which keeps the query."""
+        following = None if before is None else self._next(path, before)
+        root = self._root()
+        return {member: [self._job(view, root) for view in views], "next": following}
+
+    def _ended_badly(self, view: JobView) -> Response:
+        error = view["error"] or {"slug": "job-cancelled", "detail": "The job was cancelled before it had a picture."}
+        return errors.respond(**error, url=self._job_url(view))
+
+    def _next(self, path: Sequence[str], before: int) -> str:
+        kept = {name: request.args[name] for name in ("limit", "status") if name in request.args}
+        return self._url(*path) + "?" + urlencode({**kept, "before": cursor.encode(before)})
+
+    def _job_url(self, view: JobView) -> str:
+        return self._url("jobs", view["id"], view["type"], view["name"])
+
+    def _url(self, *segments: str) -> str:
+        return self._root() + "".join("/" + quote(segment, safe="") for segment in segments)
+
+    def _root(self) -> str:
+        # The path that a proxy mounted the gateway under belongs to a rooted path.
+        return self.public_url or quote(request.script_root)
+
+
+def _with_url(folder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"filename": entry["filename"], "url": folder + entry["filename"], **entry}

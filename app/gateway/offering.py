@@ -1,0 +1,156 @@
+"""What the configured WebUIs offer, as stored in the database: to check names by, also while a WebUI is down."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+from app.jobs.slots import Offer, Slots
+from app.webui.catalogue import Catalogue
+from app.webui.presets import Presets
+from app.webui.resolve import choose_default_model, guesses, merge_options
+
+_LOG = logging.getLogger(__name__)
+
+#: WebUIs that were all asked so lately what they offer are not asked again for one request.
+RECENT_SECONDS: Final = 5.0
+#: How long a request that names something unknown waits until they were asked, and how often it looks whether they were.
+LOOK_PATIENCE_SECONDS: Final = 2.0
+_LOOK_PAUSE_SECONDS: Final = 0.05
+#: Requests of a process that wait for that at the same time, so that unknown names never hold all of its threads.
+_MOST_LOOKING: Final = 4
+
+
+class NoCatalogue(Exception):
+    """No configured WebUI was ever seen, so that no name can be checked."""
+
+    slug: ClassVar[str] = "no-catalogue"
+    retry_after: float = 10.0
+
+    def __init__(self) -> None:
+        super().__init__("No WebUI has answered yet, so what it offers is unknown.")
+
+
+class Offers:
+    """The catalogues of the configured WebUIs, read again only when one changed."""
+
+    def __init__(self, slots: Slots, presets: Presets, default_model: str) -> None:
+        self.presets = presets
+        self._slots = slots
+        self._configured_model = default_model
+        self._lock = threading.Lock()
+        self._versions: tuple[tuple[str, int], ...] = ()
+        self._catalogues: dict[str, Catalogue] = {}
+        #: Held by the request that waits until the WebUIs were asked.
+        self._looking = threading.Lock()
+        self._places = threading.BoundedSemaphore(_MOST_LOOKING)
+        #: (name of a model, WebUI) whose choice among several files was logged.
+        self._guessed: set[tuple[str, str]] = set()
+
+    def catalogues(self) -> dict[str, Catalogue]:
+        """The catalogue of each configured WebUI, by its slot's key; empty when none was ever seen."""
+        return self._read(self._slots.offer())
+
+    def _read(self, offer: Offer) -> dict[str, Catalogue]:
+        with self._lock:
+            if offer.versions != self._versions:
+                bodies = self._slots.catalogues([key for key, _ in offer.versions])
+                read = ((key, _catalogue(key, bodies[key])) for key, _ in offer.versions if key in bodies)
+                self._catalogues = {key: catalogue for key, catalogue in read if catalogue is not None}
+                self._versions = offer.versions
+                self._tell_guesses(self._settings_models(), self._catalogues)
+            return self._catalogues
+
+    def _settings_models(self) -> list[str]:
+        named = (preset.model for preset in self.presets.entries.values() if preset.model is not None)
+        return [model for model in (self._configured_model, *named) if model]
+
+    def _tell_guesses(self, texts: Sequence[str], catalogues: Mapping[str, Catalogue]) -> None:
+        for text, key, title in guesses(texts, catalogues):
+            if (text, key) not in self._guessed:
+                self._guessed.add((text, key))
+                _LOG.warning(
+                    "%s has several models called %r; %r is used, write its title to be sure", key, text, title
+                )
+
+    def current(self) -> tuple[list[Catalogue], str | None]:
+        """The catalogues, and the name of the model of requests that name none."""
+        offer = self._slots.offer()
+        catalogues = list(self._read(offer).values())
+        return catalogues, choose_default_model(self._configured_model, offer.default_model, catalogues)
+
+    def known(self) -> tuple[list[Catalogue], str | None]:
+        """The same, with at least one catalogue.
+
+        :raises NoCatalogue: none was ever seen.
+        """
+        catalogues, default_model = self.current()
+        if not catalogues:
+            raise NoCatalogue
+        return catalogues, default_model
+
+    def keep_default_model(self) -> None:
+        """Choose the default model anew where the stored one is gone, and store the choice."""
+        offer = self._slots.offer()
+        catalogues = self._read(offer)
+        chosen = choose_default_model("", offer.default_model, list(catalogues.values()))
+        if offer.default_model is not None:
+            self._tell_guesses([offer.default_model], catalogues)
+        if chosen is not None and chosen != offer.default_model:
+            self._slots.set_default_model(chosen)
+
+    def has_default_model(self) -> bool:
+        """Whether a model is known for requests that name none, or a setting names one, however missing."""
+        return bool(self._configured_model) or self.current()[1] is not None
+
+    def look_again(self, hint: Callable[[], None]) -> bool:
+        """Have the WebUIs asked again what they offer, and wait a moment for it.
+
+        False where they were asked just now, or enough other requests wait for it already.
+
+        :param hint: tells the workers of this host to look at once; those of others see it within a second.
+        """
+        before = self._slots.sightings()
+        if before.all_since(before.now - RECENT_SECONDS) or not self._slots.worker_alive():
+            return False
+        if not self._places.acquire(blocking=False):
+            return False
+        try:
+            self._look_in_turn(before.now, hint)
+        finally:
+            self._places.release()
+        return True
+
+    def _look_in_turn(self, since: float, hint: Callable[[], None]) -> None:
+        deadline = time.monotonic() + LOOK_PATIENCE_SECONDS
+        # One request of a process polls for all that wait.
+        if self._looking.acquire(timeout=LOOK_PATIENCE_SECONDS):
+            try:
+                self._await_look(since, hint, deadline)
+            finally:
+                self._looking.release()
+
+    def _await_look(self, since: float, hint: Callable[[], None], deadline: float) -> None:
+        if self._slots.sightings().all_since(since):
+            return
+        wanted_at = self._slots.want_look()
+        hint()
+        while not self._slots.sightings().all_since(wanted_at) and time.monotonic() < deadline:
+            time.sleep(_LOOK_PAUSE_SECONDS)
+
+    def options(self) -> dict[str, Any]:
+        """The body of ``GET /options``."""
+        catalogues, default_model = self.current()
+        return merge_options(catalogues, self.presets, default_model)
+
+
+def _catalogue(key: str, body: str) -> Catalogue | None:
+    """A stored catalogue; one that another version of the gateway wrote counts as never seen until it is asked for again."""
+    try:
+        return Catalogue.from_json(body)
+    except ValueError:
+        _LOG.warning("the stored catalogue of %s can't be read", key)
+        return None

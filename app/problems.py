@@ -1,0 +1,167 @@
+"""Every error the gateway answers with: one table from slug to HTTP status and title, written as RFC 9457 problems.
+
+An exception of any room says what went wrong by its class attribute ``slug`` and, in ``str(exc)``, by one sentence that
+may be shown to a client. It may also carry ``retry_after`` (seconds), ``errors`` (messages by field) and ``accepted``
+(names that would do, by field). The statuses stand here only: the rooms know none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
+
+from flask import Flask, Response, current_app
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from app.runtime.jsontext import dumps
+
+#: The header of every answer, a problem or not.
+HEADERS: Mapping[str, str] = MappingProxyType({"X-Content-Type-Options": "nosniff"})
+#: RFC 9457, section 6.1.
+MEDIA_TYPE = "application/problem+json"
+
+INTERNAL_ERROR = "internal-error"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a slug means over HTTP: the status code and a short title that never changes.
+
+    ``retry_after`` (seconds) is the Retry-After where the exception names none; every 429 and 503 has one.
+    """
+
+    status: int
+    title: str
+    retry_after: int | None = None
+
+
+PROBLEMS: Mapping[str, Problem] = MappingProxyType(
+    {
+        "invalid-json": Problem(400, "The body is not readable JSON"),
+        "invalid-request": Problem(400, "The request is malformed"),
+        "not-found": Problem(404, "Nothing is here"),
+        "unknown-type": Problem(404, "There is no such type of job"),
+        "job-not-found": Problem(404, "There is no such job"),
+        "file-missing": Problem(404, "There is no such file"),
+        "key-of-deleted-job": Problem(404, "The job of this Idempotency-Key was deleted"),
+        "method-not-allowed": Problem(405, "The path does not take this method"),
+        "request-timeout": Problem(408, "The request arrived too slowly"),
+        "job-unfinished": Problem(409, "The job is not finished yet"),
+        "job-cancelled": Problem(409, "The job was cancelled"),
+        "precondition-failed": Problem(412, "A condition of the request does not hold"),
+        "body-too-large": Problem(413, "The body is too large"),
+        "uri-too-long": Problem(414, "The request line is too long"),
+        "unsupported-media-type": Problem(415, "The body must be application/json"),
+        "range-not-satisfiable": Problem(416, "The file has no such range"),
+        "expectation-failed": Problem(417, "The Expect header cannot be met"),
+        "validation-failed": Problem(422, "The request breaks the contract"),
+        "unknown-name": Problem(422, "A name is not known to any WebUI"),
+        "bad-image": Problem(422, "The reference image cannot be used"),
+        "webui-cannot": Problem(422, "The WebUI can't make these pictures"),
+        "idempotency-key-reused": Problem(422, "The Idempotency-Key belongs to another request"),
+        "user-queue-full": Problem(429, "The user has too many unfinished jobs", 10),
+        "headers-too-large": Problem(431, "The header is too large"),
+        INTERNAL_ERROR: Problem(500, "The gateway failed"),
+        "webui-refused": Problem(502, "The WebUI refused the job"),
+        "webui-out-of-memory": Problem(502, "The WebUI ran out of memory"),
+        "webui-error": Problem(502, "The WebUI failed"),
+        "webui-bad-answer": Problem(502, "The WebUI answered nonsense"),
+        "webui-interrupted": Problem(502, "The WebUI was interrupted"),
+        "webui-wrong-model": Problem(502, "The WebUI used another model"),
+        "webui-unreachable": Problem(502, "The WebUI cannot be reached"),
+        "webui-disconnected": Problem(502, "The connection to the WebUI broke"),
+        "no-longer-available": Problem(502, "No WebUI can serve the job any more"),
+        "worker-lost": Problem(502, "The worker was lost too often"),
+        "queue-full": Problem(503, "The queue is full", 10),
+        "job-lost": Problem(503, "The accepted job was lost", 5),
+        "no-free-waiter": Problem(503, "Too many clients are waiting", 10),
+        "no-catalogue": Problem(503, "No WebUI was ever seen", 10),
+        "no-default-model": Problem(503, "No default model is known", 2),
+        "database-unavailable": Problem(503, "The database is not available", 5),
+        "no-room-for-body": Problem(503, "There is no room for the body", 5),
+        "storage-unavailable": Problem(503, "The data folder is not available", 10),
+        "storage-failed": Problem(503, "The pictures could not be stored", 10),
+        "webui-timeout": Problem(504, "The WebUI took too long"),
+    }
+)
+
+_SLUG_OF_STATUS: Mapping[int, str] = MappingProxyType(
+    {
+        404: "not-found",
+        405: "method-not-allowed",
+        413: "body-too-large",
+        415: "unsupported-media-type",
+        416: "range-not-satisfiable",
+    }
+)
+
+_DETAIL_OF_STATUS: Mapping[int, str] = MappingProxyType(
+    {
+        404: "There is no such path. id, type, filename and name are single path segments: "
+        "none may be empty or contain a slash, percent-encoded or not.",
+        405: "The Allow header lists the methods of this path.",
+        416: "The Range header asks for bytes that the file does not have.",
+    }
+)
+
+
+def problem(slug: str, detail: str, **extra: Any) -> dict[str, Any]:
+    """The problem object of a slug.
+
+    :param slug: a key of :data:`PROBLEMS`; any other means that two versions of the gateway disagree (a stored job
+        carries its slug), and counts as an internal error.
+    :param detail: one sentence for the client.
+    :param extra: further members; those that are ``None`` are left out.
+    """
+    slug = slug if slug in PROBLEMS else INTERNAL_ERROR
+    entry = PROBLEMS[slug]
+    members = {name: value for name, value in extra.items() if value is not None}
+    return {"type": slug, "title": entry.title, "status": entry.status, "detail": detail, **members}
+
+
+def respond(slug: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:
+    """A problem as an HTTP response under its own media type; parameters as :func:`problem` has them."""
+    body = problem(slug, detail, **extra)
+    response = Response(dumps(body), status=body["status"], mimetype=MEDIA_TYPE)
+    response.headers.extend({**HEADERS, **(headers or {})})
+    retry_after = PROBLEMS[body["type"]].retry_after
+    if retry_after is not None:
+        response.headers.setdefault("Retry-After", str(retry_after))
+    return response
+
+
+def register(app: Flask) -> None:
+    """Make every exception that leaves a view, and every refusal of Flask's own, a problem."""
+    app.register_error_handler(HTTPException, _http_refusal)
+    app.register_error_handler(Exception, _exception)
+
+
+def _http_refusal(error: HTTPException) -> Response | WerkzeugResponse:
+    """What Flask and Werkzeug raise: no route, wrong method, a Range that the file hasn't, a malformed request."""
+    code = error.code or 500
+    if code < HTTPStatus.BAD_REQUEST:  # Werkzeug raises redirects too
+        return error.get_response()
+    other = "invalid-request" if code < HTTPStatus.INTERNAL_SERVER_ERROR else INTERNAL_ERROR
+    slug = _SLUG_OF_STATUS.get(code, other)
+    detail = _DETAIL_OF_STATUS.get(code, PROBLEMS[slug].title + ".")
+    kept = {name: value for name, value in error.get_headers() if name in ("Allow", "Content-Range")}
+    return respond(slug, detail, headers=kept)
+
+
+def _exception(error: Exception) -> Response:
+    """A room's exception by its slug; anything else is a bug, of which only the log hears more."""
+    slug = getattr(error, "slug", None)
+    if not isinstance(slug, str) or slug not in PROBLEMS or slug == INTERNAL_ERROR:
+        current_app.logger.error("unexpected exception", exc_info=error)
+        return respond(INTERNAL_ERROR, "The gateway failed in an unexpected way; its log says why.")
+    if error.__cause__ is not None and PROBLEMS[slug].status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        current_app.logger.warning("%s", slug, exc_info=error)
+    retry_after = getattr(error, "retry_after", None)
+    headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
+    extra = {name: getattr(error, name, None) for name in ("errors", "accepted")}
+    return respond(slug, str(error), headers=headers, **extra)

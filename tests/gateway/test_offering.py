@@ -1,0 +1,169 @@
+"""What the configured WebUIs offer together, and which model stands for none."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Barrier, Event
+
+import pytest
+from sqlalchemy import text
+
+from app.gateway import offering as offers_module
+from app.gateway.offering import NoCatalogue, Offers
+from app.jobs.slots import Slots
+from app.jobs.sql.database import Database
+from app.webui.catalogue import Catalogue
+from app.webui.models import Model, told_apart
+from app.webui.presets import Preset, Presets
+
+
+def catalogue(*models: str, loaded: str | None = None, samplers: tuple[str, ...] = ("Euler",)) -> Catalogue:
+    known = told_apart(Model(f"{name}.safetensors", f"{name}.safetensors", name, name) for name in models)
+    return Catalogue(samplers=samplers, models=known, loaded_model=loaded and f"{loaded}.safetensors")
+
+
+class Host:
+    """Slots of two WebUIs and an Offers over them."""
+
+    def __init__(self, database: Database, default_model: str = "") -> None:
+        self.slots = Slots(database)
+        self.slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
+        self.offers = Offers(self.slots, Presets({"oil": Preset(sampler="Euler")}), default_model)
+
+    def sees(self, key: str, seen: Catalogue) -> None:
+        self.slots.put_catalogue(key, seen.to_json())
+        self.offers.keep_default_model()
+
+
+@pytest.fixture
+def host(sqlite: Database) -> Host:
+    return Host(sqlite)
+
+
+class TestCatalogues:
+    def test_none_was_ever_seen(self, host: Host) -> None:
+        assert host.offers.catalogues() == {}
+        with pytest.raises(NoCatalogue):
+            host.offers.known()
+        assert host.offers.current()[1] is None
+        assert host.offers.options()["models"] == []
+
+    def test_a_change_shows_at_once_and_nothing_is_read_twice(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a"))
+        first = host.offers.catalogues()
+        assert first["gpu0"].models[0].model_name == "a"
+        assert host.offers.catalogues() is first
+        host.sees("gpu0", catalogue("b"))
+        assert host.offers.catalogues()["gpu0"].models[0].model_name == "b"
+
+    def test_all_webuis_count_in_the_order_of_the_setting(self, host: Host) -> None:
+        host.sees("gpu1", catalogue("b", "c"))
+        host.sees("gpu0", catalogue("a", "b"))
+        assert host.offers.options()["models"] == ["a", "b", "c"]
+        assert host.offers.options()["styles"] == ["oil"]
+
+    def test_one_that_is_configured_no_more_does_not(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a"))
+        host.slots.register("host/two", "host", ["gpu1"], only=True)
+        assert host.offers.catalogues() == {}
+
+
+class TestDefaultModel:
+    def test_it_is_the_first_model_seen_loaded(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a", "b"))
+        assert host.offers.current()[1] is None
+        host.sees("gpu1", catalogue("b", "c", loaded="c"))
+        assert host.offers.current()[1] == "c"
+
+    def test_it_does_not_wander_with_what_is_loaded(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a", "b", loaded="a"))
+        host.sees("gpu0", catalogue("a", "b", loaded="b"))
+        assert host.offers.current()[1] == "a"
+        assert host.slots.default_model() == "a"
+
+    def test_it_is_chosen_again_when_no_webui_has_it(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a", loaded="a"))
+        host.sees("gpu0", catalogue("b", loaded="b"))
+        assert host.offers.current()[1] == "b"
+        assert host.slots.default_model() == "b"
+
+    def test_a_choice_that_another_webui_still_has_stays(self, host: Host) -> None:
+        host.sees("gpu0", catalogue("a", loaded="a"))
+        host.sees("gpu1", catalogue("a", "z", loaded="z"))
+        host.sees("gpu0", catalogue("b", loaded="b"))
+        assert host.offers.current()[1] == "a"
+
+    @pytest.mark.parametrize("text", ["b", "b.safetensors"])
+    def test_the_setting_beats_what_is_loaded(self, sqlite: Database, text: str) -> None:
+        host = Host(sqlite, text)
+        host.sees("gpu0", catalogue("a", "b", loaded="a"))
+        assert host.offers.current()[1] == "b"
+
+    def test_a_setting_that_no_webui_has_is_not_replaced(self, sqlite: Database) -> None:
+        host = Host(sqlite, "missing")
+        host.sees("gpu0", catalogue("a", loaded="a"))
+        assert host.offers.current()[1] is None
+
+
+class TestLookingAgain:
+    def known(self, host: Host, *, seconds_ago: float) -> None:
+        host.slots.set_health("gpu0", "up")
+        host.slots.put_catalogue("gpu0", catalogue("a").to_json(), host.slots.now() - seconds_ago)
+
+    def test_it_waits_until_each_webui_that_is_up_was_asked(self, host: Host) -> None:
+        self.known(host, seconds_ago=10)
+        assert host.offers.look_again(lambda: self.known(host, seconds_ago=0))
+        assert not host.slots.look_wanted("gpu0")
+
+    def test_webuis_that_were_asked_lately_are_left_alone(self, host: Host) -> None:
+        self.known(host, seconds_ago=1)
+        assert not host.offers.look_again(pytest.fail)
+
+    def test_nobody_waits_for_webuis_that_are_down_or_that_no_worker_asks(self, host: Host, sqlite: Database) -> None:
+        assert not host.offers.look_again(pytest.fail)
+        self.known(host, seconds_ago=10)
+        with sqlite.write() as connection:
+            connection.execute(text("UPDATE workers SET beat_at = beat_at - 60"))
+        assert not host.offers.look_again(pytest.fail)
+
+    def test_one_that_does_not_answer_is_waited_for_for_a_moment(
+        self, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(offers_module, "LOOK_PATIENCE_SECONDS", 0.1)
+        self.known(host, seconds_ago=10)
+        hints: list[None] = []
+        assert host.offers.look_again(lambda: hints.append(None))
+        assert len(hints) == 1
+
+    def test_of_many_requests_at_once_one_has_them_asked(self, host: Host) -> None:
+        self.known(host, seconds_ago=10)
+        together, hints = Barrier(8), []
+
+        def hint() -> None:
+            hints.append(None)
+            # Looked at after all of them have asked: a request that comes after the look began has to have another one.
+            self.known(host, seconds_ago=-1)
+
+        def ask(_number: int) -> bool:
+            together.wait()
+            return host.offers.look_again(hint)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(8)))
+        assert any(answers)
+        assert len(hints) == 1
+
+    def test_only_a_few_requests_wait_at_a_time(self, host: Host) -> None:
+        self.known(host, seconds_ago=10)
+        one_was_refused = Event()
+
+        def hint() -> None:
+            assert one_was_refused.wait(30)
+            self.known(host, seconds_ago=-1)
+
+        with ThreadPoolExecutor(5) as pool:
+            asked = [pool.submit(host.offers.look_again, hint) for _ in range(5)]
+            first = next(as_completed(asked))
+            one_was_refused.set()
+            assert not first.result()
+            assert sorted(future.result() for future in asked) == [False, True, True, True, True]

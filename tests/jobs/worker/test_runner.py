@@ -1,0 +1,1116 @@
+"""The worker over a real table, driving stations that do what a test tells them."""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.jobs import slots as slots_module
+from app.jobs.errors import DatabaseUnavailable
+from app.jobs.model import Claim, Failure, Identity, Job, Success
+from app.jobs.slots import Slots
+from app.jobs.sql import database as database_module
+from app.jobs.sql.database import Database
+from app.jobs.table import MAX_ATTEMPTS, JobTable, Serving
+from app.jobs.worker import runner as worker_module
+from app.jobs.worker.election import HostLock
+from app.jobs.worker.runner import Answer, AttemptLost, Look, NotSent, Retry, StationDown, Worker
+from tests.inprocess import DEADLINE, hurry, make_clean, until
+from tests.jobs.conftest import EVERYTHING, Gate, success_of
+
+BROKEN = Failure("webui-disconnected", "It broke.")
+FAILED = Failure("webui-error", "It failed.")
+HOST = "host"
+
+
+class ScriptedStation:
+    """A WebUI whose every answer waits until the test gives it; what was asked of it is written down."""
+
+    def __init__(self, key: str = "gpu0") -> None:
+        self.key = key
+        self.name = key
+        self.started: queue.Queue[Claim] = queue.Queue()
+        self.replies: queue.Queue[Answer | Exception] = queue.Queue()
+        self.verdicts: queue.Queue[Success | Failure | Retry | Exception] = queue.Queue()
+        self.calls: list[str] = []
+        self.settled: list[tuple[str | None, float]] = []
+        self.discarded: list[int] = []
+        self.looks = 0
+        self.refreshes = 0
+        self.down = threading.Event()
+        self.refresh_error: Exception | None = None
+        self.complete = True
+        self.wrong = threading.Event()
+        self.idle = True
+        self.look_answer: Look | None = Look(0.5, 3.0, idle=False)
+        self.serves = EVERYTHING
+        self.storing = threading.Semaphore(0)
+        self.may_store = threading.Event()
+        self.may_store.set()
+        self.heeds_interrupt = True
+        self.held: Claim | None = None
+        self.broken = False
+
+    def refresh(self) -> bool:
+        self.refreshes += 1
+        self.wrong.clear()
+        if self.refresh_error is not None:
+            raise self.refresh_error
+        if self.down.is_set():
+            raise StationDown
+        return self.complete
+
+    def outdated(self) -> bool:
+        return self.wrong.is_set()
+
+    def serving(self, *, fresh: bool = True) -> Serving:
+        return self.serves
+
+    def knows(self, claim: Claim) -> bool:
+        return True
+
+    def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
+        self.settled.append((task_id, patience))
+        return self.idle
+
+    def hold(self, claim: Claim) -> None:
+        self.held = claim
+
+    def call_off(self) -> None:
+        self.held = None
+
+    def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
+        on_sending()
+        self.started.put(claim)
+        reply = self.replies.get(timeout=DEADLINE * 2)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def needs_repair(self) -> bool:
+        return self.broken
+
+    def repair(self, task_id: str, leased_at: float) -> None:
+        self.calls.append("repair")
+        self.broken = False
+
+    def look(self, claim: Claim) -> Look | None:
+        self.looks += 1
+        return self.look_answer
+
+    def interrupt(self, claim: Claim) -> None:
+        self.calls.append("interrupt")
+        if self.heeds_interrupt:
+            self.replies.put(Answer(ok=True, content="half a picture"))
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+        self.replies.put(AttemptLost(BROKEN))
+
+    def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
+        self.calls.append("store")
+        before_writing()
+        self.storing.release()
+        assert self.may_store.wait(DEADLINE)
+        verdict = success_of(claim) if self.verdicts.empty() else self.verdicts.get()
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
+
+    def discard(self, claim: Claim) -> None:
+        self.discarded.append(claim.attempt)
+
+    # -- what a test does --------------------------------------------------------------------------------------------
+
+    def begins(self) -> Claim:
+        return self.started.get(timeout=DEADLINE)
+
+    def begins_nothing(self) -> None:
+        """Nothing is begun for a while; a fault that needs longer than that to show would be missed, never invented."""
+        with pytest.raises(queue.Empty):
+            self.started.get(timeout=0.15)
+
+    def answers(self, reply: Answer | Exception | None = None) -> None:
+        self.replies.put(reply or Answer(ok=True, content="pictures"))
+
+    def stores(self) -> None:
+        """Wait until a result is being stored."""
+        assert self.storing.acquire(timeout=DEADLINE)
+
+
+class House:
+    """A table, stations, and the workers that a test starts."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.table = JobTable(database)
+        self.slots = Slots(database)
+        self.gate = Gate(self.table)
+        self.told: queue.Queue[Identity] = queue.Queue()
+        self.workers: list[Worker] = []
+        self.stations: list[ScriptedStation] = []
+        self.tidied: list[str] = []
+        self.upkeep: Callable[[Sequence[Any]], list[Identity]] = lambda _stations: []
+        self.tidy: Callable[[], None] = lambda: self.tidied.append("tidy")
+
+    def worker(self, *keys: str, host: str = HOST, lock: Path | None = None) -> Worker:
+        """Start one; its stations are the last of :attr:`stations`."""
+        stations = [ScriptedStation(key) for key in keys or ("gpu0",)]
+        self.stations += stations
+        self._know([station.key for station in stations])
+        worker = Worker(
+            self.table,
+            self.slots,
+            host,
+            stations=lambda: stations,
+            tidy=self.tidy,
+            upkeep=self.upkeep,
+            on_finished=self.told.put,
+            lock=HostLock(lock) if lock is not None else None,
+        )
+        self.workers.append(worker)
+        worker.start()
+        return worker
+
+    def _know(self, keys: Sequence[str]) -> None:
+        """Make the slots that are not there yet, clean as an earlier worker left them."""
+        known = [{"key": key} for key in keys if self.slots.get(key) is None]
+        with self.database.write() as connection:
+            for slot in known:
+                statement = "INSERT INTO slots (key, state, health, probed_at) VALUES (:key, 'clean', 'unknown', 0)"
+                connection.execute(text(statement), slot)
+
+    def start(self, *keys: str, **options: Any) -> ScriptedStation:
+        """Start a worker and wait until its first WebUI is up."""
+        self.worker(*keys, **options)
+        station = self.stations[-len(keys or ("gpu0",))]
+        until(lambda: (slot := self.slots.get(station.key)) is not None and slot.health == "up")
+        return station
+
+    def finished(self, job: Job) -> Job:
+        until(lambda: self.table.current(job.identity).finished, "the end of the job")
+        return self.table.current(job.identity)
+
+    def sql(self, statement: str, **values: object) -> None:
+        with self.database.write() as connection:
+            connection.execute(text(statement), values)
+
+    def slot(self, key: str = "gpu0") -> str:
+        slot = self.slots.get(key)
+        return slot.state if slot is not None else "gone"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+    monkeypatch.setattr(worker_module, "_INTERRUPT_SECONDS", 0.3)
+
+
+@pytest.fixture
+def house(sqlite: Database, quick: None) -> Iterator[House]:
+    house = House(sqlite)
+    yield house
+    for station in house.stations:
+        station.may_store.set()
+    for worker in house.workers:
+        worker.drain(0)
+
+
+class TestAttempt:
+    def test_a_job_is_claimed_generated_stored_and_told(self, house: House) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        claim = station.begins()
+        assert (claim.job.seq, claim.attempt, house.slot()) == (job.seq, 1, "held")
+        station.answers()
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        assert house.table.current(job.identity).status == "succeeded"
+        assert house.slot() == "clean"
+
+    def test_the_next_job_starts_while_the_last_one_is_stored(self, house: House) -> None:
+        station = house.start()
+        station.may_store.clear()
+        first, second = house.gate.accept(), house.gate.accept()
+        station.begins()
+        station.answers()
+        assert station.begins().job.seq == second.seq
+        assert house.table.current(first.identity).phase == "storing"
+        station.may_store.set()
+        station.answers()
+        assert {house.finished(first).status, house.finished(second).status} == {"succeeded"}
+
+    def test_a_runner_waits_while_two_results_are_not_decoded(self, house: House) -> None:
+        station = house.start()
+        station.may_store.clear()
+        jobs = [house.gate.accept() for _ in range(3)]
+        for _ in range(2):
+            station.begins()
+            station.answers()
+            station.stores()
+        station.begins_nothing()
+        assert house.table.current(jobs[2].identity).status == "queued"
+        assert house.slot() == "clean"
+        station.may_store.set()
+        assert station.begins().job.seq == jobs[2].seq
+        station.answers()
+        house.finished(jobs[2])
+
+    def test_storing_for_one_webui_holds_up_no_other(self, house: House) -> None:
+        station = house.start("gpu0", "gpu1")
+        other = house.stations[1]
+        station.may_store.clear()
+        jobs = [house.gate.accept() for _ in range(2)]
+        by_seq = {one.begins().job.seq: one for one in (station, other)}
+        for one in (station, other):
+            one.answers()
+        mine, others = sorted(jobs, key=lambda job: by_seq[job.seq] is other)
+        assert house.finished(others).status == "succeeded"
+        assert house.table.current(mine.identity).status == "running"
+        station.may_store.set()
+        house.finished(mine)
+
+    def test_a_hint_starts_a_job_at_once(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_module, "_POLL_SECONDS", 3600.0)
+        station = house.start()
+        for _ in range(3):
+            job = house.gate.accept()
+            house.workers[0].wake()
+            assert station.begins().job.seq == job.seq
+            station.answers()
+            house.finished(job)
+            until(lambda: house.slot() == "clean")
+
+    def test_only_what_the_webui_serves_is_sent(self, house: House) -> None:
+        station = house.start()
+        station.serves = Serving(1000, frozenset({1}))
+        refused = house.gate.accept(demand='{"model":"a"}')
+        wanted = house.gate.accept(demand='{"model":"b"}')
+        assert station.begins().job.seq == wanted.seq
+        station.answers()
+        house.finished(wanted)
+        assert house.table.current(refused.identity).status == "queued"
+
+
+class TestFailure:
+    def test_a_connection_never_made_counts_nothing_and_keeps_the_place(self, house: House) -> None:
+        station = house.start()
+        station.down.set()
+        first, second = house.gate.accept(), house.gate.accept()
+        assert station.begins().job.seq == first.seq
+        station.answers(NotSent())
+        until(lambda: house.slots.get("gpu0").health == "down")
+        kept = house.table.current(first.identity)
+        assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
+        assert house.table.place(kept).position == 1
+        assert house.slot() == "clean"
+        station.begins_nothing()
+        station.down.clear()
+        for job in (first, second):
+            assert station.begins().job.seq == job.seq
+            station.answers()
+        assert house.finished(first).attempts == 0
+        assert station.settled == []
+
+    def test_a_lost_attempt_leaves_a_slot_that_is_settled_before_the_next(self, house: House) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        lost = station.begins()
+        station.answers(AttemptLost(BROKEN))
+        again = station.begins()
+        assert [task for task, _ in station.settled] == [lost.task_id]
+        assert (again.attempt, again.job.attempts) == (2, 1)
+        assert again.task_id != lost.task_id
+        station.answers()
+        assert house.finished(job).status == "succeeded"
+
+    @pytest.mark.parametrize(
+        ("reply", "slug"),
+        [(AttemptLost(BROKEN), "webui-disconnected"), (LookupError("a bug"), "internal-error")],
+        ids=["lost", "unexpected"],
+    )
+    def test_attempts_that_end_without_an_answer_are_limited(self, house: House, reply: Exception, slug: str) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        for _ in range(MAX_ATTEMPTS):
+            station.begins()
+            station.answers(reply)
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        failed = house.table.current(job.identity)
+        assert (failed.status, failed.error_slug, failed.attempts) == ("failed", slug, MAX_ATTEMPTS)
+        assert "a bug" not in failed.error_detail
+        until(lambda: house.slot() == "clean")
+        assert len(station.settled) == MAX_ATTEMPTS
+
+    def test_a_final_failure_is_kept_and_told(self, house: House) -> None:
+        station = house.start()
+        station.verdicts.put(FAILED)
+        job = house.gate.accept()
+        station.begins()
+        station.answers(Answer(ok=False, content=None))
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        failed = house.table.current(job.identity)
+        assert (failed.error_slug, failed.error_detail, failed.attempts) == ("webui-error", "It failed.", 1)
+
+    def test_a_retry_is_another_attempt_and_wakes_no_waiter(self, house: House) -> None:
+        station = house.start()
+        station.verdicts.put(Retry(FAILED, one_by_one=True))
+        job = house.gate.accept()
+        station.begins()
+        station.answers(Answer(ok=False, content=None))
+        again = station.begins()
+        assert (again.attempt, again.job.attempts, again.job.one_by_one) == (2, 1, True)
+        assert house.told.empty()
+        station.answers()
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        assert station.settled == []
+
+    def test_the_last_retry_allowed_ends_the_job(self, house: House) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        for _ in range(MAX_ATTEMPTS):
+            station.verdicts.put(Retry(FAILED))
+            station.begins()
+            station.answers(Answer(ok=False, content=None))
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        assert house.table.current(job.identity).error_slug == "webui-error"
+
+    def test_a_result_that_can_not_be_stored_is_an_honest_error(self, house: House) -> None:
+        station = house.start()
+        station.verdicts.put(OSError("/secret/path is full"))
+        job = house.gate.accept()
+        station.begins()
+        station.answers()
+        failed = house.finished(job)
+        assert failed.error_slug == "internal-error"
+        assert "secret" not in failed.error_detail
+
+    def test_a_database_that_is_away_while_a_result_is_stored_costs_no_picture(self, house: House) -> None:
+        station = house.start()
+        station.verdicts.put(DatabaseUnavailable())
+        job = house.gate.accept()
+        station.begins()
+        station.answers()
+        assert house.finished(job).status == "succeeded"
+
+    def test_only_results_tell_how_fast_a_webui_is(self, house: House) -> None:
+        station = house.start()
+        station.verdicts.put(FAILED)
+        for ok in (False, True):
+            job = house.gate.accept()
+            station.begins()
+            station.answers(Answer(ok=ok, content=None))
+            house.finished(job)
+            with house.database.read() as connection:
+                speed = connection.execute(text("SELECT seconds_per_cost FROM slots")).scalar_one()
+            assert (speed is not None) is ok
+
+
+class TestSettling:
+    def test_a_webui_that_does_not_become_idle_is_suspect_and_looked_at_again(self, house: House) -> None:
+        station = house.start()
+        station.idle = False
+        job = house.gate.accept()
+        lost = station.begins()
+        station.answers(AttemptLost(BROKEN))
+        until(lambda: len(station.settled) >= 3)
+        assert station.settled[0] == (lost.task_id, worker_module.STUCK_SECONDS)
+        assert set(station.settled[1:]) == {(lost.task_id, 0.0)}
+        assert house.table.current(job.identity).status == "queued"
+        station.idle = True
+        station.begins()
+        station.answers()
+        assert house.finished(job).attempts == 1
+
+    def test_settling_that_fails_leaves_the_slot_suspect(
+        self, house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        station = house.start()
+        failing = threading.Event()
+        failing.set()
+
+        def settle(_task: str | None, **_: Any) -> bool:
+            if failing.is_set():
+                raise LookupError("a bug")
+            return True
+
+        monkeypatch.setattr(station, "settle", settle)
+        job = house.gate.accept()
+        station.begins()
+        station.answers(AttemptLost(BROKEN))
+        until(lambda: house.slot() == "suspect")
+        until(lambda: "the runner of WebUI gpu0 failed" in caplog.text)
+        failing.clear()
+        station.begins()
+        station.answers()
+        house.finished(job)
+
+    def test_a_slot_that_another_worker_settles_is_left_to_it(self, house: House) -> None:
+        house.slots.register("other/one", "other", ["gpu0"], only=False)
+        house.sql("UPDATE slots SET state = 'settling', owner = 'other/one', lease_expires = 9e9")
+        station = house.start()
+        job = house.gate.accept()
+        station.begins_nothing()
+        assert station.settled == []
+        house.slots.end_settling("gpu0", "other/one", "clean")
+        station.begins()
+        station.answers()
+        house.finished(job)
+
+
+class CountingTable(JobTable):
+    """Counts how often the keeper asked whether anybody looks."""
+
+    asked = 0
+
+    def seconds_since_look(self, claim: Claim) -> float | None:
+        self.asked += 1
+        return super().seconds_since_look(claim)
+
+
+class TestKeeper:
+    @pytest.fixture
+    def house(self, sqlite: Database, quick: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+        house = House(sqlite)
+        house.table = CountingTable(sqlite)
+        house.gate = Gate(house.table)
+        yield house
+        for worker in house.workers:
+            worker.drain(0)
+
+    def keeper_comes_by(self, house: House, times: int = 5) -> None:
+        before = house.table.asked
+        until(lambda: house.table.asked >= before + times)
+
+    def test_nobody_looks_so_the_webui_is_left_in_peace(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 3600.0)
+        station = house.start()
+        job = house.gate.accept()
+        claim = station.begins()
+        self.keeper_comes_by(house)
+        assert station.looks == 0
+        house.table.looked_at(claim.job)
+        until(lambda: station.looks >= 3)
+        until(lambda: house.table.current(job.identity).progress == 0.5)
+        assert house.table.place(house.table.current(job.identity)).eta == pytest.approx(3.0, abs=1.0)
+        house.sql("UPDATE jobs SET looked_at = looked_at - 60")
+        self.keeper_comes_by(house)
+        before = station.looks
+        self.keeper_comes_by(house)
+        assert station.looks == before
+        station.answers()
+        house.finished(job)
+
+    def test_unwatched_it_is_asked_now_and_then_and_nothing_is_written(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.05)
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        until(lambda: station.looks >= 3)
+        assert house.table.current(job.identity).progress == 0.0
+        station.answers()
+        house.finished(job)
+
+    def test_a_webui_that_does_not_say_changes_nothing(self, house: House) -> None:
+        station = house.start()
+        station.look_answer = None
+        job = house.gate.accept()
+        claim = station.begins()
+        house.table.looked_at(claim.job)
+        until(lambda: station.looks >= 3)
+        assert house.table.current(job.identity).progress == 0.0
+        station.answers()
+        house.finished(job)
+
+    def test_one_that_owes_an_answer_but_is_idle_for_long_is_given_up(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.02)
+        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.2)
+        station = house.start()
+        station.look_answer = Look(1.0, None, idle=True)
+        job = house.gate.accept()
+        station.begins()
+        again = station.begins()
+        assert station.calls == ["abort"]
+        assert (again.attempt, again.job.attempts) == (2, 1)
+        station.look_answer = Look(0.1, None, idle=False)
+        station.answers()
+        assert house.finished(job).status == "succeeded"
+
+    def test_one_that_answers_is_never_given_up_however_often_it_was_seen_idle(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As with fast generations whose pictures take long to encode: each look may fall into that time, of another job."""
+        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.0)
+        station = house.start()
+        seen: set[int] = set()
+
+        def idle_once(claim: Claim) -> Look | None:
+            if claim.job.seq in seen:
+                return None
+            seen.add(claim.job.seq)
+            return Look(1.0, None, idle=True)
+
+        monkeypatch.setattr(station, "look", idle_once)
+        jobs = [house.gate.accept() for _ in range(8)]
+        for job in jobs:
+            station.begins()
+            until(lambda seq=job.seq: seq in seen)
+            self.keeper_comes_by(house, 2)
+            station.answers()
+            until(lambda job=job: house.table.current(job.identity).phase != "generating")
+        assert [house.finished(job).attempts for job in jobs] == [0] * len(jobs)
+        assert "abort" not in station.calls
+
+    def test_one_that_works_is_never_given_up(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.0)
+        station = house.start()
+        answers = iter([Look(0.0, None, idle=True), *[Look(0.1, None, idle=False), Look(1.0, None, idle=True)] * 50])
+        monkeypatch.setattr(station, "look", lambda _claim: next(answers, Look(0.1, None, idle=False)))
+        job = house.gate.accept()
+        station.begins()
+        self.keeper_comes_by(house, 12)
+        assert station.calls == []
+        station.answers()
+        house.finished(job)
+
+    def test_what_a_webui_offers_is_asked_again(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_module, "REFRESH_SECONDS", 0.0)
+        station = house.start()
+        until(lambda: station.refreshes >= 3)
+
+    def test_one_that_is_up_is_not_asked_all_the_time(self, house: House) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        self.keeper_comes_by(house)
+        assert station.refreshes == 1
+        station.answers()
+        house.finished(job)
+
+    def test_one_without_a_default_model_is_asked_until_there_is_one(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_module, "FRESH_SECONDS", 0.0)
+        house.worker("gpu0")
+        [station] = house.stations
+        station.complete = False
+        until(lambda: station.refreshes >= 3)
+        station.complete = True
+        job = house.gate.accept()
+        station.begins()
+        self.keeper_comes_by(house)
+        before = station.refreshes
+        self.keeper_comes_by(house)
+        assert station.refreshes == before
+        station.answers()
+        house.finished(job)
+
+    def test_a_wrong_answer_and_a_wish_of_anybody_are_reasons_to_ask_again(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(worker_module, "LOOK_AGAIN_SECONDS", 0.0)
+        station = house.start()
+        before = station.refreshes
+        station.wrong.set()
+        until(lambda: station.refreshes > before)
+        until(lambda: not station.wrong.is_set())
+        house.slots.put_catalogue("gpu0", "a", house.slots.now() - 1)
+        before = station.refreshes
+        house.slots.want_look()
+        until(lambda: station.refreshes > before)
+
+    def test_neither_is_answered_at_once_where_it_was_asked_lately(self, house: House) -> None:
+        station = house.start()
+        station.wrong.set()
+        house.slots.want_look()
+        house.workers[-1].look_again()
+        job = house.gate.accept()
+        station.begins()
+        self.keeper_comes_by(house)
+        assert station.refreshes == 1
+        station.answers()
+        house.finished(job)
+
+    def test_a_hint_is_heard_before_the_next_second(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_module, "LOOK_SECONDS", DEADLINE * 10)
+        station = house.start()
+        monkeypatch.setattr(worker_module, "LOOK_AGAIN_SECONDS", 0.0)
+        house.slots.want_look()
+
+        def heard() -> bool:
+            # It may have been on its way to sleep.
+            house.workers[-1].look_again()
+            return station.refreshes >= 2
+
+        until(heard)
+
+    def test_a_silent_one_is_probed_by_one_process_only(self, house: House) -> None:
+        station = house.start()
+        station.down.set()
+        house.gate.accept()
+        station.begins()
+        station.answers(NotSent())
+        until(lambda: house.slots.get("gpu0").health == "down")
+        house.sql("UPDATE slots SET probed_at = probed_at + 1000")  # the future counts as long ago
+        until(lambda: station.refreshes >= 3)
+
+    def test_one_that_goes_down_between_jobs_is_noticed(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(worker_module, "REFRESH_SECONDS", 0.0)
+        station = house.start()
+        station.down.set()
+        until(lambda: house.slots.get("gpu0").health == "down")
+        station.down.clear()
+        until(lambda: house.slots.get("gpu0").health == "up")
+
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            (LookupError("a bug"), "what WebUI gpu0 offers can't be read"),
+            (DatabaseUnavailable(), "the database is unavailable"),
+        ],
+    )
+    def test_it_outlives_what_nobody_expected(
+        self,
+        house: House,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
+        words: str,
+    ) -> None:
+        monkeypatch.setattr(worker_module, "REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(slots_module, "PROBE_SECONDS", 0.0)
+        station = house.start()
+        station.refresh_error = error
+        until(lambda: words in caplog.text)
+        before, station.refresh_error = station.refreshes, None
+        until(lambda: station.refreshes > before)
+
+
+class TestDrain:
+    def test_what_runs_may_finish_in_time(self, house: House) -> None:
+        station = house.start()
+        running, waiting = house.gate.accept(), house.gate.accept()
+        station.begins()
+        with ThreadPoolExecutor(1) as pool:
+            drained = pool.submit(house.workers[0].drain, DEADLINE)
+            station.answers()
+            drained.result(DEADLINE)
+        assert house.table.current(running.identity).status == "succeeded"
+        assert house.table.current(waiting.identity).status == "queued"
+        assert station.calls == ["store"]
+        assert house.slot() == "clean"
+
+    def test_a_half_picture_is_thrown_away_and_the_job_goes_back_uncounted(self, house: House) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        house.workers[0].drain(0)
+        kept = house.table.current(job.identity)
+        assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
+        assert station.calls == ["interrupt"]
+        assert house.slot() == "clean"
+
+    def test_a_webui_that_does_not_stop_is_left_to_the_next_worker(self, house: House) -> None:
+        station = house.start()
+        station.heeds_interrupt = False
+        job = house.gate.accept()
+        claim = station.begins()
+        house.workers[0].drain(0)
+        kept = house.table.current(job.identity)
+        assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
+        assert station.calls == ["interrupt", "abort"]
+        assert house.slot() == "unclean"
+        assert house.slots.get("gpu0").task_id == claim.task_id
+        successor = house.start()
+        successor.begins()
+        assert [task for task, _ in successor.settled] == [claim.task_id]
+        successor.answers()
+        assert house.finished(job).attempts == 0
+
+    def test_an_attempt_lost_while_draining_is_not_counted(self, house: House) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        station.heeds_interrupt = False
+        station.interrupt = lambda _claim: station.answers(AttemptLost(BROKEN))
+        house.workers[0].drain(0)
+        kept = house.table.current(job.identity)
+        assert (kept.status, kept.attempts) == ("queued", 0)
+        assert house.slot() == "unclean"
+
+    def test_a_result_that_is_being_stored_is_waited_for(self, house: House) -> None:
+        station = house.start()
+        station.may_store.clear()
+        job = house.gate.accept()
+        station.begins()
+        station.answers()
+        station.stores()
+        with ThreadPoolExecutor(1) as pool:
+            drained = pool.submit(house.workers[0].drain, DEADLINE)
+            assert not drained.done()
+            station.may_store.set()
+            drained.result(DEADLINE)
+        assert house.table.current(job.identity).status == "succeeded"
+
+    def test_no_job_is_taken_after_that(self, house: House) -> None:
+        station = house.start()
+        house.workers[0].stop_claiming()
+        job = house.gate.accept()
+        house.workers[0].wake()
+        station.begins_nothing()
+        assert house.table.current(job.identity).status == "queued"
+
+
+class TestElection:
+    def test_one_works_and_the_next_takes_over(self, house: House, tmp_path: Path) -> None:
+        first = house.start(lock=tmp_path / "lock")
+        house.worker(lock=tmp_path / "lock")
+        job = house.gate.accept()
+        first.begins()
+        assert house.stations[1].refreshes == 0
+        first.answers()
+        house.finished(job)
+        house.workers[0].drain(DEADLINE)
+        second = house.stations[1]
+        job = house.gate.accept()
+        assert second.begins().job.seq == job.seq
+        second.answers()
+        house.finished(job)
+
+    def test_what_a_dead_process_of_the_host_held_is_freed_at_once(self, house: House, tmp_path: Path) -> None:
+        house.slots.register(f"{HOST}/dead", HOST, ["gpu0"], only=True)
+        make_clean(house.slots, "gpu0")
+        job = house.gate.accept()
+        dead = house.gate.claim(owner=f"{HOST}/dead", task="orphan")
+        assert dead is not None
+        station = house.start(lock=tmp_path / "lock")
+        again = station.begins()
+        assert (again.job.seq, again.job.losses, again.job.attempts) == (job.seq, 1, 0)
+        assert [task for task, _ in station.settled] == ["orphan"]
+        station.answers()
+        house.finished(job)
+
+    def test_a_process_that_stopped_while_it_waited_never_keeps_the_lock(self, house: House, tmp_path: Path) -> None:
+        house.start(lock=tmp_path / "lock")
+        waiting = house.worker(lock=tmp_path / "lock")
+        waiting.drain(DEADLINE)
+        house.workers[0].drain(DEADLINE)
+        house.start(lock=tmp_path / "lock")
+        assert house.stations[1].refreshes == 0
+
+    def test_a_folder_that_can_not_be_used_yet_is_tried_again(
+        self, house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        place = tmp_path / "data"
+        place.touch()
+        house.worker(lock=place / "lock")
+        until(lambda: "lock file can't be used" in caplog.text)
+        place.unlink()
+        until(lambda: house.stations[0].refreshes)
+
+    def test_stopping_before_being_elected_is_possible(self, house: House, tmp_path: Path) -> None:
+        place = tmp_path / "data"
+        place.touch()
+        worker = house.worker(lock=place / "lock")
+        worker.drain(0)
+        assert house.stations[0].refreshes == 0
+
+
+class TestTwoWorkers:
+    def test_two_external_workers_share_no_slot(self, house: House) -> None:
+        one = house.start("gpu0", host="a")
+        two = house.start("gpu0", host="b")
+        jobs = [house.gate.accept() for _ in range(6)]
+        for _ in jobs:
+            until(lambda: one.started.qsize() + two.started.qsize() > 0)
+            assert one.started.qsize() + two.started.qsize() == 1
+            busy = one if one.started.qsize() else two
+            busy.begins()
+            (two if busy is one else one).begins_nothing()
+            busy.answers()
+        assert {house.finished(job).status for job in jobs} == {"succeeded"}
+
+    def test_the_late_answer_of_a_lost_lease_is_thrown_away(self, house: House) -> None:
+        loser = house.start("gpu0", host="a")
+        job = house.gate.accept()
+        loser.begins()
+        # The loser's process stood still: its lease ran out, and somebody noticed.
+        house.sql("UPDATE jobs SET lease_expires = 0, owner = 'a/still'")
+        house.sql("UPDATE slots SET lease_expires = 0, owner = 'a/still'")
+        until(lambda: house.table.current(job.identity).losses == 1)
+        assert house.slot() in ("unclean", "settling", "clean")
+        winner = house.start("gpu1", host="b")
+        again = winner.begins()
+        assert (again.job.seq, again.attempt) == (job.seq, 2)
+        loser.answers()
+        [runner] = house.workers[0]._runners
+        until(lambda: loser.calls == ["store"] and not runner.in_hand())
+        assert not loser.storing.acquire(blocking=False)
+        assert house.table.current(job.identity).status == "running"
+        winner.answers()
+        assert house.finished(job).claims == 2
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        assert house.told.empty()
+        assert (loser.discarded, winner.discarded) == ([], [])
+
+
+class TestRestoredDatabase:
+    """While a worker holds a job, the database is restored from an older dump, or a replica that lagged behind takes over."""
+
+    ANOTHER_JOB = "UPDATE jobs SET user_id = 'bob', name = 'another'"
+    #: After a lost lease, for comparison.
+    NEXT_CLAIM = "UPDATE jobs SET task_id = 'another', claims = 2"
+    ANOTHER_CLAIM = "UPDATE jobs SET task_id = 'another'"
+
+    @pytest.mark.parametrize("change", [ANOTHER_JOB, ANOTHER_CLAIM, "DELETE FROM jobs"])
+    def test_the_answer_to_a_lost_claim_is_not_stored(
+        self, house: House, change: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        house.sql(change)
+        station.answers()
+        until(lambda: f"the claim of job {job.name} was lost" in caplog.text)
+        assert not station.storing.acquire(blocking=False)
+        assert station.discarded == []
+        assert house.table.of_user("bob", None, 9, None) == house.table.of_user("bob", "running", 9, None)
+
+    @pytest.mark.parametrize(
+        ("change", "discarded"),
+        [(ANOTHER_JOB, [1]), ("DELETE FROM jobs", [1]), (NEXT_CLAIM, [1]), (ANOTHER_CLAIM, [])],
+    )
+    def test_files_that_were_written_before_are_removed_unless_they_may_be_another_claims(
+        self, house: House, change: str, discarded: list[int]
+    ) -> None:
+        station = house.start()
+        station.may_store.clear()
+        house.gate.accept()
+        station.begins()
+        station.answers()
+        station.stores()
+        house.sql(change)
+        station.may_store.set()
+        [runner] = house.workers[0]._runners
+        until(lambda: not runner.in_hand())
+        assert station.discarded == discarded
+        assert house.table.of_user("bob", None, 9, None) == house.table.of_user("bob", "running", 9, None)
+
+    def test_a_job_that_it_stores_by_the_row_alone_goes_back_to_the_queue(self, house: House) -> None:
+        """The dump is of a moment when it was stored; its own heartbeats would keep it for ever."""
+        rounds: list[float] = []
+        house.upkeep = lambda _stations: rounds.append(time.monotonic()) or []
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        station.may_store.clear()
+        station.answers()
+        station.stores()
+        stored = house.table.current(job.identity)
+        assert stored.phase == "storing"
+        # Upkeep comes by while it really is stored.
+        before = len(rounds)
+        until(lambda: len(rounds) >= before + 2)
+        assert house.table.current(job.identity).claims == 1
+        station.may_store.set()
+        house.finished(job)
+        house.sql(
+            "UPDATE jobs SET status = 'running', phase = 'storing', owner = :owner, slot = 'gpu0', lease_expires = 9e9,"
+            " images = NULL",
+            owner=stored.owner,
+        )
+        for table in ("clock", "users"):
+            house.sql(f"UPDATE {table} SET unfinished = 1")
+        station.begins()
+        station.answers()
+        assert house.finished(job).losses == 1
+
+
+class TestUpkeep:
+    def test_waiters_hear_of_the_jobs_that_upkeep_failed(self, house: House) -> None:
+        lost = [Identity("u1", "txt2img", name) for name in ("one", "two")]
+        once = iter([lost])
+        house.upkeep = lambda _stations: next(once, [])
+        house.start()
+        assert [house.told.get(timeout=DEADLINE) for _ in range(2)] == lost
+
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [(LookupError("a bug"), "the worker's upkeep failed"), (DatabaseUnavailable(), "the database is unavailable")],
+    )
+    def test_it_goes_on_after_trouble(
+        self, house: House, caplog: pytest.LogCaptureFixture, error: Exception, words: str
+    ) -> None:
+        trouble, lost = iter([error]), Identity("u1", "txt2img", "one")
+
+        def upkeep(_stations: Sequence[Any]) -> list[Identity]:
+            for each in trouble:
+                raise each
+            return [lost]
+
+        house.upkeep = upkeep
+        house.start()
+        assert house.told.get(timeout=DEADLINE) == lost
+        assert words in caplog.text
+
+    def test_files_of_deletions_are_tidied_before_anything_else(self, house: House) -> None:
+        station = house.start()
+        assert house.tidied == ["tidy"]
+        house.gate.accept()
+        station.begins()
+        station.answers()
+
+    @pytest.mark.parametrize("error", [DatabaseUnavailable(), OSError("no such device")])
+    def test_a_start_that_fails_is_tried_again(self, house: House, error: Exception) -> None:
+        trouble = iter([error])
+
+        def tidy() -> None:
+            for each in trouble:
+                raise each
+            house.tidied.append("tidy")
+
+        house.tidy = tidy
+        house.start()
+        assert house.tidied == ["tidy"]
+
+    def test_a_start_that_never_works_can_be_stopped(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
+        def tidy() -> None:
+            raise OSError("no such device")
+
+        house.tidy = tidy
+        worker = house.worker()
+        until(lambda: "the worker can't begin" in caplog.text)
+        worker.drain(0)
+        until(lambda: not worker._supervisor.is_alive())
+
+    def test_a_worker_that_the_table_forgot_registers_again(self, house: House) -> None:
+        house.start()
+        house.sql("DELETE FROM workers")
+        until(lambda: house.slots.configured() == ["gpu0"])
+
+    def test_leases_are_beaten(self, house: House) -> None:
+        station = house.start()
+        house.gate.accept()
+        station.begins()
+        house.sql("UPDATE jobs SET lease_expires = lease_expires - 5")
+        house.sql("UPDATE slots SET lease_expires = lease_expires - 5")
+
+        def left(table: str) -> float:
+            now = "((julianday('now') - 2440587.5) * 86400.0)"
+            with house.database.read() as connection:
+                return connection.execute(text(f"SELECT lease_expires - {now} FROM {table}")).scalar_one()
+
+        until(lambda: left("jobs") > 9 and left("slots") > 9)
+        station.answers()
+
+    def test_beating_outlives_what_nobody_expected(
+        self, house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        errors = iter([LookupError("a bug"), DatabaseUnavailable()])
+        beat = house.slots.beat
+
+        def failing(owner: str) -> bool:
+            for error in errors:
+                raise error
+            return beat(owner)
+
+        monkeypatch.setattr(house.slots, "beat", failing)
+        house.start()
+        until(lambda: "leases were not beaten" in caplog.text and "the leases were not beaten" in caplog.text)
+        house.sql("UPDATE workers SET beat_at = 0")
+        until(house.slots.worker_alive)
+
+
+class TestDatabaseTrouble:
+    @pytest.fixture
+    def house(
+        self, migrated_sqlite: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[House]:
+        """A database that is soon tired of waiting for a lock."""
+        monkeypatch.setattr(database_module, "BUSY_TIMEOUT", 0.05)
+        path = tmp_path / "gateway.db"
+        path.write_bytes(migrated_sqlite.read_bytes())
+        database = Database(f"sqlite:///{path}")
+        house = House(database)
+        yield house
+        for worker in house.workers:
+            worker.drain(0)
+        database.close()
+
+    @pytest.fixture
+    def lock(self, house: House) -> Iterator[sqlite3.Connection]:
+        """Another process that may hold the write lock."""
+        connection = sqlite3.connect(house.database.url.database, timeout=DEADLINE, isolation_level=None)
+        yield connection
+        connection.close()
+
+    @pytest.mark.parametrize("reply", [None, AttemptLost(BROKEN)], ids=["answered", "lost"])
+    def test_an_end_that_can_not_be_written_is_written_later(
+        self, house: House, lock: sqlite3.Connection, caplog: pytest.LogCaptureFixture, reply: Exception | None
+    ) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        lock.execute("BEGIN IMMEDIATE")
+        station.answers(reply)
+        until(lambda: "the database can't be written; trying again" in caplog.text)
+        lock.execute("COMMIT")
+        if reply is not None:
+            station.begins()
+            station.answers()
+        assert house.finished(job).status == "succeeded"
+        assert house.told.get(timeout=DEADLINE) == job.identity
+
+    def test_a_success_that_can_not_be_written_is_written_later(
+        self, house: House, lock: sqlite3.Connection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        station = house.start()
+        station.may_store.clear()
+        job = house.gate.accept()
+        station.begins()
+        station.answers()
+        station.stores()
+        lock.execute("BEGIN IMMEDIATE")
+        caplog.clear()
+        station.may_store.set()
+        until(lambda: "the database can't be written; trying again" in caplog.text)
+        lock.execute("COMMIT")
+        assert house.finished(job).status == "succeeded"
+
+    def test_a_worker_that_stops_meanwhile_lets_the_lease_run_out(
+        self, house: House, lock: sqlite3.Connection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        station = house.start()
+        job = house.gate.accept()
+        station.begins()
+        lock.execute("BEGIN IMMEDIATE")
+        station.answers()
+        until(lambda: "the database can't be written; trying again" in caplog.text)
+        house.workers[0].drain(0)
+        lock.execute("COMMIT")
+        assert house.table.current(job.identity).status == "running"
+        assert station.discarded == []
+
+    def test_claiming_goes_on_when_the_database_is_back(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
+        station = house.start()
+        house.sql("ALTER TABLE slots RENAME TO hidden")
+        until(lambda: "the database is unavailable" in caplog.text)
+        house.sql("ALTER TABLE hidden RENAME TO slots")
+        job = house.gate.accept()
+        station.begins()
+        station.answers()
+        house.finished(job)
