@@ -14,28 +14,15 @@ APP = Path(__file__).resolve().parent.parent / "app"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
-    ("app.startup", "app.services", "app.problems"),
-    (
-        "app.gateway.generate",
-        "app.gateway.results",
-        "app.gateway.accept",
-        "app.gateway.archive",
-        "app.gateway.identity",
-        "app.gateway.offering",
-        "app.gateway.maintenance",
-    ),
-    ("app.jobs", "app.webui", "app.records", "app.migrations"),
-    ("app.config",),
-    ("app.runtime.addresses", "app.runtime.malloc", "app.runtime.jsontext", "app.runtime.failpoints"),
+    ("app.serving",),
+    ("app.startup", "app.services"),
+    ("app.gateway",),
+    ("app.jobs", "app.webui", "app.records", "app.simulator", "app.migrations"),
+    ("app.config", "app.problems"),
+    ("app.runtime",),
 )
 #: Rooms of one floor that do know each other, in this direction.
 NEIGHBOURS = {
-    ("app.gateway.generate", "app.gateway.offering"),
-    ("app.gateway.generate", "app.gateway.results"),
-    ("app.gateway.results", "app.gateway.offering"),
-    ("app.gateway.accept", "app.gateway.offering"),
-    ("app.gateway.maintenance", "app.gateway.archive"),
-    ("app.api", "app.problems"),
     ("app.startup", "app.services"),
     ("app.migrations", "app.jobs"),
 }
@@ -43,7 +30,7 @@ NEIGHBOURS = {
 OWNERS = {
     "requests": ("app.webui",),
     "urllib3": ("app.webui",),
-    "orjson": ("app.runtime.jsontext",),
+    "orjson": ("app.runtime",),
     "PIL": ("app.records", "app.simulator"),
     "sqlalchemy": ("app.jobs", "app.migrations"),
     "alembic": ("app.jobs", "app.migrations"),

@@ -1,7 +1,7 @@
 """The gateway is killed at every durable step in turn, and nothing that it promised is lost.
 
-A step is a commit, an fsync, a rename or a removal (app/runtime/failpoints.py); the process ends by SIGKILL right before and right after each.
-What must hold once another process has taken over stands in life.py, as one sentence for each promise.
+A step is a commit, an fsync, a rename or a removal (app/runtime/failpoints.py); the process ends by SIGKILL right
+before and right after each. What must hold once another process has taken over stands in life.py, as one sentence for each promise.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """External workers that are suspended for longer than their lease: another one takes over, and the WebUI never has two requests.
 
-A worker suspends itself with SIGSTOP at a named point of a claim (app/runtime/failpoints.py); the test wakes it when its lease has run out.
+A worker suspends itself with SIGSTOP at a named point of a claim (app/runtime/failpoints.py); the test wakes it when its
+lease has run out.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from app.runtime.failpoints import UNWATCHED, Steps
 
 _LOG = logging.getLogger(__name__)
 
-MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 #: Seconds that a statement waits for another process's write before it gives up.
 BUSY_TIMEOUT = 30
 #: Bytes to which SQLite's log is cut when it is longer and has been copied into the file. Four times what it usually grows to.

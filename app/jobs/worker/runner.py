@@ -1,6 +1,6 @@
 """The worker: the threads that take jobs to a WebUI and results to disk.
 
-What a WebUI is, and what a result is, the worker does not know: it drives a :class:`app.jobs.worker.backend.Station` for each WebUI.
+What a WebUI is, and what a result is, the worker does not know: it drives a :class:`~app.jobs.worker.backend.Station` for each.
 Per station there are two threads: a *runner* that claims and generates, one job at a time, and a *keeper* that finds out
 whether the WebUI answers, what it offers and how far it is. Results are decoded and stored by a small pool, so that the next
 generation starts in the meantime. One more thread beats all leases, and the supervisor does what has to be done now and then.

@@ -30,7 +30,7 @@ from app.jobs.table import Bounds, JobTable, Serving
 from tests.inprocess import make_clean
 from tests.jobs.conftest import Gate
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 MIGRATE = (
     "import sys; from app.jobs.sql.database import Database; sys.stdin.readline(); Database(sys.argv[1]).migrate()"
 )

@@ -12,7 +12,7 @@ import pytest
 from app.jobs.worker.election import HostLock
 from tests.inprocess import DEADLINE
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys
 from pathlib import Path
