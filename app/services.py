@@ -15,7 +15,7 @@ from typing import Any
 from app.config import SIMULATOR, Config, WebuiAddress
 from app.gateway.accept import Submissions
 from app.gateway.archive import Archive
-from app.gateway.generate import WebuiStation, hopeless_demands, restarts_needed, serving_webuis
+from app.gateway.generate import WebuiBackend, hopeless_demands, restarts_needed, serving_webuis
 from app.gateway.identity import Belonging
 from app.gateway.maintenance import Upkeep
 from app.gateway.offering import Offers
@@ -28,9 +28,9 @@ from app.jobs.sql.database import Database
 from app.jobs.sql.space import Space
 from app.jobs.table import JobTable
 from app.jobs.waiters import Waiters
-from app.jobs.worker.backend import Station
+from app.jobs.worker.backend import Backend
 from app.jobs.worker.election import HostLock
-from app.jobs.worker.runner import Worker
+from app.jobs.worker.supervisor import Worker
 from app.records.store import RecordStore
 from app.runtime.failpoints import crash_at
 from app.simulator import SimulatorServer, SimulatorSettings
@@ -151,27 +151,27 @@ class Services:
             self.table,
             self.slots,
             self.config.host_id,
-            stations=self._stations,
+            backends=self._backends,
             tidy=self.archive.tidy,
             upkeep=self._look_after,
             on_finished=self.hints.finished,
             lock=lock,
         )
 
-    def _stations(self) -> list[WebuiStation]:
+    def _backends(self) -> list[WebuiBackend]:
         for old, new in self.slots.rename(self.config.current_slot_key).items():
             _LOG.info("the slot %s of an earlier version is now %s", old, new)
-        return [self._station(address) for address in self.config.webuis]
+        return [self._backend(address) for address in self.config.webuis]
 
-    def _station(self, address: WebuiAddress) -> WebuiStation:
+    def _backend(self, address: WebuiAddress) -> WebuiBackend:
         if address.url == SIMULATOR:
             self.simulator = SimulatorServer(SimulatorSettings())
             self.simulator.start()
             address = WebuiAddress(address.key, self.simulator.url)
         webui = Webui(address, job_timeout=self.config.job_timeout)
-        return WebuiStation(webui, self.table, self.slots, self.records, self.offers, self.config)
+        return WebuiBackend(webui, self.table, self.slots, self.records, self.offers, self.config)
 
-    def _look_after(self, _stations: Sequence[Station]) -> list[Identity]:
+    def _look_after(self, _backends: Sequence[Backend]) -> list[Identity]:
         """Fail the waiting jobs that no configured WebUI can serve any more; now and then, remove what is left over."""
         self.upkeep.step()
         self.table.forget_refusals()

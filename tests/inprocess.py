@@ -21,7 +21,7 @@ from app.config import load
 from app.jobs import slots as slots_module
 from app.jobs.model import Job, Slot
 from app.jobs.slots import Slots
-from app.jobs.worker import runner as worker_module
+from app.jobs.worker import timing
 from app.services import Services, build
 from app.simulator import SimulatorServer, SimulatorSettings
 from app.simulator.faults import Fault
@@ -65,16 +65,16 @@ def simulator(**settings: Any) -> SimulatorServer:
 def hurry(monkeypatch: Any) -> None:
     """Let the worker wait fractions of a second where it waits seconds; no test depends on how short they are."""
     for name, seconds in {
-        "BEAT_SECONDS": 0.2,
-        "LOOK_SECONDS": 0.03,
+        "HEARTBEAT_SECONDS": 0.2,
+        "POLL_SECONDS": 0.03,
         "SUSPECT_SECONDS": 0.05,
-        "_POLL_SECONDS": 0.1,
-        "_RETRY_SECONDS": 0.02,
-        "_UPKEEP_SECONDS": 0.1,
+        "CLAIM_POLL_SECONDS": 0.1,
+        "RETRY_SECONDS": 0.02,
+        "UPKEEP_SECONDS": 0.1,
     }.items():
-        monkeypatch.setattr(worker_module, name, seconds)
+        monkeypatch.setattr(timing, name, seconds)
     monkeypatch.setattr(slots_module, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr("app.gateway.generate._IDLE_TWICE_SECONDS", 0.02)
+    monkeypatch.setattr("app.webui.driver._IDLE_TWICE_SECONDS", 0.02)
 
 
 def make_clean(slots: Slots, *keys: str) -> None:

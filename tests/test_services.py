@@ -17,7 +17,7 @@ from app import EXTENSION, create_app
 from app.config import ConfigError, load
 from app.jobs import waiters as waiters_module
 from app.jobs.errors import DatabaseUnavailable
-from app.jobs.worker import runner as worker_module
+from app.jobs.worker import timing
 from app.records.errors import StoreUnavailable
 from app.services import build
 from app.simulator import SimulatorServer
@@ -119,7 +119,7 @@ class TestHints:
             one.start()
             two.services.start(worker=False)
             monkeypatch.setattr(waiters_module, "_POLL_SECONDS", NEVER)
-            monkeypatch.setattr(worker_module, "_POLL_SECONDS", NEVER)
+            monkeypatch.setattr(timing, "CLAIM_POLL_SECONDS", NEVER)
             two.post()
             assert two.post()["status"] == "succeeded"
             assert one.services.hints.wake is not None
@@ -180,7 +180,7 @@ class TestDrain:
             until(lambda: heard)
             assert heard == [signal.SIGUSR1]
             until(gateway.services.waiters._draining.is_set)
-            until(gateway.services.worker._desk.stopping.is_set)
+            until(gateway.services.worker._context.stopping.is_set)
             assert gateway.accept()["status"] == "queued"
             assert stats(server)["generations"] == 0
         finally:
@@ -196,7 +196,7 @@ class TestDrain:
             signal.signal(signal.SIGUSR1, before)
 
     def test_afterwards_nothing_runs_any_more(self, gateway: Gateway) -> None:
-        """Else a late beat would go on in the rows of the next worker, on a connection that nobody closes."""
+        """Else a late heartbeat would go on in the rows of the next worker, on a connection that nobody closes."""
         others = set(threading.enumerate())
 
         def running() -> set[str]:
@@ -204,7 +204,7 @@ class TestDrain:
 
         gateway.start()
         gateway.post()
-        ours = {"worker", "beat", "keeper", "runner", "waiters"}
+        ours = {"worker", "heartbeat", "monitor", "runner", "waiters"}
         assert running() >= ours
         database = gateway.services.database
         with contextlib.closing(sqlite3.connect(database.url.database)) as neighbour, ThreadPoolExecutor(1) as pool:

@@ -1,14 +1,14 @@
-"""What becomes of a WebUI's answer: pictures and parameter JSON on disk, or the reason why the attempt was none.
+"""What becomes of a WebUI's answer: pictures and parameter JSON on disk, or the reason why the attempt failed.
 
-:meth:`Results.store` reads the answer, proves that it is what was asked for, and writes the files. Its verdict is committed by
-the worker.
+:meth:`Results.check` reads the answer and proves that it is what was asked for, :meth:`Results.store` writes the files. The worker
+commits the verdict.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from app.gateway.offering import Offers
 from app.jobs.model import Claim, Failure, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.view import describe
-from app.jobs.worker.backend import Answer, Retry
+from app.jobs.worker.backend import Checked, Retry
 from app.records.errors import BadImage, RecordsError
 from app.records.images import Sniffed, sniff
 from app.records.layout import image_filename
@@ -41,9 +41,10 @@ from app.webui.errors import (
     WrongValues,
 )
 from app.webui.exchange import Reply
-from app.webui.interruption import Circumstances, Inquiry, Pace
+from app.webui.handoff import Circumstances, InterruptQuery
 from app.webui.models import Model
 from app.webui.overrides import COMMENT, PROMPT_COMMENTS, OptionOverrides
+from app.webui.pace import Pace
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Replies:
     ``stopped`` says that somebody interrupted the upscaling.
     """
 
-    inquiry: Inquiry
+    interrupt_query: InterruptQuery
     limits: AnswerBounds
     model: Model
     options: Mapping[str, Any]
@@ -84,13 +85,21 @@ class Replies:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckedReplies:
+    """A generation that is what was asked for, with what each of its pictures is."""
+
+    generation: Generation
+    sniffed: tuple[Sniffed, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """The verdict on an attempt, and what its answer showed of the WebUI.
+    """The verdict on an answer, and what it showed of the WebUI.
 
     ``made_with`` is the checkpoint that made the pictures; ``shared`` says that somebody else's task was seen at work.
     """
 
-    verdict: Success | Failure | Retry
+    verdict: Checked | Failure | Retry
     made_with: str | None = None
     wrong_model: bool = False
     shared: bool = False
@@ -128,24 +137,24 @@ class Results:
         self._pace = pace
         self._overrides = overrides
 
-    def store(self, claim: Claim, answer: Answer, demand: Demand, before_writing: Callable[[], object]) -> Outcome:
-        """Read an answer and write its files; ``before_writing`` is called in between."""
-        replies = answer.content
+    def check(self, claim: Claim, replies: Replies | WebuiError | RecordsError) -> Outcome:
+        """Read an answer and prove that it is what was asked for; the verdict's content is a :class:`CheckedReplies`."""
         if isinstance(replies, WebuiError | RecordsError):
-            return Outcome(self._verdict_on(replies, claim, demand))
+            return Outcome(self._verdict_on(replies, claim))
         made_with: str | None = None
         try:
             generation = self._read(claim.job, replies)
             made_with = replies.model.checkpoint
             self._check_prompt(replies, generation)
-            self._check_interruption(claim.job, replies.inquiry.result(), generation, stopped=replies.stopped)
-            pictures = self._pictures(replies, generation)
-            before_writing()
-            verdict: Success | Failure | Retry = self._write(claim, replace(generation, pictures=pictures))
+            self._check_interruption(claim.job, replies.interrupt_query.result(), generation, stopped=replies.stopped)
+            checked = Checked(
+                self._sniffed(claim.job, replace(generation, pictures=self._pictures(replies, generation)))
+            )
         except (WebuiError, RecordsError) as error:
-            verdict = self._verdict_on(error, claim, demand)
-            return Outcome(verdict, made_with, isinstance(error, WrongModel), _is_shared(replies))
-        return Outcome(verdict, made_with, shared=_is_shared(replies))
+            return Outcome(
+                self._verdict_on(error, claim), made_with, isinstance(error, WrongModel), _is_shared(replies)
+            )
+        return Outcome(checked, made_with, shared=_is_shared(replies))
 
     # -- proving -----------------------------------------------------------------------------------------------------
 
@@ -194,6 +203,12 @@ class Results:
             return generation.pictures
         return read_upscaled(*replies.upscaled, generation.pictures)
 
+    def _sniffed(self, job: Job, generation: Generation) -> CheckedReplies:
+        sniffed = tuple(sniff(picture.data) for picture in generation.pictures)
+        for kind in sniffed:
+            self._check_size(job, kind)
+        return CheckedReplies(generation, sniffed)
+
     def _check_size(self, job: Job, kind: Sniffed) -> None:
         if not self._any_size and not _fits(job.args, kind.width, kind.height):
             asked = _size_asked_for(job.args)
@@ -201,7 +216,7 @@ class Results:
 
     # -- the verdict -------------------------------------------------------------------------------------------------
 
-    def _verdict_on(self, error: WebuiError | RecordsError, claim: Claim, demand: Demand) -> Failure | Retry:
+    def _verdict_on(self, error: WebuiError | RecordsError, claim: Claim) -> Failure | Retry:
         """What a failed attempt means for its job."""
         if isinstance(error, BadImage):
             error = BadAnswer("The WebUI answered with a broken picture.")
@@ -209,7 +224,7 @@ class Results:
             self._discard_quietly(claim)
             return Failure(error.slug, str(error))
         if isinstance(error, Cannot):
-            return self._cannot(error, claim, demand)
+            return self._cannot(error, claim)
         if isinstance(error, WrongValues):
             return _wrong_values(error, claim.job)
         if isinstance(error, ModelVanished):
@@ -221,10 +236,10 @@ class Results:
         again = error.retryable or isinstance(error, OutOfMemory | NoLongerAvailable)
         return Retry(_failure(error), one_by_one=isinstance(error, OutOfMemory)) if again else _failure(error)
 
-    def _cannot(self, error: Cannot, claim: Claim, demand: Demand) -> Failure | Retry:
+    def _cannot(self, error: Cannot, claim: Claim) -> Failure | Retry:
         """Once on each other WebUI that is up and serves it: one broken GPU must not fail a job that another can make."""
         refusing = {note["slot"] for note in claim.job.tried if note["why"] == _CANNOT} | {self._slot}
-        catalogues = self._offers.catalogues()
+        catalogues, demand = self._offers.catalogues(), Demand.from_json(claim.demand)
         others = [key for key in self._slots.up() - refusing if key in catalogues and catalogues[key].serves(demand)]
         if not others or len(refusing) >= _MOST_REFUSALS:
             return _failure(error)
@@ -245,16 +260,21 @@ class Results:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def _write(self, claim: Claim, generation: Generation) -> Success:
-        job, attempt = claim.job, claim.attempt
-        sniffed = [sniff(picture.data) for picture in generation.pictures]
-        for kind in sniffed:
-            self._check_size(job, kind)
+    def store(self, claim: Claim, checked: CheckedReplies) -> Success | Failure | Retry:
+        """Write the images and the parameter JSON of a checked answer."""
+        try:
+            return self._write(claim, checked)
+        except RecordsError as error:
+            return self._verdict_on(error, claim)
+
+    def _write(self, claim: Claim, checked: CheckedReplies) -> Success:
+        job, attempt, generation = claim.job, claim.attempt, checked.generation
+        pictures = list(zip(generation.pictures, checked.sniffed, strict=True))
         images = [
             _image(image_filename(job.name, attempt, index, kind.extension), picture, kind)
-            for index, (picture, kind) in enumerate(zip(generation.pictures, sniffed, strict=True))
+            for index, (picture, kind) in enumerate(pictures)
         ]
-        files = [(picture.data, kind.extension) for picture, kind in zip(generation.pictures, sniffed, strict=True)]
+        files = [(picture.data, kind.extension) for picture, kind in pictures]
         success = Success(
             finished_at=time.time_ns() // 1_000_000,
             args=job.args,
@@ -274,7 +294,7 @@ def refused_everywhere(job: Job, refusing: Iterable[str], serving: Iterable[str]
 
 
 def _is_shared(replies: Replies) -> bool:
-    state = replies.inquiry.result().state
+    state = replies.interrupt_query.result().state
     return state is not None and state.busy
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Final
 
 from app.jobs.sql.statements import LEASE_SECONDS
@@ -49,3 +50,16 @@ class Leases:
         # A heartbeat renews only what was not lost before: a lease that it did not find is as old as it was.
         since = max(leased_at, sent_at) if task_id in renewed else leased_at
         return now() - since < LEASE_SECONDS - MARGIN_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The lease of one attempt: ``leased_at`` is :func:`now` before the statement that began it was sent."""
+
+    leases: Leases
+    task_id: str
+    leased_at: float
+
+    def held(self) -> bool:
+        """Whether it is still held for sure; see :meth:`Leases.held`."""
+        return self.leases.held(self.task_id, self.leased_at)

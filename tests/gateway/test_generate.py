@@ -18,13 +18,14 @@ import pytest
 from PIL import Image
 
 from app.config import WebuiAddress
-from app.gateway.generate import WebuiStation, hopeless_demands
+from app.gateway.generate import WebuiBackend, hopeless_demands
 from app.jobs import leases
+from app.jobs.leases import Lease
 from app.jobs.model import Claim, Job
 from app.jobs.sql.statements import LEASE_SECONDS
-from app.jobs.worker import runner as worker_module
-from app.jobs.worker.backend import AttemptLost, LeaseLost
-from app.jobs.worker.runner import Look, StationDown
+from app.jobs.worker import timing
+from app.jobs.worker.attempt import Attempt, Attempts
+from app.jobs.worker.backend import AttemptLost, BackendDown, LeaseLost, Poll
 from app.records.errors import StorageFailed
 from app.simulator import SimulatorServer
 from app.webui.catalogue import Catalogue, Demand, Model
@@ -37,7 +38,7 @@ from tests.proxy import Proxy
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
-        patch.setattr(worker_module, "_INTERRUPT_SECONDS", 0.2)
+        patch.setattr(timing, "INTERRUPT_SECONDS", 0.2)
         yield
 
 
@@ -79,6 +80,10 @@ def pair(shared: Pair) -> Iterator[Pair]:
     shared.gateway.settled()
     assert stats(shared.server)["max_in_flight"] <= 1
     shared.server.simulator.stats.reset()
+
+
+def attempt_at(gateway: Gateway, claim: Claim) -> Attempt:
+    return Attempt(claim, Lease(gateway.services.slots.leases, claim.task_id, claim.leased_at), Attempts())
 
 
 def payloads(server: SimulatorServer) -> list[dict[str, Any]]:
@@ -201,7 +206,7 @@ class TestRestoredDatabase:
         gone, wanted = (Demand("txt2img", "Heun", model).to_json() for model in ("gone", "simulated-one"))
         sql("INSERT INTO demands (body) VALUES (:body)", body=gone)
         [(number,)] = sql("SELECT id FROM demands WHERE body = :body", body=gone)
-        assert number in worker._runners[0].station.serving().unservable
+        assert number in worker._runners[0].backend.serving().unservable
         sql("UPDATE demands SET body = :body WHERE id = :id", body=wanted, id=number)
         view = pair.gateway.post(model="simulated-one", sampler_name="Heun")
         assert (view["status"], pair.gateway.job(view).demand) == ("succeeded", number)
@@ -437,7 +442,7 @@ class TestComingAndGoing:
     def test_what_no_webui_offers_any_more_fails_while_it_waits(
         self, tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(worker_module, "REFRESH_SECONDS", 0.05)
+        monkeypatch.setattr(timing, "REFRESH_SECONDS", 0.05)
         with simulator() as server, Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
             gateway.start()
             arm(server, "hang")
@@ -645,12 +650,12 @@ class TestStation:
             yield gateway
 
     @pytest.fixture
-    def station(self, gateway: Gateway, server: SimulatorServer) -> WebuiStation:
+    def station(self, gateway: Gateway, server: SimulatorServer) -> WebuiBackend:
         services = gateway.services
         webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
         services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
         make_clean(services.slots, "gpu0")
-        station = WebuiStation(
+        station = WebuiBackend(
             webui,
             services.table,
             services.slots,
@@ -661,28 +666,28 @@ class TestStation:
         station.refresh()
         return station
 
-    def claim(self, gateway: Gateway, station: WebuiStation) -> Claim:
+    def claim(self, gateway: Gateway, station: WebuiBackend) -> Claim:
         gateway.accept()
         claim = gateway.services.table.claim("gpu0", "testhost/t", "task(one)", station.serving())
         assert claim is not None
         return claim
 
     def test_refreshing_keeps_the_catalogue_and_chooses_a_default_model(
-        self, gateway: Gateway, station: WebuiStation
+        self, gateway: Gateway, station: WebuiBackend
     ) -> None:
         assert [catalogue.models[0].model_name for catalogue in gateway.services.offers.known()[0]] == ["simulated-one"]
         assert gateway.services.slots.default_model() == "simulated-one"
 
-    def test_a_webui_that_does_not_answer_is_down(self, server: SimulatorServer, station: WebuiStation) -> None:
+    def test_a_webui_that_does_not_answer_is_down(self, server: SimulatorServer, station: WebuiBackend) -> None:
         arm(server, "catalogue-500")
-        with pytest.raises(StationDown):
+        with pytest.raises(BackendDown):
             station.refresh()
         server.stop()
-        with pytest.raises(StationDown):
+        with pytest.raises(BackendDown):
             station.refresh()
 
     def test_demands_are_judged_once_and_again_when_the_catalogue_changed(
-        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         gateway.accept(model="simulated-two")
         served = station.serving()
@@ -692,36 +697,39 @@ class TestStation:
         assert station.serving().unservable == frozenset({1})
 
     def test_a_held_job_is_sent_once_and_only_when_it_may_go(
-        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
     ) -> None:
-        claim = self.claim(gateway, station)
+        attempt = attempt_at(gateway, self.claim(gateway, station))
         sending = []
-        station.hold(claim)
+        station.prepare(attempt)
         until(server.connections, "its connection is made")
         assert stats(server)["generations"] == 0
-        assert station.generate(claim, lambda: sending.append(stats(server)["generations"])).ok
+        assert station.generate(attempt, lambda: sending.append(stats(server)["generations"])).ok
         assert (sending, stats(server)["generations"]) == ([0], 1)
 
     def test_a_job_whose_lease_ran_out_is_not_sent(
-        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         claim = replace(self.claim(gateway, station), leased_at=leases.now() - LEASE_SECONDS)
-        for prepare in (station.call_off, lambda: station.hold(claim)):
+        attempt = attempt_at(gateway, claim)
+        for prepare in (station.cancel, lambda: station.prepare(attempt)):
             prepare()
             with pytest.raises(LeaseLost):
-                station.generate(claim, lambda: None)
+                station.generate(attempt, lambda: None)
         assert stats(server)["generations"] == 0
         # A heartbeat that found the lease says that it is held all the same.
         gateway.services.slots.leases.renewed(leases.now(), [claim.task_id])
-        assert station.generate(claim, lambda: None).ok
+        assert station.generate(attempt_at(gateway, claim), lambda: None).ok
 
-    def test_a_repair_whose_lease_ran_out_is_not_sent(self, station: WebuiStation, server: SimulatorServer) -> None:
+    def test_a_repair_whose_lease_ran_out_is_not_sent(
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+    ) -> None:
         with pytest.raises(LeaseLost):
-            station.repair("task(probe)", leases.now() - LEASE_SECONDS)
+            station.repair(Lease(gateway.services.slots.leases, "task(probe)", leases.now() - LEASE_SECONDS))
         assert stats(server)["generations"] == 0
 
     def test_pictures_are_not_upscaled_when_the_lease_ran_out_while_they_were_made(
-        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         view = gateway.accept("img2img", hr_upscaler="Lanczos")
         claim = gateway.services.table.claim("gpu0", "testhost/t", "task(one)", station.serving())
@@ -732,7 +740,7 @@ class TestStation:
         known.renewed(leases.now(), [claim.task_id])
         arm(server, "hang", seconds=0.5)
         with ThreadPoolExecutor(1) as pool:
-            sent = pool.submit(station.generate, claim, lambda: None)
+            sent = pool.submit(station.generate, attempt_at(gateway, claim), lambda: None)
             until(lambda: stats(server)["generations"] == 1, "it was sent")
             known.renewed(leases.now(), [])
             with pytest.raises(LeaseLost):
@@ -740,51 +748,52 @@ class TestStation:
         assert [request["path"] for request in server.simulator.stats.payloads()] == ["/sdapi/v1/img2img"]
 
     def test_a_held_job_that_is_called_off_is_never_sent(
-        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         claim = self.claim(gateway, station)
-        for drop in (station.call_off, lambda: station.hold(claim), station.call_off):
-            station.hold(claim)
+        attempt = attempt_at(gateway, claim)
+        for drop in (station.cancel, lambda: station.prepare(attempt), station.cancel):
+            station.prepare(attempt)
             until(server.connections, "its connection is made")
             drop()
         until(lambda: not server.connections(), "all connections are closed")
         assert stats(server)["generations"] == 0
         other = replace(claim, job=claim.job._replace(args=claim.job.args | {"seed": "77"}))
-        station.hold(claim)
-        assert station.generate(other, lambda: None).ok
+        station.prepare(attempt)
+        assert station.generate(attempt_at(gateway, other), lambda: None).ok
         assert [payload["seed"] for payload in payloads(server)] == [77]
 
     @pytest.mark.parametrize("kind", ["close", "error-500", "error-422"])
     def test_of_a_generation_that_failed_nobody_asks_whether_it_was_interrupted(
-        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer, kind: str
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer, kind: str
     ) -> None:
         claim = self.claim(gateway, station)
         arm(server, kind)
         arm(server, "slow-progress")
         with contextlib.suppress(AttemptLost):
-            assert not station.generate(claim, lambda: None).ok
+            assert not station.generate(attempt_at(gateway, claim), lambda: None).ok
         until(lambda: not server.connections(), "all connections are closed")
         assert [fault["kind"] for fault in server.simulator.faults.armed()] == ["slow-progress"]
 
-    def test_looking_at_what_runs(self, gateway: Gateway, station: WebuiStation, server: SimulatorServer) -> None:
+    def test_looking_at_what_runs(self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer) -> None:
         claim = self.claim(gateway, station)
         by_task = server.simulator.flavour.internal
-        assert station.look(claim) == Look(0.0, None, idle=True, by_task=by_task)
+        assert station.poll(claim) == Poll(0.0, None, idle=True, by_task=by_task)
         arm(server, "hang")
-        sending = threading.Thread(target=station.generate, args=[claim, lambda: None])
+        sending = threading.Thread(target=station.generate, args=[attempt_at(gateway, claim), lambda: None])
         sending.start()
         until(lambda: stats(server)["generations"])
-        until(lambda: (look := station.look(claim)) is not None and not look.idle)
+        until(lambda: (poll := station.poll(claim)) is not None and not poll.idle)
         station.interrupt(claim)
         sending.join(DEADLINE)
         assert not sending.is_alive()
-        after = station.look(claim)
+        after = station.poll(claim)
         assert after.idle
         server.stop()
-        assert station.look(claim) is None
+        assert station.poll(claim) is None
 
     def test_an_idle_webui_is_not_interrupted(
-        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         claim = self.claim(gateway, station)
         station.interrupt(claim)
@@ -792,34 +801,34 @@ class TestStation:
         server.stop()
         station.interrupt(claim)
 
-    def test_an_idle_webui_is_settled(self, station: WebuiStation, server: SimulatorServer) -> None:
+    def test_an_idle_webui_is_settled(self, station: WebuiBackend, server: SimulatorServer) -> None:
         for task in (None, "task(unknown)"):
-            assert station.settle(task, patience=DEADLINE, stopping=threading.Event())
+            assert station.quiesce(task, patience=DEADLINE, stopping=threading.Event())
         assert stats(server)["interrupts"] == 0
 
     def test_a_look_only_interrupts_nothing(
-        self, gateway: Gateway, station: WebuiStation, server: SimulatorServer
+        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         claim = self.claim(gateway, station)
         arm(server, "hang")
-        sending = threading.Thread(target=station.generate, args=[claim, lambda: None])
+        sending = threading.Thread(target=station.generate, args=[attempt_at(gateway, claim), lambda: None])
         sending.start()
         until(lambda: stats(server)["generations"])
-        assert not station.settle(claim.task_id, patience=0, stopping=threading.Event())
+        assert not station.quiesce(claim.task_id, patience=0, stopping=threading.Event())
         assert stats(server)["interrupts"] == 0
-        assert station.settle(claim.task_id, patience=DEADLINE, stopping=threading.Event())
+        assert station.quiesce(claim.task_id, patience=DEADLINE, stopping=threading.Event())
         assert stats(server)["interrupts"] == 1
         sending.join(DEADLINE)
 
-    def test_a_webui_that_is_away_is_not_settled(self, station: WebuiStation, server: SimulatorServer) -> None:
+    def test_a_webui_that_is_away_is_not_settled(self, station: WebuiBackend, server: SimulatorServer) -> None:
         server.stop()
-        with pytest.raises(StationDown):
-            station.settle("task(one)", patience=0.05, stopping=threading.Event())
+        with pytest.raises(BackendDown):
+            station.quiesce("task(one)", patience=0.05, stopping=threading.Event())
 
-    def test_settling_ends_when_the_worker_stops(self, station: WebuiStation) -> None:
+    def test_settling_ends_when_the_worker_stops(self, station: WebuiBackend) -> None:
         stopping = threading.Event()
         stopping.set()
-        assert not station.settle("task(one)", patience=DEADLINE, stopping=stopping)
+        assert not station.quiesce("task(one)", patience=DEADLINE, stopping=stopping)
 
 
 class TestFirstLoad:
@@ -828,8 +837,8 @@ class TestFirstLoad:
         self, tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch, flavour: str
     ) -> None:
         """Without task ids it looks idle meanwhile, though it owes an answer."""
-        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.3)
-        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.03)
+        monkeypatch.setattr(timing, "STUCK_SECONDS", 0.3)
+        monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.03)
         settings = {"flavour": flavour, "seconds_per_first_load": 1.5}
         for pair in _pair(tmp_path, migrated_sqlite, settings=settings):
             view = pair.gateway.post()
@@ -840,8 +849,8 @@ class TestFirstLoad:
     def test_without_task_ids_a_webui_that_was_busy_and_is_idle_is_still_stuck(
         self, tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.3)
-        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.03)
+        monkeypatch.setattr(timing, "STUCK_SECONDS", 0.3)
+        monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.03)
         settings = {"flavour": "nowebui", "seconds_per_image": 0.3}
         for pair in _pair(tmp_path, migrated_sqlite, settings=settings):
             arm(pair.server, "hang-idle")
@@ -853,11 +862,11 @@ class TestOrphanRule:
     """Idle or not: what two questions to a WebUI mean together."""
 
     @pytest.fixture
-    def station(self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[WebuiStation]:
+    def station(self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[WebuiBackend]:
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
             services = gateway.services
             webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
-            yield WebuiStation(
+            yield WebuiBackend(
                 webui,
                 services.table,
                 services.slots,
@@ -866,11 +875,11 @@ class TestOrphanRule:
                 replace(services.config, job_timeout=0.3),
             )
 
-    def settles(self, station: WebuiStation, task: str, patience: float = 0.0) -> bool:
-        return station.settle(task, patience=patience, stopping=threading.Event())
+    def settles(self, station: WebuiBackend, task: str, patience: float = 0.0) -> bool:
+        return station.quiesce(task, patience=patience, stopping=threading.Event())
 
     def test_somebody_elses_work_is_waited_for_and_not_interrupted(
-        self, station: WebuiStation, server: SimulatorServer
+        self, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         engine = server.simulator.engine
         engine.begin("scripts_txt2img", "task(a person)")
@@ -880,13 +889,13 @@ class TestOrphanRule:
         assert self.settles(station, "task(ours)")
 
     def test_a_task_that_stays_active_while_nothing_runs_is_a_leak(
-        self, station: WebuiStation, server: SimulatorServer
+        self, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         server.simulator.engine.begin("scripts_txt2img", "task(ours)")
         server.simulator.engine.end()
         assert self.settles(station, "task(ours)")
 
-    def test_the_leftover_of_failed_extras_is_idle(self, station: WebuiStation, server: SimulatorServer) -> None:
+    def test_the_leftover_of_failed_extras_is_idle(self, station: WebuiBackend, server: SimulatorServer) -> None:
         engine = server.simulator.engine
         engine.begin("Upscale")
         engine.plan(1)
@@ -895,7 +904,7 @@ class TestOrphanRule:
         assert self.settles(station, "task(ours)")
 
     def test_a_task_that_waits_for_its_turn_is_not_idle_until_it_is_a_leak(
-        self, station: WebuiStation, server: SimulatorServer
+        self, station: WebuiBackend, server: SimulatorServer
     ) -> None:
         server.simulator.engine.enqueue("task(ours)")
         assert not self.settles(station, "task(ours)")
@@ -903,7 +912,7 @@ class TestOrphanRule:
         # After as long as a job may take it can't be waiting any more.
         assert self.settles(station, "task(ours)", DEADLINE)
 
-    def test_each_task_has_its_own_patience(self, station: WebuiStation, server: SimulatorServer) -> None:
+    def test_each_task_has_its_own_patience(self, station: WebuiBackend, server: SimulatorServer) -> None:
         server.simulator.engine.enqueue("task(one)")
         server.simulator.engine.enqueue("task(two)")
         assert self.settles(station, "task(one)", DEADLINE)

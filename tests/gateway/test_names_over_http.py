@@ -16,7 +16,7 @@ from sqlalchemy import text
 from app import EXTENSION, create_app
 from app.config import load
 from app.gateway import offering as offers
-from app.jobs.worker import runner as worker_module
+from app.jobs.worker import timing
 from app.services import Services
 from app.simulator import SimulatorServer
 from tests.inprocess import FIELDS, arm, hurry, simulator, stats, until
@@ -294,7 +294,7 @@ class TestChangedLists:
     @pytest.fixture(autouse=True)
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let a WebUI be asked again without the pause of five seconds; no test depends on how short it is."""
-        monkeypatch.setattr(worker_module, "LOOK_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
         monkeypatch.setattr(offers, "RECENT_SECONDS", 0.0)
         monkeypatch.setattr(offers, "LOOK_PATIENCE_SECONDS", 30.0)
 
@@ -363,7 +363,7 @@ class TestFreshServer:
     def test_the_first_model_is_the_default_as_soon_as_it_is_loaded(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(worker_module, "FRESH_SECONDS", 0.05)
+        monkeypatch.setattr(timing, "FRESH_SECONDS", 0.05)
         monkeypatch.setattr(offers, "LOOK_PATIENCE_SECONDS", 0.0)
         with simulator(fresh=True, seconds_per_first_load=3600.0) as server, Site(tmp_path, server).start() as site:
             refused = site.post()

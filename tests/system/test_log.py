@@ -153,8 +153,8 @@ def test_a_webui_that_is_down_is_named_as_configured_and_with_the_reason(stage: 
         ]
         gateway = stage.gateway(",".join(urls))
         for line in [
-            f"[INFO] app.jobs.worker.runner: WebUI {simulator.url} is up\n",
-            f"[WARNING] app.jobs.worker.runner: WebUI http://127.0.0.1:{nobody}/sub is down: connection refused\n",
+            f"[INFO] app.jobs.worker.monitor: WebUI {simulator.url} is up\n",
+            f"[WARNING] app.jobs.worker.monitor: WebUI http://127.0.0.1:{nobody}/sub is down: connection refused\n",
             f"WebUI http://localhost:{locked} is down: The WebUI refuses the gateway's credentials (status 401)\n",
             "WebUI bare is down: The WebUI has no API (status 404): it must be started with --api\n",
             "WebUI other is down: its answer is not JSON\n",

@@ -1,6 +1,6 @@
 """What the worker and one WebUI have to say to each other: the wall between the queue and the generation.
 
-The worker drives a :class:`Station`; the use case implements it.
+The worker drives a :class:`Backend`; :class:`app.gateway.generate.WebuiBackend` implements it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from app.jobs.leases import Lease
 from app.jobs.model import Claim, Failure, Success
 from app.jobs.table import Serving
+from app.jobs.worker.attempt import Attempt
 
 
 class NotSent(Exception):
@@ -29,35 +31,40 @@ class AttemptLost(Exception):
         self.failure = failure
 
 
-class ClaimLost(Exception):
-    """The job's row does not show this claim any more, so nothing of its answer is to be written."""
-
-
 class LeaseLost(Exception):
     """The lease had run out before the request was complete, so the WebUI never began with it."""
 
 
-class StationDown(Exception):
+class BackendDown(Exception):
     """The WebUI does not answer. ``str()`` says why, for the log."""
 
 
-def _at_once(_seconds: float | None) -> bool:
+def _done(_seconds: float | None) -> bool:
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back from a WebUI. ``ok`` says whether it is a result, whose time tells something about its speed."""
+    """What came back from a WebUI. ``ok`` says whether it is a result, so that its time tells something about the WebUI's speed.
+
+    ``await_checks`` blocks, at most so many seconds (None: without limit), until the WebUI was asked all that it must be asked
+    before it gets another job; it returns whether that is done.
+    """
 
     ok: bool
     content: Any
-    #: Waits, so many seconds or for ever, until the WebUI has told all that it must be asked before anybody sends it another
-    #: job; whether it has.
-    settled: Callable[[float | None], bool] = _at_once
+    await_checks: Callable[[float | None], bool] = _done
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Checked:
+    """An answer that is what was asked for, ready to be stored; ``content`` belongs to the backend."""
+
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
     """How far a WebUI is with our task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours.
 
     ``by_task`` is False where the WebUI can't be asked for a task: it then also looks idle while it still loads its model.
@@ -71,10 +78,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The attempt failed in a way that another one may mend.
+    """The attempt failed in a way that another attempt may not.
 
-    ``counted`` is False for an attempt that does not count towards their limit. ``note`` is kept in the job for the attempts to
-    come. ``elsewhere`` keeps the job away from this WebUI.
+    ``counted`` is False for an attempt that does not count towards their limit. ``note`` is kept in the job for later attempts.
+    ``elsewhere`` keeps the job away from this WebUI.
     """
 
     failure: Failure
@@ -84,66 +91,63 @@ class Retry:
     elsewhere: bool = False
 
 
-class Station(Protocol):
+class Backend(Protocol):
     """One WebUI, as the worker drives it."""
 
     key: str
     #: The WebUI as the operator named it in the settings, for the log.
     name: str
 
-    def refresh(self) -> bool:
-        """Ask what the WebUI offers and keep it; False when that should soon be asked again, because no default model is known.
+    # -- what it offers
 
-        :raises StationDown: it does not answer.
+    def refresh(self) -> bool:
+        """Ask the WebUI for its catalogue and keep it; False if that should be repeated soon, because no default model is known.
+
+        :raises BackendDown: it does not answer.
         """
 
     def outdated(self) -> bool:
-        """Whether an answer has shown since the last refresh began that what the WebUI offers has changed."""
+        """Whether an answer has shown since the last refresh began that the catalogue has changed."""
 
     def serving(self, *, fresh: bool = True) -> Serving:
-        """The demands that this WebUI can be asked for, as of the last refresh; ``fresh`` judges new ones first."""
+        """The demands that this WebUI can serve, as of the last refresh; ``fresh`` judges new ones first."""
 
     def knows(self, claim: Claim) -> bool:
         """Whether :meth:`serving` judged the very demand that the claimed job has.
 
-        If not, demands have got other numbers, as after a restore of an older dump: the next fresh look judges all of them anew.
+        If not, demands have got other numbers, as after a restore of an older dump; the next fresh look judges all of them again.
         """
 
-    def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
-        """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is.
+    # -- one attempt
 
-        :raises StationDown: nothing listens there.
+    def prepare(self, attempt: Attempt) -> None:
+        """Get everything ready to send this job but its first byte, while its claim is being committed. Returns at once.
+
+        :meth:`generate` releases it; another ``prepare`` or ``generate``, or :meth:`cancel`, drops it.
         """
 
-    def hold(self, claim: Claim) -> None:
-        """Get everything ready to send this job but its first byte, while its claim is being committed.
+    def cancel(self) -> None:
+        """Drop the prepared request; nothing of it was sent."""
 
-        :meth:`generate` lets it go; another one to hold or to generate, or :meth:`call_off`, drops it. Returns at once.
-        """
-
-    def call_off(self) -> None:
-        """Drop what is held; nothing of it was sent."""
-
-    def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
-        """Send the job and wait for the answer; ``on_sending`` is called when it is on its way.
+    def generate(self, attempt: Attempt, on_sent: Callable[[], None]) -> Answer:
+        """Send the job and wait for the answer; ``on_sent`` is called when it is on its way.
 
         :raises NotSent, AttemptLost, LeaseLost: there is no answer.
         """
 
-    def needs_repair(self) -> bool:
-        """Whether some jobs can't be sent there before :meth:`repair` has worked."""
+    def check(self, claim: Claim, answer: Answer) -> Checked | Failure | Retry:
+        """Decode an answer and prove that it is what was asked for. Writes no file."""
 
-    def repair(self, task_id: str, leased_at: float) -> None:
-        """Have the WebUI load another model; blocks while it does. The slot is held meanwhile, with this task id.
+    def store(self, claim: Claim, checked: Checked) -> Success | Failure | Retry:
+        """Write the files of a checked answer."""
 
-        :param leased_at: when that lease began, by the clock of :mod:`app.jobs.leases`.
-        :raises StationDown: it does not answer.
-        :raises AttemptLost: the request went out and no answer came.
-        :raises LeaseLost: nothing was sent.
-        """
+    def discard(self, claim: Claim) -> None:
+        """Remove the files of an attempt whose job went to another worker."""
 
-    def look(self, claim: Claim) -> Look | None:
-        """Ask how far the WebUI is; None when it doesn't say."""
+    # -- asking, stopping, making usable again
+
+    def poll(self, claim: Claim) -> Poll | None:
+        """Ask how far the WebUI is with this job; None if it doesn't say."""
 
     def interrupt(self, claim: Claim) -> None:
         """Stop the generation of this job if it is the one that runs."""
@@ -151,11 +155,20 @@ class Station(Protocol):
     def abort(self) -> None:
         """Break the connection on which :meth:`generate` waits."""
 
-    def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
-        """Decode an answer and write its files; ``before_writing`` is called in between.
+    def quiesce(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
+        """Wait up to ``patience`` seconds until the WebUI is idle, interrupting the lost task; whether it is.
 
-        :raises ClaimLost: from ``before_writing``; then no file was written.
+        :raises BackendDown: nothing listens there.
         """
 
-    def discard(self, claim: Claim) -> None:
-        """Remove the files of an attempt whose job went to somebody else."""
+    def needs_repair(self) -> bool:
+        """Whether some jobs can't be sent there before :meth:`repair` has worked."""
+
+    def repair(self, lease: Lease) -> None:
+        """Have the WebUI load another model; blocks while it does.
+
+        :param lease: of the slot, which is held meanwhile with the lease's task id.
+        :raises BackendDown: it does not answer.
+        :raises AttemptLost: the request went out and no answer came.
+        :raises LeaseLost: nothing was sent.
+        """

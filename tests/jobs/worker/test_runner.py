@@ -16,14 +16,17 @@ from sqlalchemy import text
 
 from app.jobs import slots as slots_module
 from app.jobs.errors import DatabaseUnavailable
+from app.jobs.leases import Lease
 from app.jobs.model import Claim, Failure, Identity, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.sql import database as database_module
 from app.jobs.sql.database import Database
 from app.jobs.table import MAX_ATTEMPTS, JobTable, Serving
-from app.jobs.worker import runner as worker_module
+from app.jobs.worker import timing
+from app.jobs.worker.attempt import Attempt
+from app.jobs.worker.backend import Answer, AttemptLost, BackendDown, Checked, NotSent, Poll, Retry
 from app.jobs.worker.election import HostLock
-from app.jobs.worker.runner import Answer, AttemptLost, Look, NotSent, Retry, StationDown, Worker
+from app.jobs.worker.supervisor import Worker
 from tests.inprocess import DEADLINE, hurry, make_clean, until
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
 
@@ -32,7 +35,7 @@ FAILED = Failure("webui-error", "It failed.")
 HOST = "host"
 
 
-class ScriptedStation:
+class ScriptedBackend:
     """A WebUI whose every answer waits until the test gives it; what was asked of it is written down."""
 
     def __init__(self, key: str = "gpu0") -> None:
@@ -51,13 +54,13 @@ class ScriptedStation:
         self.complete = True
         self.wrong = threading.Event()
         self.idle = True
-        self.look_answer: Look | None = Look(0.5, 3.0, idle=False)
+        self.look_answer: Poll | None = Poll(0.5, 3.0, idle=False)
         self.serves = EVERYTHING
         self.storing = threading.Semaphore(0)
         self.may_store = threading.Event()
         self.may_store.set()
         self.heeds_interrupt = True
-        self.held: Claim | None = None
+        self.prepared: Attempt | None = None
         self.broken = False
 
     def refresh(self) -> bool:
@@ -66,7 +69,7 @@ class ScriptedStation:
         if self.refresh_error is not None:
             raise self.refresh_error
         if self.down.is_set():
-            raise StationDown
+            raise BackendDown
         return self.complete
 
     def outdated(self) -> bool:
@@ -78,19 +81,19 @@ class ScriptedStation:
     def knows(self, claim: Claim) -> bool:
         return True
 
-    def settle(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
+    def quiesce(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         self.settled.append((task_id, patience))
         return self.idle
 
-    def hold(self, claim: Claim) -> None:
-        self.held = claim
+    def prepare(self, attempt: Attempt) -> None:
+        self.prepared = attempt
 
-    def call_off(self) -> None:
-        self.held = None
+    def cancel(self) -> None:
+        self.prepared = None
 
-    def generate(self, claim: Claim, on_sending: Callable[[], None]) -> Answer:
-        on_sending()
-        self.started.put(claim)
+    def generate(self, attempt: Attempt, on_sent: Callable[[], None]) -> Answer:
+        on_sent()
+        self.started.put(attempt.claim)
         reply = self.replies.get(timeout=DEADLINE * 2)
         if isinstance(reply, Exception):
             raise reply
@@ -99,11 +102,11 @@ class ScriptedStation:
     def needs_repair(self) -> bool:
         return self.broken
 
-    def repair(self, task_id: str, leased_at: float) -> None:
+    def repair(self, lease: Lease) -> None:
         self.calls.append("repair")
         self.broken = False
 
-    def look(self, claim: Claim) -> Look | None:
+    def poll(self, claim: Claim) -> Poll | None:
         self.looks += 1
         return self.look_answer
 
@@ -116,9 +119,11 @@ class ScriptedStation:
         self.calls.append("abort")
         self.replies.put(AttemptLost(BROKEN))
 
-    def store(self, claim: Claim, answer: Answer, before_writing: Callable[[], object]) -> Success | Failure | Retry:
+    def check(self, claim: Claim, answer: Answer) -> Checked | Failure | Retry:
+        return Checked(answer.content)
+
+    def store(self, claim: Claim, checked: Checked) -> Success | Failure | Retry:
         self.calls.append("store")
-        before_writing()
         self.storing.release()
         assert self.may_store.wait(DEADLINE)
         verdict = success_of(claim) if self.verdicts.empty() else self.verdicts.get()
@@ -157,21 +162,21 @@ class House:
         self.gate = Gate(self.table)
         self.told: queue.Queue[Identity] = queue.Queue()
         self.workers: list[Worker] = []
-        self.stations: list[ScriptedStation] = []
+        self.stations: list[ScriptedBackend] = []
         self.tidied: list[str] = []
         self.upkeep: Callable[[Sequence[Any]], list[Identity]] = lambda _stations: []
         self.tidy: Callable[[], None] = lambda: self.tidied.append("tidy")
 
     def worker(self, *keys: str, host: str = HOST, lock: Path | None = None) -> Worker:
         """Start one; its stations are the last of :attr:`stations`."""
-        stations = [ScriptedStation(key) for key in keys or ("gpu0",)]
+        stations = [ScriptedBackend(key) for key in keys or ("gpu0",)]
         self.stations += stations
         self._know([station.key for station in stations])
         worker = Worker(
             self.table,
             self.slots,
             host,
-            stations=lambda: stations,
+            backends=lambda: stations,
             tidy=self.tidy,
             upkeep=self.upkeep,
             on_finished=self.told.put,
@@ -189,7 +194,7 @@ class House:
                 statement = "INSERT INTO slots (key, state, health, probed_at) VALUES (:key, 'clean', 'unknown', 0)"
                 connection.execute(text(statement), slot)
 
-    def start(self, *keys: str, **options: Any) -> ScriptedStation:
+    def start(self, *keys: str, **options: Any) -> ScriptedBackend:
         """Start a worker and wait until its first WebUI is up."""
         self.worker(*keys, **options)
         station = self.stations[-len(keys or ("gpu0",))]
@@ -212,7 +217,7 @@ class House:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch)
-    monkeypatch.setattr(worker_module, "_INTERRUPT_SECONDS", 0.3)
+    monkeypatch.setattr(timing, "INTERRUPT_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -279,7 +284,7 @@ class TestAttempt:
         house.finished(mine)
 
     def test_a_hint_starts_a_job_at_once(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(worker_module, "_POLL_SECONDS", 3600.0)
+        monkeypatch.setattr(timing, "CLAIM_POLL_SECONDS", 3600.0)
         station = house.start()
         for _ in range(3):
             job = house.gate.accept()
@@ -422,7 +427,7 @@ class TestSettling:
         lost = station.begins()
         station.answers(AttemptLost(BROKEN))
         until(lambda: len(station.settled) >= 3)
-        assert station.settled[0] == (lost.task_id, worker_module.STUCK_SECONDS)
+        assert station.settled[0] == (lost.task_id, timing.STUCK_SECONDS)
         assert set(station.settled[1:]) == {(lost.task_id, 0.0)}
         assert house.table.current(job.identity).status == "queued"
         station.idle = True
@@ -442,7 +447,7 @@ class TestSettling:
                 raise LookupError("a bug")
             return True
 
-        monkeypatch.setattr(station, "settle", settle)
+        monkeypatch.setattr(station, "quiesce", settle)
         job = house.gate.accept()
         station.begins()
         station.answers(AttemptLost(BROKEN))
@@ -476,7 +481,7 @@ class CountingTable(JobTable):
         return super().seconds_since_look(claim)
 
 
-class TestKeeper:
+class TestMonitor:
     @pytest.fixture
     def house(self, sqlite: Database, quick: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         house = House(sqlite)
@@ -491,7 +496,7 @@ class TestKeeper:
         until(lambda: house.table.asked >= before + times)
 
     def test_nobody_looks_so_the_webui_is_left_in_peace(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 3600.0)
+        monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 3600.0)
         station = house.start()
         job = house.gate.accept()
         claim = station.begins()
@@ -512,7 +517,7 @@ class TestKeeper:
     def test_unwatched_it_is_asked_now_and_then_and_nothing_is_written(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.05)
+        monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.05)
         station = house.start()
         job = house.gate.accept()
         station.begins()
@@ -535,16 +540,16 @@ class TestKeeper:
     def test_one_that_owes_an_answer_but_is_idle_for_long_is_given_up(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.02)
-        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.2)
+        monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.02)
+        monkeypatch.setattr(timing, "STUCK_SECONDS", 0.2)
         station = house.start()
-        station.look_answer = Look(1.0, None, idle=True)
+        station.look_answer = Poll(1.0, None, idle=True)
         job = house.gate.accept()
         station.begins()
         again = station.begins()
         assert station.calls == ["abort"]
         assert (again.attempt, again.job.attempts) == (2, 1)
-        station.look_answer = Look(0.1, None, idle=False)
+        station.look_answer = Poll(0.1, None, idle=False)
         station.answers()
         assert house.finished(job).status == "succeeded"
 
@@ -552,18 +557,18 @@ class TestKeeper:
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As with fast generations whose pictures take long to encode: each look may fall into that time, of another job."""
-        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.0)
-        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "STUCK_SECONDS", 0.0)
         station = house.start()
         seen: set[int] = set()
 
-        def idle_once(claim: Claim) -> Look | None:
+        def idle_once(claim: Claim) -> Poll | None:
             if claim.job.seq in seen:
                 return None
             seen.add(claim.job.seq)
-            return Look(1.0, None, idle=True)
+            return Poll(1.0, None, idle=True)
 
-        monkeypatch.setattr(station, "look", idle_once)
+        monkeypatch.setattr(station, "poll", idle_once)
         jobs = [house.gate.accept() for _ in range(8)]
         for job in jobs:
             station.begins()
@@ -575,11 +580,11 @@ class TestKeeper:
         assert "abort" not in station.calls
 
     def test_one_that_works_is_never_given_up(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.0)
-        monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "STUCK_SECONDS", 0.0)
         station = house.start()
-        answers = iter([Look(0.0, None, idle=True), *[Look(0.1, None, idle=False), Look(1.0, None, idle=True)] * 50])
-        monkeypatch.setattr(station, "look", lambda _claim: next(answers, Look(0.1, None, idle=False)))
+        answers = iter([Poll(0.0, None, idle=True), *[Poll(0.1, None, idle=False), Poll(1.0, None, idle=True)] * 50])
+        monkeypatch.setattr(station, "poll", lambda _claim: next(answers, Poll(0.1, None, idle=False)))
         job = house.gate.accept()
         station.begins()
         self.keeper_comes_by(house, 12)
@@ -588,7 +593,7 @@ class TestKeeper:
         house.finished(job)
 
     def test_what_a_webui_offers_is_asked_again(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(worker_module, "REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "REFRESH_SECONDS", 0.0)
         station = house.start()
         until(lambda: station.refreshes >= 3)
 
@@ -604,7 +609,7 @@ class TestKeeper:
     def test_one_without_a_default_model_is_asked_until_there_is_one(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(worker_module, "FRESH_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "FRESH_SECONDS", 0.0)
         house.worker("gpu0")
         [station] = house.stations
         station.complete = False
@@ -622,7 +627,7 @@ class TestKeeper:
     def test_a_wrong_answer_and_a_wish_of_anybody_are_reasons_to_ask_again(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(worker_module, "LOOK_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
         station = house.start()
         before = station.refreshes
         station.wrong.set()
@@ -646,9 +651,9 @@ class TestKeeper:
         house.finished(job)
 
     def test_a_hint_is_heard_before_the_next_second(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(worker_module, "LOOK_SECONDS", DEADLINE * 10)
+        monkeypatch.setattr(timing, "POLL_SECONDS", DEADLINE * 10)
         station = house.start()
-        monkeypatch.setattr(worker_module, "LOOK_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
         house.slots.want_look()
 
         def heard() -> bool:
@@ -669,7 +674,7 @@ class TestKeeper:
         until(lambda: station.refreshes >= 3)
 
     def test_one_that_goes_down_between_jobs_is_noticed(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(worker_module, "REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "REFRESH_SECONDS", 0.0)
         station = house.start()
         station.down.set()
         until(lambda: house.slots.get("gpu0").health == "down")
@@ -691,7 +696,7 @@ class TestKeeper:
         error: Exception,
         words: str,
     ) -> None:
-        monkeypatch.setattr(worker_module, "REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "REFRESH_SECONDS", 0.0)
         monkeypatch.setattr(slots_module, "PROBE_SECONDS", 0.0)
         station = house.start()
         station.refresh_error = error
@@ -858,7 +863,8 @@ class TestTwoWorkers:
         assert (again.job.seq, again.attempt) == (job.seq, 2)
         loser.answers()
         [runner] = house.workers[0]._runners
-        until(lambda: loser.calls == ["store"] and not runner.in_hand())
+        until(lambda: not runner.attempts.unstored_task_ids())
+        assert loser.calls == []
         assert not loser.storing.acquire(blocking=False)
         assert house.table.current(job.identity).status == "running"
         winner.answers()
@@ -906,7 +912,7 @@ class TestRestoredDatabase:
         house.sql(change)
         station.may_store.set()
         [runner] = house.workers[0]._runners
-        until(lambda: not runner.in_hand())
+        until(lambda: not runner.attempts.unstored_task_ids())
         assert station.discarded == discarded
         assert house.table.of_user("bob", None, 9, None) == house.table.of_user("bob", "running", 9, None)
 
@@ -1030,7 +1036,11 @@ class TestUpkeep:
 
         monkeypatch.setattr(house.slots, "beat", failing)
         house.start()
-        until(lambda: "leases were not beaten" in caplog.text and "the leases were not beaten" in caplog.text)
+        until(
+            lambda: (
+                "unavailable; leases were not renewed" in caplog.text and "the leases were not renewed" in caplog.text
+            )
+        )
         house.sql("UPDATE workers SET beat_at = 0")
         until(house.slots.worker_alive)
 

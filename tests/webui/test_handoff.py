@@ -13,7 +13,8 @@ from app.config import WebuiAddress
 from app.simulator import SimulatorServer, SimulatorSettings
 from app.webui import bounds
 from app.webui.client import ServerState, Webui
-from app.webui.interruption import Cancelled, Circumstances, Inquiry, Pace, Prepared
+from app.webui.handoff import Cancelled, Circumstances, InterruptQuery, Prepared
+from app.webui.pace import Pace
 from tests.webui.peer import Peer, answer, says
 
 LIMIT = bounds.OF_PROBE.size
@@ -22,71 +23,6 @@ IDLE = {"progress": 0.0, "eta": 0.0, "job": "", "job_count": 0, "job_no": 0, "sa
 
 def state(**changes):
     return ServerState(**IDLE | {"interrupted": False, "skipped": False, "job_timestamp": "20261126081500"} | changes)
-
-
-# -- the pace -----------------------------------------------------------------------------------------------------------
-
-
-def pace(*seconds, kind="kind"):
-    made = Pace()
-    for one in seconds:
-        made.add(kind, one)
-    return made
-
-
-def test_four_generations_make_no_measure():
-    made = pace(10, 10, 10, 10)
-    assert made.fastest("kind") is None
-    assert not made.is_too_fast("kind", 0.0)
-    made.add("kind", 12)
-    assert made.fastest("kind") == 10
-
-
-def test_each_kind_has_a_measure_of_its_own():
-    made = pace(*[10] * 5)
-    assert made.fastest("another") is None
-    assert not made.is_too_fast("another", 0.1)
-    assert made.is_too_fast("kind", 0.1)
-
-
-@pytest.mark.parametrize(
-    ("fastest", "seconds", "too_fast"),
-    [
-        (10, 7.99, True),
-        (10, 8.0, False),
-        (10, 9.9, False),
-        (10, 30, False),
-        # Short ones differ by the noise of the machine: 0.05 seconds say nothing.
-        (0.1, 0.079, False),
-        (0.1, 0.051, False),
-        (0.1, 0.049, True),
-        (0.05, 0.0, False),
-        (0.01, 0.0, False),
-    ],
-)
-def test_what_is_too_fast(fastest, seconds, too_fast):
-    # Waiting behind others makes a time longer, and changes no measure.
-    made = pace(fastest, fastest + 1, fastest + 100, fastest, fastest)
-    assert made.is_too_fast("kind", seconds) is too_fast
-
-
-def test_the_last_twenty_generations_count():
-    made = pace(1, *[10] * 19)
-    assert made.fastest("kind") == 1
-    made.add("kind", 10)
-    assert made.fastest("kind") == 10
-
-
-def test_the_kinds_that_were_not_made_for_long_are_forgotten():
-    made = pace(*[10] * 5, kind=0)
-    for kind in range(1, 256):
-        made.add(kind, 1)
-    made.add(0, 10)
-    for kind in range(256, 256 + 255):
-        made.add(kind, 1)
-    assert made.fastest(0) == 10
-    made.add("one more", 1)
-    assert made.fastest(0) is None
 
 
 # -- what the state says --------------------------------------------------------------------------------------------------
@@ -145,7 +81,7 @@ def payload(task_id):
 
 def generate(webui, pool, *, watch=False, task_id="ours", before_asking=lambda: None):
     """One generation with the question about it, as the gateway asks it; returns how it ended, its timestamp, its seconds."""
-    inquiry = Inquiry(webui, pool)
+    inquiry = InterruptQuery(webui, pool)
     began = time.monotonic()
 
     def answered(status):
@@ -163,7 +99,7 @@ def generate(webui, pool, *, watch=False, task_id="ours", before_asking=lambda: 
     finally:
         inquiry.end()
     inquiry.let_go_ahead()
-    assert inquiry.settled(30)
+    assert inquiry.wait(30)
     timestamp = None
     if reply.status == 200:
         timestamp = json.loads(json.loads(reply.body)["info"])["job_timestamp"]
@@ -200,7 +136,9 @@ def test_a_generation_that_somebody_stopped_is_flagged(simulator, pool, stop):
 def test_an_interrupt_that_the_next_task_hides_shows_by_that_task_and_by_the_time(simulator, pool):
     webui, stranger = client(simulator.url), client(simulator.url)
     arm(simulator, "interrupted")
-    measure = pace(*[0.6] * 5)
+    measure = Pace()
+    for _ in range(5):
+        measure.add("kind", 0.6)
     others = []
 
     def let_another_begin():
@@ -245,12 +183,12 @@ def test_a_generation_that_failed_is_not_asked_about(simulator, pool, kind):
 def test_a_generation_without_an_answer_ends_the_question(simulator, pool):
     arm(simulator, "close")
     webui = client(simulator.url)
-    inquiry = Inquiry(webui, pool)
+    inquiry = InterruptQuery(webui, pool)
     with contextlib.suppress(Exception):
         webui.generate("txt2img", payload("ours"), LIMIT, lambda: inquiry.prepare("ours", None), inquiry.ask)
     inquiry.end()
     inquiry.let_go_ahead()
-    assert inquiry.settled(0)
+    assert inquiry.wait(0)
     ended = inquiry.result()
     assert (ended.flagged, ended.state) == (False, None)
     assert ended.another_began(None)
@@ -261,11 +199,11 @@ STATE = json.dumps({"progress": 0, "state": {"interrupted": True, "job_count": 0
 
 def asked(peer, pool, look_timeout=30.0):
     """Ask about a generation that was answered, with a peer in the WebUI's place."""
-    inquiry = Inquiry(client(peer.url, look_timeout), pool)
+    inquiry = InterruptQuery(client(peer.url, look_timeout), pool)
     inquiry.prepare(None, None)
     inquiry.ask(200)
     inquiry.end()
-    assert inquiry.settled(30)
+    assert inquiry.wait(30)
     return inquiry.result()
 
 

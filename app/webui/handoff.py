@@ -1,23 +1,26 @@
-"""Whether somebody stopped a generation on its way: a 200 does not tell that its pictures are half done.
+"""The hand-off of one job to a WebUI and back, with as little pause between two jobs as can be.
 
-Time line of one generation on a WebUI that others use too::
+Time line of one job (C: the claim is committed, R: the request's first byte may go out)::
 
-    POST sent ──(queued behind others)── begin ────── sampling ────── end │ answer's head ── body ── read
-                                                                          └ question: flag? another task?
-                                                          others' begin ──┘ lowers the flag
+    runner      claim ──── C ── R ▶ waits for the reply ───────────────────── reply read ▶ frees the slot, claims the next
+    helper 1      └ connect, build the request ─┘ POST ▶ ...the WebUI works... head ▶ body ▶
+    helper 2                       └ connect for the interrupt query, send nothing ┘└ query ▶ answer
+    store pool                     └ decodes and stores the answer before this one
 
-``/sdapi/v1/progress`` shows a flag that the interrupt raised. It stays until the next task begins (``modules/shared_state.py``:
-``begin`` clears it, ``end`` does not), so it is asked for as soon as the answer's head arrives, on a connection that was made
-before. Where another task has begun by then the flag says nothing; what is left is the time: a generation that took clearly
-less than the fastest of its kind was stopped.
+The request of a job is *prepared* while its claim is being committed: connected, and built to its last byte but one
+(:class:`Prepared`). It is released when the claim is committed, or cancelled.
+
+Whether somebody interrupted a generation is not told by its 200. ``/sdapi/v1/progress`` shows a flag that the interrupt raised. It
+stays until the next task begins (``modules/shared_state.py``: ``begin`` clears it, ``end`` does not), so it is asked for as soon as
+the head of the answer arrives, on a connection that was made before (:class:`InterruptQuery`). Where another task has begun by then
+the flag says nothing; what is left is the time: see :mod:`app.webui.pace`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -30,14 +33,6 @@ _T = TypeVar("_T")
 #: Seconds that sending the question on its open connection may take.
 _SENDING_SECONDS: Final = 0.02
 _OK: Final = 200
-#: Generations of one kind that are remembered, and how many of them make a measure.
-_SAMPLES: Final = 20
-_ENOUGH_SAMPLES: Final = 5
-_KINDS: Final = 256
-#: Under this part of the fastest time a generation was not finished.
-_TOO_FAST: Final = 0.8
-#: Shorter differences than this, seconds, are the noise of any machine.
-_NOISE_SECONDS: Final = 0.05
 #: How often the start of a generation is looked for while it is queued behind others, seconds.
 _SHORTEST_POLL: Final = 0.1
 _LONGEST_POLL: Final = 1.0
@@ -95,8 +90,8 @@ class Circumstances:
         return bool(timestamp and self.state.job_timestamp) and self.state.job_timestamp != timestamp
 
 
-class Inquiry:
-    """The question about one generation; threads of the pool ask it."""
+class InterruptQuery:
+    """Asks how one generation ended; threads of the pool do it."""
 
     def __init__(self, webui: Webui, pool: ThreadPoolExecutor) -> None:
         self._webui = webui
@@ -169,7 +164,7 @@ class Inquiry:
         if self._asked is not None:
             self._sent.wait(_SENDING_SECONDS)
 
-    def settled(self, seconds: float | None) -> bool:
+    def wait(self, seconds: float | None) -> bool:
         """Wait until the question is answered, at most ``seconds`` (None: for ever); True if it is."""
         return self._asked is None or bool(wait([self._asked], seconds).done)
 
@@ -178,33 +173,3 @@ class Inquiry:
         state = None if self._asked is None else self._asked.result()
         flagged = state is not None and state.stopped
         return Circumstances(flagged, state, self._answered_at - self._not_begun_at)
-
-
-class Pace:
-    """How fast one WebUI lately made generations, by kind. Safe under threads; kept in memory only."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._samples: OrderedDict[Hashable, deque[float]] = OrderedDict()
-
-    def add(self, kind: Hashable, seconds: float) -> None:
-        """Remember how long a whole generation took."""
-        with self._lock:
-            self._samples.setdefault(kind, deque(maxlen=_SAMPLES)).append(seconds)
-            self._samples.move_to_end(kind)
-            if len(self._samples) > _KINDS:
-                self._samples.popitem(last=False)
-
-    def fastest(self, kind: Hashable) -> float | None:
-        """The least seconds of the last generations of this kind; None before there are five.
-
-        The least, and no average: a time that holds waiting behind others is too long, never too short.
-        """
-        with self._lock:
-            samples = self._samples.get(kind, ())
-            return min(samples) if len(samples) >= _ENOUGH_SAMPLES else None
-
-    def is_too_fast(self, kind: Hashable, seconds: float) -> bool:
-        """Whether a generation that took so long can't have been finished."""
-        fastest = self.fastest(kind)
-        return fastest is not None and seconds < min(_TOO_FAST * fastest, fastest - _NOISE_SECONDS)

@@ -1,0 +1,151 @@
+"""What one WebUI offers, and which of the waiting jobs it can serve."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from app.gateway.memory import WebuiMemory
+from app.gateway.offering import Offers
+from app.jobs.model import Claim
+from app.jobs.slots import Slots
+from app.jobs.table import JobTable, Serving
+from app.webui import payloads
+from app.webui.catalogue import Catalogue, Demand
+from app.webui.client import Webui
+from app.webui.errors import ModelVanished, WebuiError
+from app.webui.models import Model
+
+_LOG = logging.getLogger(__name__)
+
+
+class Served:
+    """The catalogue of one WebUI, and the demands judged by it. Safe under threads."""
+
+    def __init__(self, webui: Webui, table: JobTable, slots: Slots, offers: Offers, memory: WebuiMemory) -> None:
+        self._webui = webui
+        self._table = table
+        self._slots = slots
+        self._offers = offers
+        self._memory = memory
+        #: Guards what follows.
+        self._lock = threading.Lock()
+        self._catalogue = Catalogue()
+        self._demands: dict[int, Demand] = {}
+        self._unservable: frozenset[int] = frozenset()
+        #: Names that stand for several models, of which one was taken for a job of version 0.1.0.
+        self._guessed: set[str] = set()
+        #: Set when an answer shows that the catalogue is not right any more.
+        self.outdated = threading.Event()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What the WebUI offers, as of the last refresh."""
+        return self._catalogue
+
+    def refresh(self) -> Catalogue:
+        """Ask the WebUI what it offers and keep that.
+
+        :raises WebuiError: it does not answer.
+        """
+        self.outdated.clear()
+        asked_at = self._slots.now()
+        catalogue = self._webui.catalogue()
+        self._memory.look_for_restart()
+        self._memory.overrides.learn(self._slots.traits(self._webui.key).overridden)
+        own = self._memory.overrides.own_value(catalogue.prompt_comments)
+        self._keep(replace(catalogue, prompt_comments=own), asked_at)
+        return catalogue
+
+    def check_listed(self, model: Model) -> None:
+        """Have the WebUI take vanished files off its list, and learn which model is loaded. A failure of this costs nothing.
+
+        :raises ModelVanished: the model is not listed any more, and asking for it would make pictures with another.
+        """
+        with suppress(WebuiError):
+            self._webui.refresh_checkpoints()
+        asked_at = self._slots.now()
+        try:
+            seen = self._webui.checkpoints()
+        except WebuiError:
+            return
+        if all(model.bare_title != other.bare_title for other in seen.models):
+            self._keep(replace(self._catalogue, models=seen.models, loaded_model=seen.loaded_model), asked_at)
+            raise ModelVanished
+        self._memory.learn_loaded(seen)
+
+    def _keep(self, catalogue: Catalogue, asked_at: float) -> None:
+        self._slots.put_catalogue(self._webui.key, catalogue.to_json(), asked_at)
+        self._offers.keep_default_model()
+        with self._lock:
+            self._catalogue = catalogue
+            self._unservable = self._judge(self._demands)
+
+    # -- the demands of jobs -----------------------------------------------------------------------------------------
+
+    def serving(self, *, fresh: bool) -> Serving:
+        """The demands that this WebUI can serve; ``fresh`` reads what is new in the database first."""
+        with self._lock:
+            if fresh:
+                self._memory.learn_stored()
+                self._learn_demands()
+            doubt = self._memory.doubt
+            return Serving(max(self._demands, default=0), self._unservable | self._doubted(doubt.model), doubt.stored)
+
+    def knows(self, claim: Claim) -> bool:
+        """Whether the claimed job's demand is the one that is known by its number; if not, all are read again."""
+        with self._lock:
+            known = self._demands.get(claim.job.demand) == Demand.from_json(claim.demand)
+            if not known:
+                self._forget_demands()
+            return known
+
+    def _learn_demands(self) -> None:
+        """Read the demands that are new; all of them when the newest known one has another number or is gone."""
+        newest = max(self._demands, default=0)
+        found = self._read_demands(newest - 1)
+        if found.get(newest) != self._demands.get(newest):
+            self._forget_demands()
+            found = self._read_demands(0)
+        new = {number: demand for number, demand in found.items() if number not in self._demands}
+        self._demands |= new
+        self._unservable |= self._judge(new)
+
+    def _read_demands(self, after: int) -> dict[int, Demand]:
+        return {number: Demand.from_json(body) for number, body in self._table.demands_after(after)}
+
+    def _forget_demands(self) -> None:
+        self._demands, self._unservable = {}, frozenset()
+
+    def _judge(self, demands: Mapping[int, Demand]) -> frozenset[int]:
+        return frozenset(number for number, demand in demands.items() if not self._catalogue.serves(demand))
+
+    def _doubted(self, checkpoint: str | None) -> frozenset[int]:
+        """The demands for a model that may be broken in the WebUI's memory."""
+        if checkpoint is None:
+            return frozenset()
+        return frozenset(
+            number
+            for number, demand in self._demands.items()
+            if (model := self._catalogue.model_of(demand)) is not None and model.checkpoint == checkpoint
+        )
+
+    def model_of(self, claim: Claim) -> Model:
+        """The model of a job here. One that version 0.1.0 accepted for a name of several files has the exact model_name.
+
+        :raises NoLongerAvailable: the WebUI has it no more.
+        """
+        demand, catalogue = Demand.from_json(claim.demand), self._catalogue
+        model = payloads.model_of(demand, catalogue)
+        if catalogue.model(demand.model) is None and demand.model not in self._guessed:
+            self._guessed.add(demand.model)
+            _LOG.warning(
+                "WebUI %s has several models called %r; jobs that version 0.1.0 accepted use %r",
+                self._webui.name,
+                demand.model,
+                model.title,
+            )
+        return model

@@ -1,0 +1,167 @@
+"""What becomes of attempts: answers are checked and stored by a pool of threads, attempts without an answer go back or fail.
+
+The backend decodes and checks an answer at once, while the WebUI makes the next picture. Files are written when the slot of the
+attempt is free, and only if its claim still holds; then the row is committed, and the transition reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from app.jobs import events
+from app.jobs.errors import DatabaseUnavailable
+from app.jobs.model import Claim, Failure, Success
+from app.jobs.worker.attempt import Attempt
+from app.jobs.worker.backend import Answer, Backend, Checked, Retry
+from app.jobs.worker.context import WorkerContext
+
+_LOG = logging.getLogger(__name__)
+
+_FAILED_TO_STORE = Failure("internal-error", "The gateway failed to store the result.")
+
+
+class Outcomes:
+    """Records what became of the attempts of one WebUI.
+
+    :param pool: runs what must not hold up the runner.
+    :param wake: wakes the runner when a job went back to the queue.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        context: WorkerContext,
+        pool: ThreadPoolExecutor,
+        wake: threading.Event,
+    ) -> None:
+        self._backend = backend
+        self._context = context
+        self._pool = pool
+        self._wake = wake
+        #: Transitions that are reported once the next request is on its way.
+        self._backlog = events.Backlog()
+
+    def store(self, attempt: Attempt, answer: Answer) -> None:
+        """Have an answer checked and stored; returns at once."""
+        self._pool.submit(self._store, attempt, answer)
+
+    def sent(self, attempt: Attempt) -> None:
+        """Report that a request is on its way, and make its claim durable beside it; returns at once."""
+        self.note("sent", attempt.claim)
+        self._pool.submit(self._flush)
+
+    def _flush(self) -> None:
+        """Runs in the pool."""
+        try:
+            self._context.table.flush()
+        except DatabaseUnavailable:
+            # The next commit is flushed with it, or fails and is reported.
+            _LOG.warning("the claim was not flushed")
+        self._backlog.write()
+
+    def _store(self, attempt: Attempt, answer: Answer) -> None:
+        """Runs in the pool."""
+        finished = False
+        needed_repair = self._backend.needs_repair()
+        try:
+            verdict = self._verdict(attempt, answer)
+            finished = verdict is not None and self._conclude(attempt.claim, verdict)
+        except Exception:
+            _LOG.exception("job %s could not be concluded", attempt.claim.job.name)
+        finally:
+            attempt.done()
+        if needed_repair:
+            # The picture may have shown that the WebUI is whole again, or the runner waited for it before a repair.
+            self._wake.set()
+        if finished:
+            self._context.on_finished(attempt.claim.job.identity)
+
+    def _verdict(self, attempt: Attempt, answer: Answer) -> Success | Failure | Retry | None:
+        """What became of an answer; None if its claim was lost, or the worker was stopped while the database was away."""
+        claim, context = attempt.claim, self._context
+        try:
+            checked = context.retry_until_stopped(lambda: self._backend.check(claim, answer))
+            attempt.await_free_slot()
+            if not isinstance(checked, Checked):
+                return checked
+            if not self._still_ours(claim):
+                attempt.abandon("its claim was lost")
+                _LOG.warning("the claim of job %s was lost; its answer is not stored", claim.job.name)
+                return None
+            attempt.storing()
+            return context.retry_until_stopped(lambda: self._backend.store(claim, checked))
+        except Exception:
+            _LOG.exception("storing job %s failed", claim.job.name)
+            attempt.await_free_slot()
+            return _FAILED_TO_STORE
+
+    def _still_ours(self, claim: Claim) -> bool:
+        """Whether the claim holds; assumed while the database is away, because the commit compares it again.
+
+        Asked because the files of a later claim may have the same names; see :meth:`JobTable.shares_number`.
+        """
+        try:
+            return self._context.table.owns(claim)
+        except DatabaseUnavailable:
+            return True
+
+    def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> bool:
+        """Commit what became of the attempt and report it; whether that ended the job."""
+        table, retry = self._context.table, self._context.retry_until_stopped
+        if isinstance(verdict, Success):
+            return self._succeeded(claim, verdict)
+        if isinstance(verdict, Failure):
+            failed = retry(lambda: table.fail(claim, verdict))
+            self._report_end(claim, "failed" if failed else None, verdict)
+            return failed is True
+        status = retry(
+            lambda: table.give_back(
+                claim,
+                slot="clean",
+                failure=verdict.failure if verdict.counted else None,
+                one_by_one=verdict.one_by_one,
+                note=verdict.note,
+                elsewhere=verdict.elsewhere,
+            )
+        )
+        self._report_end(claim, status, verdict.failure)
+        self._wake.set()
+        return status == "failed"
+
+    def _succeeded(self, claim: Claim, success: Success) -> bool:
+        stored = self._context.retry_until_stopped(lambda: self._context.table.succeed(claim, success))
+        if stored:
+            self.note("stored", claim)
+        elif stored is False:
+            self._discard(claim)
+        self._backlog.write()
+        return stored is True
+
+    def _discard(self, claim: Claim) -> None:
+        """Remove the files of a lost claim, unless they may be those of another claim with its number: then the sweep decides."""
+        if self._context.retry_until_stopped(lambda: self._context.table.shares_number(claim)) is False:
+            self._backend.discard(claim)
+
+    def give_back(self, attempt: Attempt, slot: Any, failure: Failure | None) -> None:
+        """Commit that an attempt ended without an answer, with the state its slot is left in, and report it."""
+        claim = attempt.claim
+        status = self._context.retry_until_stopped(
+            lambda: self._context.table.give_back(claim, slot=slot, failure=failure)
+        )
+        self._report_end(claim, status, failure)
+        if status == "failed":
+            self._context.on_finished(claim.job.identity)
+
+    def note(self, event: events.Event, claim: Claim, *, seconds: float | None = None, slug: str | None = None) -> None:
+        """Keep a transition until the backlog is written."""
+        self._backlog.add(event, claim.job, webui=claim.slot, attempt=claim.attempt, seconds=seconds, slug=slug)
+
+    def _report_end(self, claim: Claim, status: str | None, failure: Failure | None) -> None:
+        """Report that an attempt ended without a result, unless its claim was lost: then its new owner has reported that."""
+        if status in ("queued", "failed"):
+            event: events.Event = "failed" if status == "failed" else "given back"
+            self.note(event, claim, slug=failure.slug if failure is not None else None)
+        self._backlog.write()

@@ -1,0 +1,120 @@
+"""Asking a WebUI how far it is, stopping it, and waiting until it is idle."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from app.webui.client import Webui
+from app.webui.errors import Unreachable, WebuiError
+
+_LOG = logging.getLogger(__name__)
+
+#: Seen idle twice, at least so many seconds apart, a WebUI is idle.
+_IDLE_TWICE_SECONDS: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class TaskProgress:
+    """How far a WebUI is with a task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours.
+
+    ``by_task`` is False where the WebUI can't be asked for a task: it then also looks idle while it still loads its model.
+    """
+
+    progress: float
+    eta: float | None
+    idle: bool
+    by_task: bool = True
+
+
+class Driver:
+    """One WebUI, whose generations are somebody else's business.
+
+    :param queued_for_ever: seconds after which a task that is still queued is none: a request that failed before its turn.
+    """
+
+    def __init__(self, webui: Webui, queued_for_ever: float) -> None:
+        self._webui = webui
+        self._queued_for_ever = queued_for_ever
+        self._queued_since: tuple[str, float] | None = None
+
+    def poll(self, task_id: str, *, by_task: bool) -> TaskProgress | None:
+        """Ask how far a task of ours is; None if the WebUI does not say.
+
+        :param by_task: whether the WebUI can be asked for one task.
+        """
+        try:
+            task = self._webui.task(task_id) if by_task else None
+            if task is not None and (task.active or task.queued):
+                return TaskProgress(task.progress or 0.0, task.eta, idle=False)
+            state = self._webui.server_state()
+        except WebuiError:
+            return None
+        idle = state.job_count == 0
+        if task is not None:
+            # Not ours any more: the extras of the same job, the encoding of its pictures, or nothing at all.
+            return TaskProgress(1.0 if task.completed else 0.0, None, idle)
+        return TaskProgress(state.progress, state.eta or None, idle, by_task=False)
+
+    def interrupt(self, task_id: str) -> None:
+        """Stop a task of ours if it is the one that runs: an interrupt names no task, it stops whatever runs."""
+        try:
+            if self._is_active(task_id):
+                self._webui.interrupt()
+        except WebuiError:
+            _LOG.warning("WebUI %s could not be interrupted", self._webui.name)
+
+    def _is_active(self, task_id: str | None) -> bool:
+        # On a new slot no task is known: what runs there is not ours to stop.
+        if task_id is None or self._webui.server_state().job_count == 0:
+            return False
+        task = self._webui.task(task_id)
+        # Where tasks can't be asked for, what runs on a slot that we hold is ours.
+        return task.active if task is not None else True
+
+    def quiesce(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
+        """Wait until the WebUI is idle, after one interrupt if our lost task is the one that runs (the orphan rule).
+
+        :param patience: seconds to wait; with 0 it is only looked at.
+        :returns: whether it is idle: seen so twice, some time apart.
+        :raises Unreachable: nobody listens there. It is not asked again here: a starting WebUI can be killed by requests.
+        """
+        deadline = time.monotonic() + patience
+        seen_idle, interrupted = False, patience == 0
+        while not stopping.is_set():
+            try:
+                idle = self._is_idle(task_id)
+                if idle and seen_idle:
+                    return True
+                if not idle and not interrupted and self._is_active(task_id):
+                    self._webui.interrupt()
+                    interrupted = True
+            except Unreachable:
+                raise
+            except WebuiError:
+                idle = False
+            if not idle and time.monotonic() >= deadline:
+                return False
+            seen_idle = idle
+            stopping.wait(_IDLE_TWICE_SECONDS)
+        return False
+
+    def _is_idle(self, task_id: str | None) -> bool:
+        state = self._webui.server_state()
+        task = self._webui.task(task_id) if task_id is not None else None
+        active = task is not None and task.active
+        if state.busy or (active and state.job_count != 0):
+            return False
+        if task is None or task_id is None or not task.queued:
+            self._queued_since = None
+            return True
+        return self._is_queued_for_ever(task_id)
+
+    def _is_queued_for_ever(self, task_id: str) -> bool:
+        now = time.monotonic()
+        if self._queued_since is None or self._queued_since[0] != task_id:
+            self._queued_since = (task_id, now)
+        return now - self._queued_since[1] >= self._queued_for_ever
