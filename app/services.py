@@ -23,14 +23,15 @@ from app.gateway.results import refused_everywhere
 from app.jobs import events
 from app.jobs.model import Failure, Identity, Job
 from app.jobs.notifications import ACCEPTED, LOOK_WANTED, Wake
+from app.jobs.slot_keys import rename_slots
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
 from app.jobs.sql.space import Space
 from app.jobs.table import JobTable
+from app.jobs.tables import Tables
 from app.jobs.waiters import Waiters
-from app.jobs.worker.backend import Backend
 from app.jobs.worker.election import HostLock
-from app.jobs.worker.supervisor import Worker
+from app.jobs.worker.supervisor import Duties, Worker
 from app.records.store import RecordStore
 from app.runtime.failpoints import crash_at
 from app.simulator import SimulatorServer, SimulatorSettings
@@ -95,8 +96,7 @@ class Services:
 
     config: Config
     database: Database
-    table: JobTable
-    slots: Slots
+    tables: Tables
     records: RecordStore
     identity: Belonging
     offers: Offers
@@ -107,6 +107,16 @@ class Services:
     hints: _Hints
     worker: Worker | None = None
     simulator: SimulatorServer | None = field(default=None, repr=False)
+
+    @property
+    def table(self) -> JobTable:
+        """The job table."""
+        return self.tables.jobs
+
+    @property
+    def slots(self) -> Slots:
+        """The slots of the WebUIs."""
+        return self.tables.slots
 
     # -- what the API asks -------------------------------------------------------------------------------------------
 
@@ -147,19 +157,11 @@ class Services:
             self.worker.start()
 
     def _make_worker(self, lock: HostLock | None) -> Worker:
-        return Worker(
-            self.table,
-            self.slots,
-            self.config.host_id,
-            backends=self._backends,
-            tidy=self.archive.tidy,
-            upkeep=self._look_after,
-            on_finished=self.hints.finished,
-            lock=lock,
-        )
+        duties = Duties(self._backends, self.archive.tidy, self._look_after, self.hints.finished)
+        return Worker(self.tables, self.config.host_id, duties, lock)
 
     def _backends(self) -> list[WebuiBackend]:
-        for old, new in self.slots.rename(self.config.current_slot_key).items():
+        for old, new in rename_slots(self.database, self.config.current_slot_key).items():
             _LOG.info("the slot %s of an earlier version is now %s", old, new)
         return [self._backend(address) for address in self.config.webuis]
 
@@ -169,9 +171,9 @@ class Services:
             self.simulator.start()
             address = WebuiAddress(address.key, self.simulator.url)
         webui = Webui(address, job_timeout=self.config.job_timeout)
-        return WebuiBackend(webui, self.table, self.slots, self.records, self.offers, self.config)
+        return WebuiBackend(webui, self.tables, self.records, self.offers, self.config)
 
-    def _look_after(self, _backends: Sequence[Backend]) -> list[Identity]:
+    def _look_after(self) -> list[Identity]:
         """Fail the waiting jobs that no configured WebUI can serve any more; now and then, remove what is left over."""
         self.upkeep.step()
         self.table.forget_refusals()
@@ -289,16 +291,16 @@ def _presets(config: Config) -> Presets:
 
 def _wire(config: Config, presets: Presets, identity: Belonging) -> Services:
     database, records = identity.database, identity.records
-    table, slots = JobTable(database), Slots(database)
-    offers = Offers(slots, presets, config.default_model)
+    tables = Tables.of(database)
+    table = tables.jobs
+    offers = Offers(tables.slots, tables.catalogues, presets, config.default_model)
     waiters = Waiters(table, config.max_waiters)
     hints = _Hints(waiters)
     archive = Archive(table, records)
     return Services(
         config=config,
         database=database,
-        table=table,
-        slots=slots,
+        tables=tables,
         records=records,
         identity=identity,
         offers=offers,

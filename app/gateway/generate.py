@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from app.config import Config
 from app.gateway.memory import WebuiMemory
 from app.gateway.offering import Offers
-from app.gateway.results import CheckedReplies, Replies, Results
+from app.gateway.results import CheckedReplies, Replies, Results, Tolerance
 from app.gateway.sending import Sending
 from app.gateway.served import Served
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.leases import Lease
 from app.jobs.model import Claim, Failure, Success
-from app.jobs.slots import Slots
-from app.jobs.table import JobTable, Serving
+from app.jobs.table import Serving
+from app.jobs.tables import Tables
 from app.jobs.worker.attempt import Attempt
 from app.jobs.worker.backend import Answer, AttemptLost, BackendDown, Checked, LeaseLost, Poll, Retry
 from app.records.store import RecordStore
@@ -41,18 +41,16 @@ _LOG = logging.getLogger(__name__)
 class WebuiBackend:
     """One WebUI, as the worker drives it (see :class:`app.jobs.worker.backend.Backend`)."""
 
-    def __init__(
-        self, webui: Webui, table: JobTable, slots: Slots, records: RecordStore, offers: Offers, config: Config
-    ) -> None:
+    def __init__(self, webui: Webui, tables: Tables, records: RecordStore, offers: Offers, config: Config) -> None:
         self.key = webui.key
         self.name = webui.name
         self._webui = webui
         self._offers = offers
-        self._memory = WebuiMemory(webui, slots)
-        self._served = Served(webui, table, slots, offers, self._memory)
+        self._memory = WebuiMemory(webui, tables.slots)
+        self._served = Served(webui, tables.jobs, tables.catalogues, offers, self._memory)
         pace = Pace()
         self._sending = Sending(webui, records, offers, self._served, self._memory, pace)
-        self._results = Results(self.key, records, slots, offers, config, pace, self._memory.overrides)
+        self._results = Results(self.key, records, offers, Tolerance.of(config), pace, self._memory.overrides)
         self._driver = Driver(webui, config.job_timeout)
 
     # -- what it offers ----------------------------------------------------------------------------------------------

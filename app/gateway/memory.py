@@ -50,9 +50,12 @@ class WebuiMemory:
 
     def learn_stored(self) -> None:
         """Take over what another process has stored."""
-        traits = self._slots.traits(self._webui.key)
-        self.doubt.learn(traits.doubt)
-        self.overrides.learn(traits.overridden)
+        self.doubt.learn(self._slots.traits(self._webui.key).doubt)
+        self.learn_overridden()
+
+    def learn_overridden(self) -> None:
+        """Take over which options another process overrode and has not put back."""
+        self.overrides.learn(self._slots.traits(self._webui.key).overridden)
 
     # -- the loaded checkpoint ---------------------------------------------------------------------------------------
 

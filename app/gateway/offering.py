@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from app.jobs.slots import Offer, Slots
+from app.jobs.catalogues import Catalogues, Offer
+from app.jobs.slots import Slots
 from app.webui.catalogue import Catalogue
 from app.webui.presets import Presets
 from app.webui.resolve import choose_default_model, guesses, merge_options
@@ -37,9 +38,10 @@ class NoCatalogue(Exception):
 class Offers:
     """The catalogues of the configured WebUIs, read again only when one changed."""
 
-    def __init__(self, slots: Slots, presets: Presets, default_model: str) -> None:
+    def __init__(self, slots: Slots, kept: Catalogues, presets: Presets, default_model: str) -> None:
         self.presets = presets
         self._slots = slots
+        self._kept = kept
         self._configured_model = default_model
         self._lock = threading.Lock()
         self._versions: tuple[tuple[str, int], ...] = ()
@@ -52,12 +54,12 @@ class Offers:
 
     def catalogues(self) -> dict[str, Catalogue]:
         """The catalogue of each configured WebUI, by its slot's key; empty when none was ever seen."""
-        return self._read(self._slots.offer())
+        return self._read(self._kept.offer())
 
     def _read(self, offer: Offer) -> dict[str, Catalogue]:
         with self._lock:
             if offer.versions != self._versions:
-                bodies = self._slots.catalogues([key for key, _ in offer.versions])
+                bodies = self._kept.bodies([key for key, _ in offer.versions])
                 read = ((key, _catalogue(key, bodies[key])) for key, _ in offer.versions if key in bodies)
                 self._catalogues = {key: catalogue for key, catalogue in read if catalogue is not None}
                 self._versions = offer.versions
@@ -78,7 +80,7 @@ class Offers:
 
     def current(self) -> tuple[list[Catalogue], str | None]:
         """The catalogues, and the name of the model of requests that name none."""
-        offer = self._slots.offer()
+        offer = self._kept.offer()
         catalogues = list(self._read(offer).values())
         return catalogues, choose_default_model(self._configured_model, offer.default_model, catalogues)
 
@@ -94,13 +96,17 @@ class Offers:
 
     def keep_default_model(self) -> None:
         """Choose the default model anew where the stored one is gone, and store the choice."""
-        offer = self._slots.offer()
+        offer = self._kept.offer()
         catalogues = self._read(offer)
         chosen = choose_default_model("", offer.default_model, list(catalogues.values()))
         if offer.default_model is not None:
             self._tell_guesses([offer.default_model], catalogues)
         if chosen is not None and chosen != offer.default_model:
-            self._slots.set_default_model(chosen)
+            self._kept.set_default_model(chosen)
+
+    def up(self) -> set[str]:
+        """The keys of the configured WebUIs that answered when they were asked last."""
+        return self._slots.up()
 
     def has_default_model(self) -> bool:
         """Whether a model is known for requests that name none, or a setting names one, however missing."""
@@ -113,7 +119,7 @@ class Offers:
 
         :param hint: tells the workers of this host to look at once; those of others see it within a second.
         """
-        before = self._slots.sightings()
+        before = self._kept.sightings()
         if before.all_since(before.now - RECENT_SECONDS) or not self._slots.worker_alive():
             return False
         if not self._places.acquire(blocking=False):
@@ -134,11 +140,11 @@ class Offers:
                 self._looking.release()
 
     def _await_look(self, since: float, hint: Callable[[], None], deadline: float) -> None:
-        if self._slots.sightings().all_since(since):
+        if self._kept.sightings().all_since(since):
             return
-        wanted_at = self._slots.want_look()
+        wanted_at = self._kept.want_look()
         hint()
-        while not self._slots.sightings().all_since(wanted_at) and time.monotonic() < deadline:
+        while not self._kept.sightings().all_since(wanted_at) and time.monotonic() < deadline:
             time.sleep(_LOOK_PAUSE_SECONDS)
 
     def options(self) -> dict[str, Any]:

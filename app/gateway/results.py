@@ -15,7 +15,6 @@ from typing import Any, Final
 from app.config import Config
 from app.gateway.offering import Offers
 from app.jobs.model import Claim, Failure, Job, Success
-from app.jobs.slots import Slots
 from app.jobs.view import describe
 from app.jobs.worker.backend import Checked, Retry
 from app.records.errors import BadImage, RecordsError
@@ -105,6 +104,19 @@ class Outcome:
     shared: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Which values of an answer may differ from those that were asked for, because extensions of the WebUI change them."""
+
+    any_size: bool
+    any_seed: bool
+
+    @classmethod
+    def of(cls, config: Config) -> Tolerance:
+        """As ``SDG_ACCEPT_SIZES`` and ``SDG_ACCEPT_SEEDS`` say."""
+        return cls(config.accept_sizes == _ANY, config.accept_seeds == _ANY)
+
+
 def kind_of(job: Job) -> Hashable:
     """What generations have in common that should take the same time on one WebUI."""
     args = job.args
@@ -122,18 +134,15 @@ class Results:
         self,
         slot: str,
         records: RecordStore,
-        slots: Slots,
         offers: Offers,
-        config: Config,
+        tolerance: Tolerance,
         pace: Pace,
         overrides: OptionOverrides,
     ) -> None:
         self._slot = slot
         self._records = records
-        self._slots = slots
         self._offers = offers
-        self._any_size = config.accept_sizes == _ANY
-        self._any_seed = config.accept_seeds == _ANY
+        self._tolerance = tolerance
         self._pace = pace
         self._overrides = overrides
 
@@ -159,7 +168,7 @@ class Results:
     # -- proving -----------------------------------------------------------------------------------------------------
 
     def _read(self, job: Job, replies: Replies) -> Generation:
-        first_seed = None if self._any_seed else int(job.args["seed"])
+        first_seed = None if self._tolerance.any_seed else int(job.args["seed"])
         return read_generation(
             replies.generation,
             replies.limits,
@@ -210,7 +219,7 @@ class Results:
         return CheckedReplies(generation, sniffed)
 
     def _check_size(self, job: Job, kind: Sniffed) -> None:
-        if not self._any_size and not _fits(job.args, kind.width, kind.height):
+        if not self._tolerance.any_size and not _fits(job.args, kind.width, kind.height):
             asked = _size_asked_for(job.args)
             raise WrongValues("size", f"{asked[0]}×{asked[1]}", f"{kind.width}×{kind.height}")
 
@@ -240,7 +249,7 @@ class Results:
         """Once on each other WebUI that is up and serves it: one broken GPU must not fail a job that another can make."""
         refusing = {note["slot"] for note in claim.job.tried if note["why"] == _CANNOT} | {self._slot}
         catalogues, demand = self._offers.catalogues(), Demand.from_json(claim.demand)
-        others = [key for key in self._slots.up() - refusing if key in catalogues and catalogues[key].serves(demand)]
+        others = [key for key in self._offers.up() - refusing if key in catalogues and catalogues[key].serves(demand)]
         if not others or len(refusing) >= _MOST_REFUSALS:
             return _failure(error)
         note = {"why": _CANNOT, "slot": self._slot, "detail": str(error)}

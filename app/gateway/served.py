@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from app.gateway.memory import WebuiMemory
 from app.gateway.offering import Offers
+from app.jobs.catalogues import Catalogues
 from app.jobs.model import Claim
-from app.jobs.slots import Slots
 from app.jobs.table import JobTable, Serving
 from app.webui import payloads
 from app.webui.catalogue import Catalogue, Demand
@@ -25,10 +25,10 @@ _LOG = logging.getLogger(__name__)
 class Served:
     """The catalogue of one WebUI, and the demands judged by it. Safe under threads."""
 
-    def __init__(self, webui: Webui, table: JobTable, slots: Slots, offers: Offers, memory: WebuiMemory) -> None:
+    def __init__(self, webui: Webui, table: JobTable, kept: Catalogues, offers: Offers, memory: WebuiMemory) -> None:
         self._webui = webui
         self._table = table
-        self._slots = slots
+        self._kept = kept
         self._offers = offers
         self._memory = memory
         #: Guards what follows.
@@ -52,10 +52,10 @@ class Served:
         :raises WebuiError: it does not answer.
         """
         self.outdated.clear()
-        asked_at = self._slots.now()
+        asked_at = self._kept.now()
         catalogue = self._webui.catalogue()
         self._memory.look_for_restart()
-        self._memory.overrides.learn(self._slots.traits(self._webui.key).overridden)
+        self._memory.learn_overridden()
         own = self._memory.overrides.own_value(catalogue.prompt_comments)
         self._keep(replace(catalogue, prompt_comments=own), asked_at)
         return catalogue
@@ -67,7 +67,7 @@ class Served:
         """
         with suppress(WebuiError):
             self._webui.refresh_checkpoints()
-        asked_at = self._slots.now()
+        asked_at = self._kept.now()
         try:
             seen = self._webui.checkpoints()
         except WebuiError:
@@ -78,7 +78,7 @@ class Served:
         self._memory.learn_loaded(seen)
 
     def _keep(self, catalogue: Catalogue, asked_at: float) -> None:
-        self._slots.put_catalogue(self._webui.key, catalogue.to_json(), asked_at)
+        self._kept.put(self._webui.key, catalogue.to_json(), asked_at)
         self._offers.keep_default_model()
         with self._lock:
             self._catalogue = catalogue

@@ -1,4 +1,4 @@
-"""The WebUIs as the database knows them: slots, health, catalogues, and the workers that are configured for them.
+"""The WebUIs as the database knows them: slots, health, and the workers that are configured for them.
 
 A slot is held by at most one job at a time. One that was not released cleanly is settled first: its worker sends nothing
 until the WebUI is idle.
@@ -6,18 +6,18 @@ until the WebUI is idle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
 from app.jobs import leases
 from app.jobs.leases import Leases
 from app.jobs.model import Slot, to_json
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
-from app.jobs.sql.schema import CATALOGUES, JOBS, NOTES, REFUSALS, RUNNING, SLOTS, WORKERS, db_now
+from app.jobs.sql.schema import SLOTS, WORKERS, db_now
 from app.jobs.sql.statements import LEASE_SECONDS
 from app.runtime.jsontext import loads
 
@@ -27,25 +27,7 @@ PROBE_SECONDS: Final = 10.0
 ALIVE_SECONDS: Final = 10.0
 #: An external worker that has been gone for so long no longer counts as configured.
 FORGOTTEN_SECONDS: Final = 3600.0
-_DEFAULT_MODEL: Final = "default_model"
-#: When somebody last wanted the WebUIs to be asked what they offer, by the database's clock; written once a second at most.
-_LOOK_WANTED: Final = "look_wanted_at"
-_WANTED_AGAIN_SECONDS: Final = 1.0
 Settled = Literal["clean", "suspect", "unclean"]
-#: The states of a slot, from the one that promises least about its WebUI.
-_MOST_CAUTIOUS_FIRST: Final = ("held", "settling", "unclean", "suspect", "clean")
-#: Nothing of ours can run on the WebUI: the slot is clean, or was never used.
-_FREE: Final[ColumnElement[bool]] = or_(
-    SLOTS.c.state == "clean", and_(SLOTS.c.state.in_(("unclean", "suspect")), SLOTS.c.task_id.is_(None))
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """(key, version) of the catalogue of each configured WebUI that was ever seen, and the model of requests that name none."""
-
-    versions: tuple[tuple[str, int], ...]
-    default_model: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +36,6 @@ class Traits:
 
     doubt: str | None
     overridden: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sightings:
-    """When the configured WebUIs that are up were asked last what they offer, by slot key; 0.0 where that is not known.
-
-    All times are seconds since 1970 by the database's clock.
-    """
-
-    now: float
-    seen_at: dict[str, float]
-
-    def all_since(self, moment: float) -> bool:
-        """Whether each of them was asked at that time or later."""
-        return all(seen_at >= moment for seen_at in self.seen_at.values())
 
 
 class Slots:
@@ -101,30 +68,6 @@ class Slots:
             for key in [key for key in keys if key not in there]:
                 connection.execute(insert(SLOTS).values(key=key, state="unclean", health="unknown", probed_at=0.0))
 
-    def rename(self, current_key: Callable[[str], str]) -> dict[str, str]:
-        """Give every slot the key that this version computes for it, wherever the old key stands; old keys to new ones.
-
-        Where both have a row, the one that promises less about its WebUI stays: several old slots may be one WebUI.
-
-        :param current_key: the new key for a stored one, often the same.
-        """
-        with self.database.read() as connection:
-            if not _renames(connection, current_key):
-                return {}
-        with self.database.write("rename slots") as connection:
-            renames = _renames(connection, current_key)
-            for old, new in renames.items():
-                _merge_slots(connection, old, new)
-                _rename_catalogue(connection, old, new)
-                _rename_refusals(connection, old, new)
-                connection.execute(update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.slot == old).values(slot=new))
-            for worker in connection.execute(select(WORKERS.c.owner, WORKERS.c.webuis)).all():
-                listed = list(dict.fromkeys(renames.get(key, key) for key in loads(worker.webuis)))
-                connection.execute(
-                    update(WORKERS).where(WORKERS.c.owner == worker.owner).values(webuis=to_json(listed))
-                )
-            return renames
-
     def beat(self, owner: str) -> bool:
         """Prolong every lease of this worker; False when the database doesn't know the worker (any more)."""
         mine = {"p_owner": owner}
@@ -156,7 +99,7 @@ class Slots:
     def configured(self) -> list[str]:
         """The keys of the WebUIs that stand on some worker's list, in the order of the lists."""
         with self.database.read() as connection:
-            return _configured(connection)
+            return configured_keys(connection)
 
     # -- slots -------------------------------------------------------------------------------------------------------
 
@@ -249,166 +192,21 @@ class Slots:
         """The kept doubts of the configured WebUIs, by slot."""
         with self.database.read() as connection:
             rows = connection.execute(select(SLOTS.c.key, SLOTS.c.doubt).where(SLOTS.c.doubt.is_not(None)))
-            configured = _configured(connection)
+            configured = configured_keys(connection)
             return {row.key: row.doubt for row in rows if row.key in configured}
 
     def up(self) -> set[str]:
         """The configured WebUIs that answered when they were asked last."""
         with self.database.read() as connection:
             up = set(connection.execute(select(SLOTS.c.key).where(SLOTS.c.health == "up")).scalars())
-            return up & set(_configured(connection))
-
-    # -- catalogues --------------------------------------------------------------------------------------------------
-
-    def now(self) -> float:
-        """Seconds since 1970 by the database's clock."""
-        with self.database.read() as connection:
-            return float(connection.execute(select(db_now())).scalar_one())
-
-    def put_catalogue(self, key: str, body: str, asked_at: float | None = None) -> bool:
-        """Keep what a WebUI offers; whether that changed anything.
-
-        :param asked_at: when asking it began, by the database's clock; None for now.
-        """
-        mine = CATALOGUES.c.key == key
-        seen_at = db_now() if asked_at is None else asked_at
-        with self.database.read() as connection:
-            known = connection.execute(select(CATALOGUES.c.body).where(mine)).scalar()
-        if known == body:
-            with self.database.write(flushed=False) as connection:
-                connection.execute(update(CATALOGUES).where(mine).values(seen_at=seen_at))
-            return False
-        with self.database.write() as connection:
-            highest = connection.execute(select(func.coalesce(func.max(CATALOGUES.c.version), 0))).scalar_one()
-            connection.execute(delete(CATALOGUES).where(mine))
-            connection.execute(insert(CATALOGUES).values(key=key, body=body, version=highest + 1, seen_at=seen_at))
-            return True
-
-    def sightings(self) -> Sightings:
-        """When the configured WebUIs that are up were asked last what they offer."""
-        asked = select(SLOTS.c.key, CATALOGUES.c.seen_at).where(SLOTS.c.health == "up")
-        with self.database.read() as connection:
-            rows = connection.execute(asked.outerjoin_from(SLOTS, CATALOGUES, CATALOGUES.c.key == SLOTS.c.key)).all()
-            configured = _configured(connection)
-            now = connection.execute(select(db_now())).scalar_one()
-        seen_at = {row.key: _past(row.seen_at, now) for row in rows}
-        return Sightings(now, {key: seen_at[key] for key in configured if key in seen_at})
-
-    def want_look(self) -> float:
-        """Ask the workers of all hosts to ask their WebUIs what they offer; the time of the request that holds.
-
-        A WebUI that was asked at that time or later was asked because of it. A request of the last second stands for this one.
-        """
-        now = self.now()
-        with self.database.read() as connection:
-            wanted = connection.execute(select(NOTES.c.value).where(NOTES.c.key == _LOOK_WANTED)).scalar()
-        # One from the future is from before the clock was set back.
-        if wanted is not None and now - _WANTED_AGAIN_SECONDS <= float(wanted) <= now:
-            return float(wanted)
-        with self.database.write(flushed=False) as connection:
-            connection.execute(delete(NOTES).where(NOTES.c.key == _LOOK_WANTED))
-            connection.execute(insert(NOTES).values(key=_LOOK_WANTED, value=repr(now)))
-        return now
-
-    def look_wanted(self, key: str) -> bool:
-        """Whether somebody has wanted a look at what the WebUIs offer since this one was asked last."""
-        with self.database.read() as connection:
-            row = sql.LOOK_WANTED.first(connection, {"p_key": _LOOK_WANTED, "p_slot": key})
-        return row is not None and _past(row.seen_at, row.now) < float(row.value) <= row.now
-
-    def offer(self) -> Offer:
-        """Which catalogues count now, and the default model; one cheap look for every request."""
-        with self.database.read() as connection:
-            rows = sql.OFFER.all(connection, {"p_key": _DEFAULT_MODEL})
-        versions = {row.key: row.version for row in rows if row.kind == "catalogue"}
-        configured = _keys(row.text for row in rows if row.kind == "webuis")
-        default_model = next((row.text for row in rows if row.kind == "note"), None)
-        return Offer(tuple((key, versions[key]) for key in configured if key in versions), default_model)
-
-    def catalogues(self, keys: Collection[str]) -> dict[str, str]:
-        """The kept catalogues of these WebUIs."""
-        with self.database.read() as connection:
-            rows = connection.execute(select(CATALOGUES).where(CATALOGUES.c.key.in_(keys)))
-            return {row.key: row.body for row in rows}
-
-    def drop_unconfigured(self) -> list[str]:
-        """Forget free slots, and the catalogues of WebUIs, that stand on no worker's list."""
-        with self.database.read() as connection:
-            gone = _unconfigured(connection)
-            kept = set(connection.execute(select(CATALOGUES.c.key)).scalars()) - set(_configured(connection))
-        if not gone and not kept:
-            return []
-        with self.database.write() as connection:
-            gone = _unconfigured(connection)
-            connection.execute(delete(SLOTS).where(SLOTS.c.key.in_(gone), _FREE))
-            slots = set(connection.execute(select(SLOTS.c.key)).scalars())
-            left = set(_configured(connection)) | slots
-            connection.execute(delete(CATALOGUES).where(CATALOGUES.c.key.not_in(left)))
-            return gone
-
-    # -- the default model -------------------------------------------------------------------------------------------
-
-    def default_model(self) -> str | None:
-        """The model chosen for requests that name none."""
-        return self.offer().default_model
-
-    def set_default_model(self, model: str | None) -> None:
-        """Keep the choice; None forgets it."""
-        with self.database.write() as connection:
-            connection.execute(delete(NOTES).where(NOTES.c.key == _DEFAULT_MODEL))
-            if model is not None:
-                connection.execute(insert(NOTES).values(key=_DEFAULT_MODEL, value=model))
+            return up & set(configured_keys(connection))
 
 
-def _renames(connection: Connection, current_key: Callable[[str], str]) -> dict[str, str]:
-    """The stored keys that are to be replaced, and by which."""
-    stored = [
-        *connection.execute(select(SLOTS.c.key)).scalars(),
-        *connection.execute(select(CATALOGUES.c.key)).scalars(),
-    ]
-    keys = dict.fromkeys([*stored, *connection.execute(select(REFUSALS.c.slot)).scalars(), *_configured(connection)])
-    return {key: new for key in keys if (new := current_key(key)) != key}
+def configured_keys(connection: Connection) -> list[str]:
+    """The keys of the WebUIs that stand on some worker's list, in the order of the lists."""
+    return keys_of(row.webuis for row in sql.CONFIGURED.all(connection))
 
 
-def _merge_slots(connection: Connection, old: str, new: str) -> None:
-    rows = connection.execute(select(SLOTS).where(SLOTS.c.key.in_((old, new)))).mappings().all()
-    if not any(row["key"] == old for row in rows):
-        return
-    kept = min(rows, key=lambda row: _MOST_CAUTIOUS_FIRST.index(row["state"]))
-    merged = {**kept, "key": new}
-    for column in ("seconds_per_cost", "doubt", "overridden"):
-        merged[column] = next((row[column] for row in (kept, *rows) if row[column] is not None), None)
-    connection.execute(delete(SLOTS).where(SLOTS.c.key.in_((old, new))))
-    connection.execute(insert(SLOTS).values(merged))
-
-
-def _rename_catalogue(connection: Connection, old: str, new: str) -> None:
-    if connection.execute(select(CATALOGUES.c.key).where(CATALOGUES.c.key == new)).first() is None:
-        connection.execute(update(CATALOGUES).where(CATALOGUES.c.key == old).values(key=new))
-    connection.execute(delete(CATALOGUES).where(CATALOGUES.c.key == old))
-
-
-def _rename_refusals(connection: Connection, old: str, new: str) -> None:
-    job = (REFUSALS.c.name, REFUSALS.c.type, REFUSALS.c.user_id)
-    known = select(*job).where(REFUSALS.c.slot == new)
-    connection.execute(delete(REFUSALS).where(REFUSALS.c.slot == old, tuple_(*job).in_(known)))
-    connection.execute(update(REFUSALS).where(REFUSALS.c.slot == old).values(slot=new))
-
-
-def _past(moment: float | None, now: float) -> float:
-    """A stored time; 0.0 for none, and for one in the future, which is from before the clock was set back."""
-    return moment if moment is not None and moment <= now else 0.0
-
-
-def _configured(connection: Connection) -> list[str]:
-    return _keys(row.webuis for row in sql.CONFIGURED.all(connection))
-
-
-def _keys(lists: Iterable[str]) -> list[str]:
+def keys_of(lists: Iterable[str]) -> list[str]:
     """The WebUIs of all workers' lists, each once, in their order."""
     return list(dict.fromkeys(key for webuis in lists for key in loads(webuis)))
-
-
-def _unconfigured(connection: Connection) -> list[str]:
-    known = set(_configured(connection))
-    return [key for key in connection.execute(select(SLOTS.c.key).where(_FREE)).scalars() if key not in known]

@@ -39,7 +39,7 @@ class Front(Gateway):
     def offer(self, catalogue: Catalogue = CATALOGUE) -> None:
         self.services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
         make_clean(self.services.slots, "gpu0")
-        self.services.slots.put_catalogue("gpu0", catalogue.to_json())
+        self.services.tables.catalogues.put("gpu0", catalogue.to_json())
         self.services.offers.keep_default_model()
 
     def finish_next(self) -> None:

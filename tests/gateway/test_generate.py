@@ -657,8 +657,7 @@ class TestStation:
         make_clean(services.slots, "gpu0")
         station = WebuiBackend(
             webui,
-            services.table,
-            services.slots,
+            services.tables,
             services.records,
             services.offers,
             replace(services.config, job_timeout=0.2),
@@ -676,7 +675,7 @@ class TestStation:
         self, gateway: Gateway, station: WebuiBackend
     ) -> None:
         assert [catalogue.models[0].model_name for catalogue in gateway.services.offers.known()[0]] == ["simulated-one"]
-        assert gateway.services.slots.default_model() == "simulated-one"
+        assert gateway.services.tables.catalogues.default_model() == "simulated-one"
 
     def test_a_webui_that_does_not_answer_is_down(self, server: SimulatorServer, station: WebuiBackend) -> None:
         arm(server, "catalogue-500")
@@ -868,8 +867,7 @@ class TestOrphanRule:
             webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
             yield WebuiBackend(
                 webui,
-                services.table,
-                services.slots,
+                services.tables,
                 services.records,
                 services.offers,
                 replace(services.config, job_timeout=0.3),

@@ -56,7 +56,7 @@ class Round:
         self._png = png_bytes((8, 8))
         self.services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
         make_clean(self.services.slots, "gpu0")
-        self.services.slots.put_catalogue("gpu0", CATALOGUE.to_json())
+        self.services.tables.catalogues.put("gpu0", CATALOGUE.to_json())
         self.services.offers.keep_default_model()
 
     def make(self, user: str, number: int) -> str:

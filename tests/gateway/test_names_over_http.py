@@ -51,7 +51,7 @@ class Site:
         """Start the worker and wait until every WebUI was asked what it offers."""
         self.services.start(worker=True)
         until(lambda: len(self.services.offers.catalogues()) == len(self._servers), "the catalogues")
-        until(lambda: len(self.services.slots.sightings().seen_at) == len(self._servers), "the WebUIs up")
+        until(lambda: len(self.services.tables.catalogues.sightings().seen_at) == len(self._servers), "the WebUIs up")
         return self
 
     def __enter__(self) -> Self:
@@ -171,11 +171,11 @@ class TestWhatVersion010Left:
     ) -> None:
         requests.post(f"{twins.url}/sdapi/v1/options", json={"sd_model_checkpoint": "sub_a"}, timeout=30)
         with Site(tmp_path, twins) as site:
-            site.services.slots.set_default_model("a")
+            site.services.tables.catalogues.set_default_model("a")
             with caplog.at_level(logging.WARNING):
                 site.start()
                 assert site.picture(site.post()) == direct(twins, "a.safetensors")
-            assert site.services.slots.default_model() == "a.safetensors"
+            assert site.services.tables.catalogues.default_model() == "a.safetensors"
         [line] = [record.message for record in caplog.records if "several models called 'a'" in record.message]
         assert "a.safetensors" in line
 
@@ -306,9 +306,9 @@ class TestChangedLists:
 
     def test_a_name_that_stays_unknown_is_refused_after_the_look(self, tmp_path: Path, server: SimulatorServer) -> None:
         with Site(tmp_path, server).start() as site:
-            before = site.services.slots.sightings()
+            before = site.services.tables.catalogues.sightings()
             assert site.post(model="never").status_code == 422
-            after = site.services.slots.sightings()
+            after = site.services.tables.catalogues.sightings()
             assert after.all_since(before.now)
 
     def test_a_worker_of_another_host_sees_it_too(self, tmp_path: Path, server: SimulatorServer) -> None:
@@ -320,11 +320,11 @@ class TestChangedLists:
 
     def test_a_wrong_answer_makes_the_worker_look(self, tmp_path: Path, server: SimulatorServer) -> None:
         with Site(tmp_path, server).start() as site:
-            before = site.services.slots.sightings()
+            before = site.services.tables.catalogues.sightings()
             arm(server, "wrong-model")
             failed = site.post()
             assert (failed.status_code, failed.json["type"]) == (502, "webui-wrong-model")
-            until(lambda: site.services.slots.sightings().all_since(before.now), "a look")
+            until(lambda: site.services.tables.catalogues.sightings().all_since(before.now), "a look")
 
     def test_a_model_that_was_removed_is_refused_once_that_was_met(
         self, tmp_path: Path, server: SimulatorServer
@@ -354,9 +354,9 @@ class TestChangedLists:
 def test_webuis_that_were_asked_just_now_are_not_asked_again(tmp_path: Path, server: SimulatorServer) -> None:
     with Site(tmp_path, server).start() as site:
         change_models(server, add=["new"])
-        before = site.services.slots.sightings().seen_at
+        before = site.services.tables.catalogues.sightings().seen_at
         assert site.post(model="new").status_code == 422
-        assert site.services.slots.sightings().seen_at == before
+        assert site.services.tables.catalogues.sightings().seen_at == before
 
 
 class TestFreshServer:

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from app.gateway import offering as offers_module
 from app.gateway.offering import NoCatalogue, Offers
+from app.jobs.catalogues import Catalogues
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
 from app.webui.catalogue import Catalogue
@@ -28,10 +29,11 @@ class Host:
     def __init__(self, database: Database, default_model: str = "") -> None:
         self.slots = Slots(database)
         self.slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
-        self.offers = Offers(self.slots, Presets({"oil": Preset(sampler="Euler")}), default_model)
+        self.catalogues = Catalogues(database)
+        self.offers = Offers(self.slots, self.catalogues, Presets({"oil": Preset(sampler="Euler")}), default_model)
 
     def sees(self, key: str, seen: Catalogue) -> None:
-        self.slots.put_catalogue(key, seen.to_json())
+        self.catalogues.put(key, seen.to_json())
         self.offers.keep_default_model()
 
 
@@ -79,13 +81,13 @@ class TestDefaultModel:
         host.sees("gpu0", catalogue("a", "b", loaded="a"))
         host.sees("gpu0", catalogue("a", "b", loaded="b"))
         assert host.offers.current()[1] == "a"
-        assert host.slots.default_model() == "a"
+        assert host.catalogues.default_model() == "a"
 
     def test_it_is_chosen_again_when_no_webui_has_it(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", loaded="a"))
         host.sees("gpu0", catalogue("b", loaded="b"))
         assert host.offers.current()[1] == "b"
-        assert host.slots.default_model() == "b"
+        assert host.catalogues.default_model() == "b"
 
     def test_a_choice_that_another_webui_still_has_stays(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", loaded="a"))
@@ -108,12 +110,12 @@ class TestDefaultModel:
 class TestLookingAgain:
     def known(self, host: Host, *, seconds_ago: float) -> None:
         host.slots.set_health("gpu0", "up")
-        host.slots.put_catalogue("gpu0", catalogue("a").to_json(), host.slots.now() - seconds_ago)
+        host.catalogues.put("gpu0", catalogue("a").to_json(), host.catalogues.now() - seconds_ago)
 
     def test_it_waits_until_each_webui_that_is_up_was_asked(self, host: Host) -> None:
         self.known(host, seconds_ago=10)
         assert host.offers.look_again(lambda: self.known(host, seconds_ago=0))
-        assert not host.slots.look_wanted("gpu0")
+        assert not host.catalogues.look_wanted("gpu0")
 
     def test_webuis_that_were_asked_lately_are_left_alone(self, host: Host) -> None:
         self.known(host, seconds_ago=1)

@@ -40,7 +40,7 @@ class Site:
         self.services.slots.register("testhost/1", "testhost", ["gpu0"], only=True)
         make_clean(self.services.slots, "gpu0")
         if offered is not None:
-            self.services.slots.put_catalogue("gpu0", offered.to_json())
+            self.services.tables.catalogues.put("gpu0", offered.to_json())
             self.services.offers.keep_default_model()
 
     def post(self, prefer: str = "respond-async", type_: str = "txt2img", **fields: Any) -> Any:

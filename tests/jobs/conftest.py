@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from app.config import load
+from app.jobs.catalogues import Catalogues
 from app.jobs.model import Claim, IdempotencyKey, Job, NewJob, Success
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
@@ -57,6 +58,11 @@ def slots(database: Database) -> Slots:
     slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
     make_clean(slots, "gpu0", "gpu1")
     return slots
+
+
+@pytest.fixture
+def catalogues(database: Database) -> Catalogues:
+    return Catalogues(database)
 
 
 class Gate:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from app.jobs.catalogues import Catalogues
 from app.jobs.model import Failure
+from app.jobs.slot_keys import rename_slots
 from app.jobs.slots import ALIVE_SECONDS, FORGOTTEN_SECONDS, PROBE_SECONDS, Slots
 from app.jobs.sql.database import Database
 from app.jobs.table import JobTable, Serving
@@ -113,18 +115,18 @@ class TestRename:
     OLD, OTHER, NEW = "http://127.1:7860", "http://localhost.:7860", "http://host:7860"
 
     def renamed(self, slots: Slots, old: Sequence[str]) -> dict[str, str]:
-        return slots.rename(lambda key: self.NEW if key in old else key)
+        return rename_slots(slots.database, lambda key: self.NEW if key in old else key)
 
     def rows(self, database: Database, statement: str) -> list[Any]:
         with database.read() as connection:
             return [*connection.execute(text(statement)).all()]
 
     def test_everything_that_names_a_slot_names_the_new_one(
-        self, gate: Gate, table: JobTable, slots: Slots, database: Database
+        self, gate: Gate, table: JobTable, slots: Slots, catalogues: Catalogues, database: Database
     ) -> None:
         slots.register("host/one", "host", [self.OLD, "gpu1", self.NEW], only=True)
         make_clean(slots, self.OLD, self.NEW)
-        slots.put_catalogue(self.OLD, "a")
+        catalogues.put(self.OLD, "a")
         for _ in range(2):
             gate.accept()
         refused = gate.claim(self.OLD)
@@ -137,7 +139,7 @@ class TestRename:
         assert (slot.state, slot.owner, slot.task_id) == ("held", "host/one", "task")
         assert slots.traits(self.NEW).doubt == "doubt"
         assert slots.configured() == [self.NEW, "gpu1"]
-        assert slots.catalogues([self.OLD, self.NEW]) == {self.NEW: "a"}
+        assert catalogues.bodies([self.OLD, self.NEW]) == {self.NEW: "a"}
         assert self.rows(database, "SELECT slot FROM refusals") == [(self.NEW,)]
         assert self.rows(database, "SELECT slot FROM jobs WHERE slot IS NOT NULL") == [(self.NEW,)]
         # The worker goes on under the new name.
@@ -184,12 +186,12 @@ class TestRename:
         self.renamed(slots, [self.OLD])
         assert self.rows(database, "SELECT slot FROM refusals") == [(self.NEW,)]
 
-    def test_where_both_have_a_catalogue_the_new_ones_stays(self, slots: Slots) -> None:
+    def test_where_both_have_a_catalogue_the_new_ones_stays(self, slots: Slots, catalogues: Catalogues) -> None:
         slots.register("host/one", "host", [self.OLD, self.NEW], only=True)
-        slots.put_catalogue(self.OLD, "old")
-        slots.put_catalogue(self.NEW, "new")
+        catalogues.put(self.OLD, "old")
+        catalogues.put(self.NEW, "new")
         self.renamed(slots, [self.OLD])
-        assert slots.catalogues([self.OLD, self.NEW]) == {self.NEW: "new"}
+        assert catalogues.bodies([self.OLD, self.NEW]) == {self.NEW: "new"}
 
 
 class TestHealth:
@@ -229,131 +231,143 @@ class TestHealth:
 
 
 class TestCatalogues:
-    def test_a_changed_catalogue_has_a_new_version(self, slots: Slots) -> None:
-        assert slots.put_catalogue("gpu0", "a")
-        first = slots.offer().versions
-        assert not slots.put_catalogue("gpu0", "a")
-        assert slots.offer().versions == first
-        assert slots.put_catalogue("gpu1", "a")
-        assert slots.put_catalogue("gpu0", "b")
-        [(key, version), (other, _)] = slots.offer().versions
+    def test_a_changed_catalogue_has_a_new_version(self, slots: Slots, catalogues: Catalogues) -> None:
+        assert catalogues.put("gpu0", "a")
+        first = catalogues.offer().versions
+        assert not catalogues.put("gpu0", "a")
+        assert catalogues.offer().versions == first
+        assert catalogues.put("gpu1", "a")
+        assert catalogues.put("gpu0", "b")
+        [(key, version), (other, _)] = catalogues.offer().versions
         assert (key, other) == ("gpu0", "gpu1")
         assert version > first[0][1]
-        assert slots.catalogues(["gpu0", "gpu1", "gpu2"]) == {"gpu0": "b", "gpu1": "a"}
+        assert catalogues.bodies(["gpu0", "gpu1", "gpu2"]) == {"gpu0": "b", "gpu1": "a"}
 
-    def test_a_catalogue_of_no_configured_webui_is_not_shown(self, slots: Slots) -> None:
-        slots.put_catalogue("gpu0", "a")
+    def test_a_catalogue_of_no_configured_webui_is_not_shown(self, slots: Slots, catalogues: Catalogues) -> None:
+        catalogues.put("gpu0", "a")
         slots.register("host/two", "host", ["gpu1"], only=True)
-        assert slots.offer().versions == ()
+        assert catalogues.offer().versions == ()
 
-    def test_what_is_not_configured_any_more_is_dropped(self, slots: Slots) -> None:
-        slots.put_catalogue("gpu0", "a")
-        slots.put_catalogue("gpu1", "a")
-        assert slots.drop_unconfigured() == []
+    def test_what_is_not_configured_any_more_is_dropped(self, slots: Slots, catalogues: Catalogues) -> None:
+        catalogues.put("gpu0", "a")
+        catalogues.put("gpu1", "a")
+        assert catalogues.drop_unconfigured() == []
         slots.register("host/two", "host", ["gpu1"], only=True)
-        assert slots.drop_unconfigured() == ["gpu0"]
+        assert catalogues.drop_unconfigured() == ["gpu0"]
         assert slots.get("gpu0") is None
         assert slots.get("gpu1") is not None
-        assert slots.catalogues(["gpu0", "gpu1"]) == {"gpu1": "a"}
+        assert catalogues.bodies(["gpu0", "gpu1"]) == {"gpu1": "a"}
 
-    def test_a_slot_that_is_not_clean_stays_with_its_catalogue(self, gate: Gate, table: JobTable, slots: Slots) -> None:
-        slots.put_catalogue("gpu0", "a")
+    def test_a_slot_that_is_not_clean_stays_with_its_catalogue(
+        self, gate: Gate, table: JobTable, slots: Slots, catalogues: Catalogues
+    ) -> None:
+        catalogues.put("gpu0", "a")
         gate.accept()
         table.give_back(gate.claim(), slot="unclean")
         slots.register("host/two", "host", ["gpu1"], only=True)
-        assert slots.drop_unconfigured() == []
+        assert catalogues.drop_unconfigured() == []
         assert slots.get("gpu0").state == "unclean"
-        assert slots.catalogues(["gpu0"]) == {"gpu0": "a"}
+        assert catalogues.bodies(["gpu0"]) == {"gpu0": "a"}
         slots.begin_settling("gpu0", "host/two")
         slots.end_settling("gpu0", "host/two", "clean")
-        assert slots.drop_unconfigured() == ["gpu0"]
-        assert slots.catalogues(["gpu0"]) == {}
+        assert catalogues.drop_unconfigured() == ["gpu0"]
+        assert catalogues.bodies(["gpu0"]) == {}
 
-    def test_a_slot_that_was_never_used_is_dropped_though_its_webui_was_never_seen_idle(self, slots: Slots) -> None:
+    def test_a_slot_that_was_never_used_is_dropped_though_its_webui_was_never_seen_idle(
+        self, slots: Slots, catalogues: Catalogues
+    ) -> None:
         slots.register("host/one", "host", ["mistyped"], only=True)
         slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
-        assert slots.drop_unconfigured() == ["mistyped"]
+        assert catalogues.drop_unconfigured() == ["mistyped"]
         assert slots.get("mistyped") is None
 
 
 class TestSightings:
-    def test_only_a_configured_webui_that_is_up_counts(self, slots: Slots) -> None:
-        assert slots.sightings().seen_at == {}
+    def test_only_a_configured_webui_that_is_up_counts(self, slots: Slots, catalogues: Catalogues) -> None:
+        assert catalogues.sightings().seen_at == {}
         slots.set_health("gpu1", "up")
-        assert slots.sightings().seen_at == {"gpu1": 0.0}
-        before = slots.now()
-        slots.put_catalogue("gpu1", "a")
-        slots.put_catalogue("gpu0", "a")
-        seen = slots.sightings()
+        assert catalogues.sightings().seen_at == {"gpu1": 0.0}
+        before = catalogues.now()
+        catalogues.put("gpu1", "a")
+        catalogues.put("gpu0", "a")
+        seen = catalogues.sightings()
         assert before <= seen.seen_at["gpu1"] <= seen.now
         assert list(seen.seen_at) == ["gpu1"]
         slots.set_health("gpu0", "up")
-        assert list(slots.sightings().seen_at) == ["gpu0", "gpu1"]
+        assert list(catalogues.sightings().seen_at) == ["gpu0", "gpu1"]
         slots.register("host/two", "host", ["gpu0"], only=True)
-        assert list(slots.sightings().seen_at) == ["gpu0"]
+        assert list(catalogues.sightings().seen_at) == ["gpu0"]
 
-    def test_a_look_that_changes_nothing_counts_too_from_when_it_began(self, slots: Slots, advance: Advance) -> None:
+    def test_a_look_that_changes_nothing_counts_too_from_when_it_began(
+        self, slots: Slots, catalogues: Catalogues, advance: Advance
+    ) -> None:
         slots.set_health("gpu0", "up")
-        slots.put_catalogue("gpu0", "a")
+        catalogues.put("gpu0", "a")
         advance(60)
-        began = slots.now()
-        assert not slots.sightings().all_since(began - 10)
-        assert not slots.put_catalogue("gpu0", "a", began)
-        assert slots.sightings().seen_at["gpu0"] == began
+        began = catalogues.now()
+        assert not catalogues.sightings().all_since(began - 10)
+        assert not catalogues.put("gpu0", "a", began)
+        assert catalogues.sightings().seen_at["gpu0"] == began
 
-    def test_a_wanted_look_is_due_for_each_webui_until_it_was_asked(self, slots: Slots) -> None:
+    def test_a_wanted_look_is_due_for_each_webui_until_it_was_asked(self, slots: Slots, catalogues: Catalogues) -> None:
         for key in ("gpu0", "gpu1"):
             slots.set_health(key, "up")
-            slots.put_catalogue(key, "a")
-        assert not slots.look_wanted("gpu0")
-        wanted = slots.want_look()
-        assert slots.look_wanted("gpu0")
-        assert slots.look_wanted("gpu1")
-        slots.put_catalogue("gpu0", "a")
-        assert not slots.look_wanted("gpu0")
-        assert slots.look_wanted("gpu1")
-        assert not slots.sightings().all_since(wanted)
-        slots.put_catalogue("gpu1", "b")
-        assert slots.sightings().all_since(wanted)
+            catalogues.put(key, "a")
+        assert not catalogues.look_wanted("gpu0")
+        wanted = catalogues.want_look()
+        assert catalogues.look_wanted("gpu0")
+        assert catalogues.look_wanted("gpu1")
+        catalogues.put("gpu0", "a")
+        assert not catalogues.look_wanted("gpu0")
+        assert catalogues.look_wanted("gpu1")
+        assert not catalogues.sightings().all_since(wanted)
+        catalogues.put("gpu1", "b")
+        assert catalogues.sightings().all_since(wanted)
 
-    def test_a_look_that_began_before_it_was_wanted_does_not_do(self, slots: Slots) -> None:
-        slots.put_catalogue("gpu0", "a", slots.want_look() - 0.1)
-        assert slots.look_wanted("gpu0")
+    def test_a_look_that_began_before_it_was_wanted_does_not_do(self, slots: Slots, catalogues: Catalogues) -> None:
+        catalogues.put("gpu0", "a", catalogues.want_look() - 0.1)
+        assert catalogues.look_wanted("gpu0")
 
-    def test_many_who_want_a_look_at_once_write_once(self, slots: Slots, advance: Advance) -> None:
-        first = slots.want_look()
-        assert slots.want_look() == first
+    def test_many_who_want_a_look_at_once_write_once(
+        self, slots: Slots, catalogues: Catalogues, advance: Advance
+    ) -> None:
+        first = catalogues.want_look()
+        assert catalogues.want_look() == first
         advance(2)
-        assert slots.want_look() > first
+        assert catalogues.want_look() > first
 
-    def test_a_clock_that_was_set_back_hides_no_wish(self, slots: Slots, advance: Advance) -> None:
+    def test_a_clock_that_was_set_back_hides_no_wish(
+        self, slots: Slots, catalogues: Catalogues, advance: Advance
+    ) -> None:
         slots.set_health("gpu0", "up")
-        slots.put_catalogue("gpu0", "a")
-        slots.want_look()
+        catalogues.put("gpu0", "a")
+        catalogues.want_look()
         advance(-3600)
-        assert slots.sightings().seen_at == {"gpu0": 0.0}
-        assert not slots.look_wanted("gpu0")
-        slots.want_look()
-        assert slots.look_wanted("gpu0")
+        assert catalogues.sightings().seen_at == {"gpu0": 0.0}
+        assert not catalogues.look_wanted("gpu0")
+        catalogues.want_look()
+        assert catalogues.look_wanted("gpu0")
 
-    def test_a_catalogue_of_version_0_1_0_was_seen_at_an_unknown_time(self, slots: Slots, database: Database) -> None:
+    def test_a_catalogue_of_version_0_1_0_was_seen_at_an_unknown_time(
+        self, slots: Slots, catalogues: Catalogues, database: Database
+    ) -> None:
         slots.set_health("gpu0", "up")
-        slots.put_catalogue("gpu0", "a")
+        catalogues.put("gpu0", "a")
         with database.write() as connection:
             connection.execute(text("UPDATE catalogues SET seen_at = NULL"))
-        assert slots.sightings().seen_at == {"gpu0": 0.0}
-        slots.want_look()
-        assert slots.look_wanted("gpu0")
+        assert catalogues.sightings().seen_at == {"gpu0": 0.0}
+        catalogues.want_look()
+        assert catalogues.look_wanted("gpu0")
 
 
 class TestDefaultModel:
-    def test_the_choice_is_kept_until_it_is_made_anew_or_forgotten(self, slots: Slots) -> None:
-        assert slots.default_model() is None
-        slots.set_default_model("a")
-        slots.set_default_model("b")
-        assert slots.default_model() == "b"
-        slots.set_default_model(None)
-        assert slots.default_model() is None
+    def test_the_choice_is_kept_until_it_is_made_anew_or_forgotten(self, slots: Slots, catalogues: Catalogues) -> None:
+        assert catalogues.default_model() is None
+        catalogues.set_default_model("a")
+        catalogues.set_default_model("b")
+        assert catalogues.default_model() == "b"
+        catalogues.set_default_model(None)
+        assert catalogues.default_model() is None
 
 
 def test_a_beat_prolongs_what_the_worker_holds_and_nothing_else(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from app.jobs.catalogues import Catalogues
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import Identity
 from app.jobs.slots import Slots
@@ -26,6 +27,7 @@ class WorkerContext:
 
     table: JobTable
     slots: Slots
+    catalogues: Catalogues
     owner: str
     #: Called with the identity of each job that is finished.
     on_finished: Callable[[Identity], None]

@@ -77,7 +77,7 @@ class Monitor:
     def _look_wanted(self) -> bool:
         if time.monotonic() < self._refreshed_at + timing.LOOK_AGAIN_SECONDS:
             return False
-        return self._backend.outdated() or self._context.slots.look_wanted(self._backend.key)
+        return self._backend.outdated() or self._context.catalogues.look_wanted(self._backend.key)
 
     def _may_ask(self) -> bool:
         if self._was_up:

@@ -207,7 +207,7 @@ class Runner:
             answer.await_checks(None)
 
     def _commit_answer(self, attempt: Attempt, answer: Answer, next_task: str | None) -> Attempt | None:
-        """Commit that the answer is here. The slot becomes free only once the checks are done; a next job need not wait for them."""
+        """Commit that the answer is here. The slot becomes free only once the checks are done; a next job need not wait."""
 
         def ready(following: Claim | None) -> bool:
             if following is not None:

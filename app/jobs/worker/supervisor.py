@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import Identity, Job
-from app.jobs.slots import Slots
-from app.jobs.table import JobTable
+from app.jobs.tables import Tables
 from app.jobs.worker import timing
 from app.jobs.worker.backend import Backend
 from app.jobs.worker.context import WorkerContext, new_owner
@@ -35,32 +35,39 @@ def _report_lost(jobs: Sequence[Job]) -> None:
         events.transition(event, job, webui=job.slot, attempt=job.claims, slug=job.error_slug)
 
 
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """What the worker does for the use cases, which it doesn't know.
+
+    ``backends`` makes a backend for each WebUI; called once, when this process is the one that works. ``tidy`` is called once
+    before the first claim, to finish what a crash left of deletions. ``upkeep`` is called every few seconds for what only the use
+    cases can judge; it returns the jobs that it ended. ``on_finished`` is called with each job that is finished.
+    """
+
+    backends: Callable[[], Sequence[Backend]]
+    tidy: Callable[[], object]
+    upkeep: Callable[[], list[Identity]]
+    on_finished: Callable[[Identity], None]
+
+
 class Worker:
     """The worker of this process.
 
-    :param backends: makes a backend for each WebUI; called once, when this process is the one that works.
-    :param tidy: called once before the first claim, to finish what a crash left of deletions.
-    :param upkeep: called every few seconds for what only the use case can judge.
     :param lock: elects one process of the host; None for an external worker, which takes over only by leases.
     """
 
-    def __init__(
-        self,
-        table: JobTable,
-        slots: Slots,
-        host: str,
-        *,
-        backends: Callable[[], Sequence[Backend]],
-        tidy: Callable[[], object],
-        upkeep: Callable[[Sequence[Backend]], list[Identity]],
-        on_finished: Callable[[Identity], None],
-        lock: HostLock | None,
-    ) -> None:
-        self._context = WorkerContext(table, slots, new_owner(host), on_finished, threading.Event(), threading.Event())
+    def __init__(self, tables: Tables, host: str, duties: Duties, lock: HostLock | None) -> None:
+        self._context = WorkerContext(
+            tables.jobs,
+            tables.slots,
+            tables.catalogues,
+            new_owner(host),
+            duties.on_finished,
+            threading.Event(),
+            threading.Event(),
+        )
         self._host = host
-        self._make_backends = backends
-        self._tidy = tidy
-        self._upkeep = upkeep
+        self._duties = duties
         self._lock = lock
         self._runners: list[Runner] = []
         self._monitors: list[Monitor] = []
@@ -173,11 +180,11 @@ class Worker:
             # The lock says that the earlier worker of this host is dead; its leases need not run out first.
             _report_lost(self._context.table.take_over(self._host, self._context.owner))
         if not self._runners:
-            backends = self._make_backends()
+            backends = self._duties.backends()
             self._pool = ThreadPoolExecutor(max_workers=min(len(backends) + 1, 4), thread_name_prefix="store")
             self._runners = [Runner(backend, self._context, self._pool) for backend in backends]
         self._register()
-        self._tidy()
+        self._duties.tidy()
         self._threads = [threading.Thread(target=self._renew_leases, name="heartbeat", daemon=True)]
         self._monitors = [Monitor(runner, self._context) for runner in self._runners]
         for monitor, runner in zip(self._monitors, self._runners, strict=True):
@@ -211,9 +218,9 @@ class Worker:
             )
             _report_lost(back)
             context.slots.forget_workers(context.owner, self._host)
-            context.slots.drop_unconfigured()
+            context.catalogues.drop_unconfigured()
             context.table.forget_keys()
-            failed = self._upkeep([runner.backend for runner in self._runners])
+            failed = self._duties.upkeep()
         except DatabaseUnavailable:
             _LOG.warning("the database is unavailable")
             return

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from app.jobs import slots as slots_module
+from app.jobs.catalogues import Catalogues
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.leases import Lease
 from app.jobs.model import Claim, Failure, Identity, Job, Success
@@ -22,11 +23,12 @@ from app.jobs.slots import Slots
 from app.jobs.sql import database as database_module
 from app.jobs.sql.database import Database
 from app.jobs.table import MAX_ATTEMPTS, JobTable, Serving
+from app.jobs.tables import Tables
 from app.jobs.worker import timing
 from app.jobs.worker.attempt import Attempt
 from app.jobs.worker.backend import Answer, AttemptLost, BackendDown, Checked, NotSent, Poll, Retry
 from app.jobs.worker.election import HostLock
-from app.jobs.worker.supervisor import Worker
+from app.jobs.worker.supervisor import Duties, Worker
 from tests.inprocess import DEADLINE, hurry, make_clean, until
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
 
@@ -159,12 +161,13 @@ class House:
         self.database = database
         self.table = JobTable(database)
         self.slots = Slots(database)
+        self.catalogues = Catalogues(database)
         self.gate = Gate(self.table)
         self.told: queue.Queue[Identity] = queue.Queue()
         self.workers: list[Worker] = []
         self.stations: list[ScriptedBackend] = []
         self.tidied: list[str] = []
-        self.upkeep: Callable[[Sequence[Any]], list[Identity]] = lambda _stations: []
+        self.upkeep: Callable[[], list[Identity]] = list
         self.tidy: Callable[[], None] = lambda: self.tidied.append("tidy")
 
     def worker(self, *keys: str, host: str = HOST, lock: Path | None = None) -> Worker:
@@ -172,16 +175,9 @@ class House:
         stations = [ScriptedBackend(key) for key in keys or ("gpu0",)]
         self.stations += stations
         self._know([station.key for station in stations])
-        worker = Worker(
-            self.table,
-            self.slots,
-            host,
-            backends=lambda: stations,
-            tidy=self.tidy,
-            upkeep=self.upkeep,
-            on_finished=self.told.put,
-            lock=HostLock(lock) if lock is not None else None,
-        )
+        tables = Tables(self.table, self.slots, self.catalogues)
+        duties = Duties(lambda: stations, self.tidy, self.upkeep, self.told.put)
+        worker = Worker(tables, host, duties, HostLock(lock) if lock is not None else None)
         self.workers.append(worker)
         worker.start()
         return worker
@@ -633,15 +629,15 @@ class TestMonitor:
         station.wrong.set()
         until(lambda: station.refreshes > before)
         until(lambda: not station.wrong.is_set())
-        house.slots.put_catalogue("gpu0", "a", house.slots.now() - 1)
+        house.catalogues.put("gpu0", "a", house.catalogues.now() - 1)
         before = station.refreshes
-        house.slots.want_look()
+        house.catalogues.want_look()
         until(lambda: station.refreshes > before)
 
     def test_neither_is_answered_at_once_where_it_was_asked_lately(self, house: House) -> None:
         station = house.start()
         station.wrong.set()
-        house.slots.want_look()
+        house.catalogues.want_look()
         house.workers[-1].look_again()
         job = house.gate.accept()
         station.begins()
@@ -654,7 +650,7 @@ class TestMonitor:
         monkeypatch.setattr(timing, "POLL_SECONDS", DEADLINE * 10)
         station = house.start()
         monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
-        house.slots.want_look()
+        house.catalogues.want_look()
 
         def heard() -> bool:
             # It may have been on its way to sleep.
@@ -919,7 +915,7 @@ class TestRestoredDatabase:
     def test_a_job_that_it_stores_by_the_row_alone_goes_back_to_the_queue(self, house: House) -> None:
         """The dump is of a moment when it was stored; its own heartbeats would keep it for ever."""
         rounds: list[float] = []
-        house.upkeep = lambda _stations: rounds.append(time.monotonic()) or []
+        house.upkeep = lambda: rounds.append(time.monotonic()) or []
         station = house.start()
         job = house.gate.accept()
         station.begins()
@@ -950,7 +946,7 @@ class TestUpkeep:
     def test_waiters_hear_of_the_jobs_that_upkeep_failed(self, house: House) -> None:
         lost = [Identity("u1", "txt2img", name) for name in ("one", "two")]
         once = iter([lost])
-        house.upkeep = lambda _stations: next(once, [])
+        house.upkeep = lambda: next(once, [])
         house.start()
         assert [house.told.get(timeout=DEADLINE) for _ in range(2)] == lost
 
@@ -963,7 +959,7 @@ class TestUpkeep:
     ) -> None:
         trouble, lost = iter([error]), Identity("u1", "txt2img", "one")
 
-        def upkeep(_stations: Sequence[Any]) -> list[Identity]:
+        def upkeep() -> list[Identity]:
             for each in trouble:
                 raise each
             return [lost]
