@@ -130,7 +130,7 @@ class Services:
         :raises DatabaseUnavailable, StoreUnavailable: nothing can be accepted.
         """
         self.database.check()
-        self.records.check()
+        self.records.folder.check()
         self.identity.check()
         catalogues, default_model = self.offers.current()
         reasons = {
@@ -251,7 +251,7 @@ def build(config: Config) -> Services:
     presets, identity = _presets(config), identity_of(config)
     with _closed_on_failure(identity):
         identity.refuse_strangers()
-        identity.records.prepare()
+        identity.records.folder.prepare()
         identity.database.migrate()
         identity.stamp()
         return _wire(config, presets, identity)

@@ -21,8 +21,9 @@ from app.jobs.model import Job, NewJob, Success
 from app.jobs.table import JobTable
 from app.jobs.view import describe, milliseconds
 from app.records.errors import MissingFile, RecordsError
+from app.records.files import StoredFile
 from app.records.layout import FileName, document_filename, image_filenames, parse_filename, user_folder
-from app.records.store import RecordStore, StoredFile
+from app.records.store import RecordStore
 from app.runtime.jsontext import dumps
 
 _LOG = logging.getLogger(__name__)

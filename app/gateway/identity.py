@@ -84,12 +84,12 @@ class Belonging:
         self._judge()
         ours = database_id.read(self.database) or database_id.propose(self.database, secrets.token_hex(16))
         if not ours.finished:
-            self.records.give_id(ours.value)
-            if self.records.read_id() != ours.value:
+            self.records.folder.give_id(ours.value)
+            if self.records.folder.read_id() != ours.value:
                 # Another database was first.
                 raise Mismatch(_DIFFERENT)
             database_id.assign(self.database, ours.value)
-        self.records.expect(ours.value)
+        self.records.folder.expect(ours.value)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class Belonging:
         :raises DatabaseUnavailable: the database can't be read.
         """
         try:
-            theirs = self.records.read_id()
+            theirs = self.records.folder.read_id()
         except StorageFailed as error:
             raise StoreUnavailable("The data folder cannot be read.") from error
         if theirs is None:
@@ -116,12 +116,12 @@ class Belonging:
 
         :raises Mismatch, DatabaseUnavailable, SchemaTooNew, RecordsError: they can't be used.
         """
-        if not self.records.exists:
+        if not self.records.folder.exists:
             raise Mismatch(_NO_FOLDER)
         if not self.database.exists:
-            raise Mismatch(_NO_DATABASE if self.records.read_id() is None else _DATABASE_WITHOUT)
+            raise Mismatch(_NO_DATABASE if self.records.folder.read_id() is None else _DATABASE_WITHOUT)
         self.refuse_strangers()
-        if self.records.read_id() is None:
+        if self.records.folder.read_id() is None:
             raise Mismatch(_NO_IDS)
         try:
             self.database.open_migrated()
@@ -136,7 +136,7 @@ class Belonging:
         :raises Mismatch: that would take either away from another partner.
         :raises DatabaseUnavailable, SchemaTooNew, RecordsError: they can't be used.
         """
-        if not self.records.exists:
+        if not self.records.folder.exists:
             raise Mismatch(_NO_FOLDER)
         self.database.refuse_newer()
         ours, theirs = self._ids()
@@ -147,7 +147,7 @@ class Belonging:
         value = theirs or (ours.value if ours is not None else secrets.token_hex(16))
         if not dry_run:
             self.database.migrate()
-            self.records.give_id(value)
+            self.records.folder.give_id(value)
             database_id.assign(self.database, value)
         return value
 
@@ -157,11 +157,11 @@ class Belonging:
         """The ids of database and folder as they stood at one moment, while other processes may be stamping them."""
         ours = database_id.read(self.database)
         while True:
-            theirs = self.records.read_id()
+            theirs = self.records.folder.read_id()
             before, ours = ours, database_id.read(self.database)
             if before == ours:
                 return ours, theirs
 
     def _refuse_empty_mount_point(self) -> None:
-        if not self.records.has_users and database_id.count_jobs(self.database, records=True):
+        if not self.records.folder.has_users and database_id.count_jobs(self.database, records=True):
             raise Mismatch(_NOT_MOUNTED)

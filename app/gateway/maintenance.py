@@ -48,7 +48,7 @@ class Upkeep:
         """
         done = {"deletions finished": self._archive.tidy(), "refusals": self._table.forget_refusals()}
         done |= {what: _until_nothing(forget) for what, forget in self._batches().items()}
-        done["users' folders"] = self._records.remove_empty_folders()
+        done["users' folders"] = self._records.folder.remove_empty_folders()
         return done | {"bytes of the database": self._space.make_small()}
 
     def _batches(self) -> Mapping[str, Callable[[], int]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.records import atomic, store
+from app.records import atomic, files, folder
 from app.records import layout as names
 from app.records.errors import (
     BadDocument,
@@ -52,7 +52,7 @@ def root(tmp_path) -> Path:
 @pytest.fixture
 def records(root) -> RecordStore:
     made = RecordStore(root)
-    made.prepare()
+    made.folder.prepare()
     return made
 
 
@@ -263,10 +263,10 @@ def test_folders_made_by_another_process_are_flushed_once_too(records, root, eve
 
 
 def test_what_is_remembered_of_folders_is_bounded(records, monkeypatch):
-    monkeypatch.setattr(store, "_REMEMBERED", 3)
+    monkeypatch.setattr(folder, "_REMEMBERED", 3)
     for number in range(10):
         records.save(f"user{number}", "txt2img", NAME, 1, [(PNG, "png")])
-        assert len(records._durable) <= 3
+        assert len(records.folder._durable) <= 3
 
 
 def test_removals_are_flushed(records, events):
@@ -351,7 +351,7 @@ def test_an_interruption_leaves_nothing_either(root):
         raise KeyboardInterrupt
 
     records = RecordStore(root, At("rename .png", interrupt))
-    records.prepare()
+    records.folder.prepare()
     with pytest.raises(KeyboardInterrupt):
         records.save(*PLACE, 1, [(PNG, "png")])
     assert everything(root) == set()
@@ -366,7 +366,7 @@ def test_readers_see_a_file_whole_or_not_at_all(root):
             records.path(USER, "img2img", f"{NAME}-1-0.png")
 
     records = RecordStore(root, At("fsync file", look))
-    records.prepare()
+    records.folder.prepare()
     records.save(*PLACE, 1, [(PNG, "png")])
     assert [(file.temporary, file.parsed.attempt, file.size) for file in seen] == [(True, 1, len(PNG))]
     assert everything(root) == {f"{NAME}-1-0.png"}
@@ -379,7 +379,7 @@ def test_a_name_occupied_by_a_file_is_an_error_not_a_crash(records, root):
 
 
 def test_many_writers_share_a_new_folder(root):
-    RecordStore(root).prepare()
+    RecordStore(root).folder.prepare()
     stores = [RecordStore(root) for _ in range(2)]
     start, failures = threading.Barrier(16), []
 
@@ -488,7 +488,7 @@ def test_removal_lists_no_folder(records, monkeypatch):
             self.left -= 1
             return next(self.entries)
 
-    monkeypatch.setattr(store.os, "scandir", counted)
+    monkeypatch.setattr(os, "scandir", counted)
     records.discard(*PLACE, 2, images=2)
     assert records.remove(*PLACE, **WHOLE)
     assert records.remove_files(USER, "img2img", OTHER, [f"{OTHER}-2-0.png"])
@@ -596,14 +596,14 @@ def test_empty_folders_of_earlier_versions_can_be_removed(records, root):
     for empty in ("bob-0123456789abcdef/txt2img/2026-11-22", "eve-0123456789abcdef/img2img", "joe-0123456789abcdef"):
         (root / empty).mkdir(parents=True)
     (root / "not ours").mkdir()
-    assert records.remove_empty_folders() == 3
+    assert records.folder.remove_empty_folders() == 3
     assert {Path(folder).parts[0] for folder in folders(root)} == {names.user_folder(USER), "not ours"}
     assert len(everything(root)) == 8
 
 
 def test_no_picture_is_lost_where_saves_meet_the_removal_of_their_folder(root):
     """Each thread saves and removes records of one user and day, so that the folder comes and goes all the time."""
-    RecordStore(root).prepare()
+    RecordStore(root).folder.prepare()
     stores = [RecordStore(root) for _ in range(3)]
     start, failures = threading.Barrier(12), []
 
@@ -633,14 +633,14 @@ def test_no_picture_is_lost_where_saves_meet_the_removal_of_their_folder(root):
 
 
 def test_the_folder_keeps_the_first_id_that_it_is_given(records, root):
-    assert records.read_id() is None
-    records.give_id("one")
-    records.give_id("two")
-    assert records.read_id() == "one"
+    assert records.folder.read_id() is None
+    records.folder.give_id("one")
+    records.folder.give_id("two")
+    assert records.folder.read_id() == "one"
     # The id is no file of a record, and nothing else is left.
     assert list(records.scan()) == []
     assert [path.name for path in root.iterdir()] == [names.ID_FILE]
-    assert not records.has_users
+    assert not records.folder.has_users
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
@@ -649,9 +649,9 @@ def test_a_folder_without_hard_links_gets_an_id_too(records, root, monkeypatch, 
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "link", no_links)
-    records.give_id("one")
-    records.give_id("two")
-    assert records.read_id() == "one"
+    records.folder.give_id("one")
+    records.folder.give_id("two")
+    assert records.folder.read_id() == "one"
     assert [path.name for path in root.iterdir()] == [names.ID_FILE]
 
 
@@ -661,21 +661,21 @@ def test_an_id_that_can_not_be_written_leaves_nothing(records, root, monkeypatch
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageFailed) as caught:
-        records.give_id("one")
+        records.folder.give_id("one")
     assert caught.value.full
     assert everything(root) == set()
 
 
 def test_what_a_killed_process_left_of_an_id_goes(records, root):
     (root / f"{names.ID_FILE}.0123abcd.tmp").write_text("on")
-    assert records.read_id() is None
-    records.give_id("one")
+    assert records.folder.read_id() is None
+    records.folder.give_id("one")
     assert {path.name for path in root.iterdir()} == {names.ID_FILE}
 
 
 def test_no_user_gets_a_folder_where_the_expected_id_is_missing(records, root):
-    records.give_id("one")
-    records.expect("one")
+    records.folder.give_id("one")
+    records.folder.expect("one")
     records.save_init(*PLACE, PNG)
     (root / names.ID_FILE).unlink()
     # Folders of users show that the disk is mounted.
@@ -739,7 +739,7 @@ def test_scan_of_a_missing_folder_is_empty(root):
 
 def test_files_that_vanish_during_a_scan_do_no_harm(records, monkeypatch):
     fill(records)
-    entries = store._entries
+    entries = files.entries_of
 
     def list_then_delete(folder):
         listed = entries(folder)
@@ -748,7 +748,7 @@ def test_files_that_vanish_during_a_scan_do_no_harm(records, monkeypatch):
                 Path(entry.path).unlink()
         return listed
 
-    monkeypatch.setattr(store, "_entries", list_then_delete)
+    monkeypatch.setattr(files, "entries_of", list_then_delete)
     found = [file.filename for file in records.scan()]
     assert f"{NAME}-1-0.png" not in found
     assert len(found) == 7
@@ -809,22 +809,22 @@ def test_verify_notices_damage(records, root, filename, data, error):
 
 
 def test_a_healthy_folder_passes(records):
-    records.check()
+    records.folder.check()
 
 
 def test_prepare_makes_the_folder_and_may_be_repeated(tmp_path):
     records = RecordStore(tmp_path / "a" / "b")
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
-        records.check()
-    records.prepare()
-    records.prepare()
-    records.check()
+        records.folder.check()
+    records.folder.prepare()
+    records.folder.prepare()
+    records.folder.check()
 
 
 def test_a_vanished_folder_is_not_made_anew_by_saving(records, root):
     root.rmdir()
     with pytest.raises(StoreUnavailable):
-        records.check()
+        records.folder.check()
     with pytest.raises(StorageFailed):
         records.save(*PLACE, 1, [(PNG, "png")])
     assert not root.exists()
@@ -834,29 +834,29 @@ def test_a_file_in_the_place_of_the_folder(root):
     root.write_text("in the way")
     records = RecordStore(root)
     with pytest.raises(StoreUnavailable, match="cannot be written"):
-        records.check()
+        records.folder.check()
     with pytest.raises(StoreUnavailable, match="cannot be made"):
-        records.prepare()
+        records.folder.prepare()
 
 
 @pytest.mark.parametrize(("free", "inodes", "left"), [(2**20 - 1, 100, 50), (2**30, 100, 0)])
 def test_no_room_or_no_inodes_is_full(records, monkeypatch, free, inodes, left):
-    real = os.statvfs(records._root)
+    real = os.statvfs(records.folder.root)
 
     class Room:
         f_bavail, f_frsize, f_files, f_favail, f_flag = free, 1, inodes, left, real.f_flag
 
-    monkeypatch.setattr(store.os, "statvfs", lambda _: Room)
+    monkeypatch.setattr(os, "statvfs", lambda _: Room)
     with pytest.raises(StoreUnavailable, match="full"):
-        records.check()
+        records.folder.check()
 
 
 def test_a_file_system_without_a_count_of_inodes_is_not_full(records, monkeypatch):
     class Room:
         f_bavail, f_frsize, f_files, f_favail = 2**30, 1, 0, 0
 
-    monkeypatch.setattr(store.os, "statvfs", lambda _: Room)
-    records.check()
+    monkeypatch.setattr(os, "statvfs", lambda _: Room)
+    records.folder.check()
 
 
 @pytest.fixture
@@ -882,7 +882,7 @@ def test_a_full_disk(small_disk):
     assert caught.value.full
     assert everything(folder) == {f"{NAME}-1-0.png"}
     with pytest.raises(StoreUnavailable, match="full"):
-        records.check()
+        records.folder.check()
     records.save(*PLACE, 2, [(PNG, "png")])
     assert len(records.remove(*PLACE, **WHOLE)) == 2
 
@@ -893,7 +893,7 @@ def test_a_read_only_disk(small_disk):
     records.save(*PLACE, 1, [(PNG, "png")])
     assert mount("-o", "remount,ro") == 0
     with pytest.raises(StoreUnavailable, match="cannot be written"):
-        records.check()
+        records.folder.check()
     with pytest.raises(StorageFailed, match="could not be written") as caught:
         records.save(*PLACE, 2, [(PNG, "png")])
     assert not caught.value.full
@@ -908,7 +908,7 @@ def test_a_disk_that_cannot_be_read(records, monkeypatch):
         patch.setattr(Path, "read_bytes", failing(errno.EIO, 0, Path.read_bytes))
         with pytest.raises(StorageFailed, match="could not be read"):
             records.read_init(*PLACE)
-    monkeypatch.setattr(store.os, "scandir", failing(errno.EACCES, 0, os.scandir))
+    monkeypatch.setattr(os, "scandir", failing(errno.EACCES, 0, os.scandir))
     with pytest.raises(StorageFailed, match="could not be read"):
         list(records.scan())
 
