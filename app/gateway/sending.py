@@ -135,16 +135,12 @@ class Sending:
         return self._upscaled(attempt, replies)
 
     def _payload(self, attempt: Attempt, model: Model) -> dict[str, Any]:
-        claim, catalogue, presets = attempt.claim, self._served.catalogue, self._offers.presets
-        job, overrides, one_by_one = claim.job, self._memory.overrides, claim.job.one_by_one
+        job, task_id = attempt.claim.job, attempt.claim.task_id
+        target = payloads.Target(self._served.catalogue, model, self._offers.presets, self._memory.overrides)
         if job.type == "txt2img":
-            return payloads.txt2img(
-                job.args, catalogue, model, presets, overrides, claim.task_id, one_by_one=one_by_one
-            )
+            return payloads.txt2img(job.args, target, task_id, one_by_one=job.one_by_one)
         init = self._records.read_init(job.user_id, job.type, job.name)
-        return payloads.img2img(
-            job.args, init, catalogue, model, presets, overrides, claim.task_id, one_by_one=one_by_one
-        )
+        return payloads.img2img(job.args, init, target, task_id, one_by_one=job.one_by_one)
 
     # -- the generation ----------------------------------------------------------------------------------------------
 

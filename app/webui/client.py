@@ -17,7 +17,7 @@ from app.runtime import jsontext
 from app.webui import bounds
 from app.webui.catalogue import Catalogue, read_commented_styles, read_names, read_schedulers, read_styles
 from app.webui.errors import BadAnswer, ConnectionBroken, JobTimeout, NotAnswering
-from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
+from app.webui.exchange import Clock, Exchange, Limits, Reply, adapter, prepare, send
 from app.webui.models import read_models
 from app.webui.overrides import PROMPT_COMMENTS
 
@@ -317,9 +317,7 @@ class Webui:
             self._clock,
             request,
             exchange,
-            connect_timeout=self._connect_timeout,
-            seconds=seconds,
-            limit=limit,
+            Limits(self._connect_timeout, seconds, limit),
         )
 
 

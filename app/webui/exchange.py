@@ -285,38 +285,47 @@ def adapter() -> HTTPAdapter:
     return _OwnConnections()
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long one exchange may take, and how large its answer may be.
+
+    ``connect_seconds`` bound the connecting, for each address of the host; a slow name server may add its own time. ``seconds``
+    bound it until the connection is made, and again from the first byte of the request to the last one of the answer. ``body`` is
+    the most bytes of the answer's body; the rest of a larger one is not read.
+    """
+
+    connect_seconds: float
+    seconds: float
+    body: int
+
+
 def send(
     sender: HTTPAdapter,
     clock: Clock,
     request: requests.PreparedRequest,
     exchange: Exchange,
-    *,
-    connect_timeout: float,
-    seconds: float,
-    limit: int,
+    limits: Limits,
 ) -> Reply:
     """Send a request on a new connection and read its answer whole: no retry, no redirect, no proxy, no cookies.
 
-    :param connect_timeout: seconds to connect, for each address of the host; a slow name server may add its own time.
-    :param seconds: until the connection is made, and anew from the first byte of the request to the last one of the answer.
-    :param limit: most bytes of the answer's body; the rest of a larger one is not read.
     :raises Unreachable: no connection was made, so nothing was sent.
     :raises Withheld: ``exchange.may_complete`` said no: the connection was broken before the last byte of the request.
     :raises ConnectionBroken: it ended before the answer was complete.
-    :raises AnswerTooLarge: the body of a 200 is, or says that it is, larger than ``limit``. That of an error is cut off there: what
+    :raises AnswerTooLarge: the body of a 200 is, or says that it is, larger than ``limits.body``. That of an error is cut off
+        there: what
         it says stands at its beginning.
     :raises JobTimeout: its time was up before the answer was complete.
     """
-    current = _CURRENT.set(_Sending(exchange, clock, seconds))
-    timeout = (min(connect_timeout, seconds), None)
+    current = _CURRENT.set(_Sending(exchange, clock, limits.seconds))
+    timeout = (min(limits.connect_seconds, limits.seconds), None)
     if exchange.may_complete is not None and isinstance(request.body, bytes):
         # Its Content-Length stands in the head already.
         body: Any = _in_two(request.body, exchange.may_complete)
         request.body = body
     try:
-        with clock.limit(exchange, seconds), sender.send(request, stream=True, timeout=timeout) as response:
+        with clock.limit(exchange, limits.seconds), sender.send(request, stream=True, timeout=timeout) as response:
             exchange.answered(response.status_code)
-            reply = Reply(response.status_code, _read(response, limit))
+            reply = Reply(response.status_code, _read(response, limits.body))
             whole = bool(reply.body) or _says_empty(response)
     except (AnswerTooLarge, Withheld):
         raise

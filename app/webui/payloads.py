@@ -6,6 +6,7 @@ Field names and their traps: ``modules/api/models.py`` and ``modules/processing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pybase64
@@ -22,48 +23,38 @@ MODEL = "sd_model_checkpoint"
 RESIZE_MODES = {"stretch": 0, "crop": 1, "fill": 2}
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The WebUI that a generation is for, as far as its payload depends on it; ``model`` is what :func:`model_of` found there."""
+
+    catalogue: Catalogue
+    model: Model
+    presets: Presets
+    overrides: OptionOverrides
+
+
 def upscales(args: Mapping[str, Any]) -> bool:
     """Whether the job asks for upscaling: the hires fix for txt2img, the extras for img2img."""
     return args["hr_upscaler"] not in NO_UPSCALER
 
 
-def txt2img(
-    args: Mapping[str, Any],
-    catalogue: Catalogue,
-    model: Model,
-    presets: Presets,
-    overrides: OptionOverrides,
-    task_id: str,
-    *,
-    one_by_one: bool,
-) -> dict[str, Any]:
+def txt2img(args: Mapping[str, Any], target: Target, task_id: str, *, one_by_one: bool) -> dict[str, Any]:
     """Build the body of ``POST /sdapi/v1/txt2img``.
 
     :param args: the job's args, names resolved, ``seed`` a string of digits.
-    :param catalogue: of the WebUI that it goes to.
-    :param model: what :func:`model_of` found there.
-    :param overrides: of the same WebUI.
     :param task_id: the attempt's id, sent where the WebUI can be asked about it.
     :param one_by_one: make the pictures one after another instead of as one batch; takes less GPU memory.
     :raises NoLongerAvailable: when the WebUI lacks the job's sampler, scheduler or style.
     """
-    payload = _common(args, catalogue, model, presets, overrides, task_id, one_by_one=one_by_one)
-    return payload | _hires(args, catalogue) if upscales(args) else payload
+    payload = _common(args, target, task_id, one_by_one=one_by_one)
+    return payload | _hires(args, target.catalogue) if upscales(args) else payload
 
 
 def img2img(
-    args: Mapping[str, Any],
-    init_png: bytes,
-    catalogue: Catalogue,
-    model: Model,
-    presets: Presets,
-    overrides: OptionOverrides,
-    task_id: str,
-    *,
-    one_by_one: bool,
+    args: Mapping[str, Any], init_png: bytes, target: Target, task_id: str, *, one_by_one: bool
 ) -> dict[str, Any]:
     """Build the body of ``POST /sdapi/v1/img2img``; ``init_png`` is the reference image's file, the rest as for txt2img."""
-    return _common(args, catalogue, model, presets, overrides, task_id, one_by_one=one_by_one) | {
+    return _common(args, target, task_id, one_by_one=one_by_one) | {
         "init_images": [pybase64.b64encode_as_string(init_png)],
         "denoising_strength": args["denoising_strength"],
         "resize_mode": RESIZE_MODES[args["resize_mode"]],
@@ -91,20 +82,12 @@ def model_of(demand: Demand, catalogue: Catalogue) -> Model:
     return model
 
 
-def _common(
-    args: Mapping[str, Any],
-    catalogue: Catalogue,
-    model: Model,
-    presets: Presets,
-    overrides: OptionOverrides,
-    task_id: str,
-    *,
-    one_by_one: bool,
-) -> dict[str, Any]:
+def _common(args: Mapping[str, Any], target: Target, task_id: str, *, one_by_one: bool) -> dict[str, Any]:
+    catalogue, presets = target.catalogue, target.presets
     sampling = _sampling(args, catalogue)
     prompt, negative_prompt = presets.apply(args["style"], args["prompt"], args["negative_prompt"])
     styled = args["style"] in catalogue.commented_styles and presets.get(args["style"]) is None
-    options = overrides.of((prompt, negative_prompt, COMMENT * styled), catalogue.prompt_comments)
+    options = target.overrides.of((prompt, negative_prompt, COMMENT * styled), catalogue.prompt_comments)
     payload: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -119,7 +102,7 @@ def _common(
         "send_images": True,
         # Saving would leave copies in the WebUI's own folders and put a grid in front of the pictures.
         "save_images": False,
-        "override_settings": {MODEL: model.checkpoint, **options},
+        "override_settings": {MODEL: target.model.checkpoint, **options},
         # Restoring would only reload the model that the last job left; every job names its own.
         "override_settings_restore_afterwards": False,
     }

@@ -21,7 +21,7 @@ from app.config import WebuiAddress
 from app.webui import errors
 from app.webui.catalogue import Catalogue, Scheduler
 from app.webui.client import ServerState, TaskState, Webui
-from app.webui.exchange import Clock, Exchange, Reply, adapter, prepare, send
+from app.webui.exchange import Clock, Exchange, Limits, Reply, adapter, prepare, send
 from tests.webui.peer import Peer, answer, read_request, resets, says, then, trickles
 
 URL = "http://webui.test:7860"
@@ -632,7 +632,7 @@ def test_a_cut_before_the_connection_is_made_still_ends_it():
         exchange.cut()
         request = prepare("GET", peer.url, None, None, {})
         with pytest.raises(errors.ConnectionBroken):
-            send(adapter(), Clock(), request, exchange, connect_timeout=5, seconds=30, limit=10)
+            send(adapter(), Clock(), request, exchange, Limits(5, 30, 10))
 
 
 def test_what_is_held_back_has_all_its_time_once_it_is_let_go():
@@ -698,7 +698,7 @@ HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
 
 def ask(peer, limit=LIMIT, seconds=30.0):
     request = prepare("GET", peer.url, None, None, {})
-    return send(adapter(), Clock(), request, Exchange(), connect_timeout=5, seconds=seconds, limit=limit)
+    return send(adapter(), Clock(), request, Exchange(), Limits(5, seconds, limit))
 
 
 def repeats(data, times=None):

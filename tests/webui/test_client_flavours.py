@@ -35,16 +35,15 @@ class Bench:
         default = choose_default_model("", None, [self.catalogue])
         return resolve(type_, fields(**SMALL | changes), [self.catalogue], PRESETS, default)
 
+    def target(self, args):
+        return payloads.Target(self.catalogue, self.model(args), PRESETS, self.overrides)
+
     def send(self, type_="txt2img", task_id="task-1", one_by_one=False, init=None, **changes):
         args = self.resolve(type_, **changes).args
         if type_ == "txt2img":
-            payload = payloads.txt2img(
-                args, self.catalogue, self.model(args), PRESETS, self.overrides, task_id, one_by_one=one_by_one
-            )
+            payload = payloads.txt2img(args, self.target(args), task_id, one_by_one=one_by_one)
         else:
-            payload = payloads.img2img(
-                args, init, self.catalogue, self.model(args), PRESETS, self.overrides, task_id, one_by_one=one_by_one
-            )
+            payload = payloads.img2img(args, init, self.target(args), task_id, one_by_one=one_by_one)
         return args, self.webui.generate(type_, payload, bounds.of_generation(args).size)
 
     def model(self, args):

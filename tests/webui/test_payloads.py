@@ -7,6 +7,7 @@ from app.webui import payloads
 from app.webui.catalogue import Demand
 from app.webui.errors import NoLongerAvailable
 from app.webui.models import read_models
+from app.webui.payloads import Target
 from app.webui.presets import Preset, Presets
 from tests.webui.samples import args, catalogue, model, overrides
 
@@ -39,7 +40,10 @@ IMG2IMG = {"denoising_strength": 0.75, "resize_mode": "stretch"}
 
 def txt2img(*, one_by_one=False, webui=None, kept=None, **changes):
     return payloads.txt2img(
-        args(**changes), webui or catalogue(), ALPHA, PRESETS, kept or overrides(), "task-1", one_by_one=one_by_one
+        args(**changes),
+        Target(webui or catalogue(), ALPHA, PRESETS, kept or overrides()),
+        "task-1",
+        one_by_one=one_by_one,
     )
 
 
@@ -92,7 +96,7 @@ def test_txt2img(changes, traits, difference):
 def test_prompt_comments_are_switched_off_for_prompts_with_a_hash_alone(shown, changes, overridden):
     presets = Presets({"tagged": Preset(prompt="{prompt} #1")})
     webui = catalogue(prompt_comments=shown)
-    payload = payloads.txt2img(args(**changes), webui, ALPHA, presets, overrides(), "t", one_by_one=False)
+    payload = payloads.txt2img(args(**changes), Target(webui, ALPHA, presets, overrides()), "t", one_by_one=False)
     expected = {"samples_format": "png"} | ({"enable_prompt_comments": False} if overridden else {})
     assert payloads.options_of(payload) == expected
 
@@ -125,7 +129,7 @@ def test_one_by_one_asks_for_as_many_pictures():
 def test_img2img(mode, number):
     job = args(**IMG2IMG | {"resize_mode": mode})
     payload = payloads.img2img(
-        job, b"\x89PNG", catalogue(task_ids=True), ALPHA, PRESETS, overrides(), "task-1", one_by_one=False
+        job, b"\x89PNG", Target(catalogue(task_ids=True), ALPHA, PRESETS, overrides()), "task-1", one_by_one=False
     )
     assert payload == PLAIN | {
         "init_images": [base64.b64encode(b"\x89PNG").decode()],
@@ -137,7 +141,9 @@ def test_img2img(mode, number):
 
 def test_img2img_is_upscaled_afterwards_and_not_by_the_hires_fix():
     job = args(**IMG2IMG, hr_upscaler="Lanczos", hr_scale=2)
-    payload = payloads.img2img(job, b"png", catalogue(forge=True), ALPHA, PRESETS, overrides(), "t", one_by_one=True)
+    payload = payloads.img2img(
+        job, b"png", Target(catalogue(forge=True), ALPHA, PRESETS, overrides()), "t", one_by_one=True
+    )
     assert not [key for key in payload if key.startswith(("hr_", "enable_hr"))]
     assert (payload["batch_size"], payload["n_iter"]) == (1, 2)
 
@@ -165,7 +171,7 @@ def test_the_model_of_a_job_is_looked_up_by_its_demand():
     webui = catalogue(models=read_models(SAME_TITLE))
     demand = Demand(type="txt2img", sampler_name="Euler", model="x [11]")
     payload = payloads.txt2img(
-        args(), webui, payloads.model_of(demand, webui), PRESETS, overrides(), "t", one_by_one=False
+        args(), Target(webui, payloads.model_of(demand, webui), PRESETS, overrides()), "t", one_by_one=False
     )
     assert payload["override_settings"] == {"sd_model_checkpoint": "x.ckpt [1111111111]", "samples_format": "png"}
     with pytest.raises(NoLongerAvailable):
@@ -184,7 +190,7 @@ def test_what_the_webui_would_silently_ignore_is_checked_once_more(changes):
 def test_the_args_are_left_as_they_were():
     job = args(**HIRES, style="oil")
     before = dict(job)
-    payloads.txt2img(job, catalogue(), ALPHA, PRESETS, overrides(), "t", one_by_one=True)
+    payloads.txt2img(job, Target(catalogue(), ALPHA, PRESETS, overrides()), "t", one_by_one=True)
     assert job == before
 
 
