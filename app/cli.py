@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from app import startup
-from app.config import Config, ConfigError, load
+from app.config import Config, ConfigError, effective, load
 from app.gateway.archive import Archive, Report
 from app.jobs.errors import JobsError
 from app.records.errors import RecordsError
@@ -21,10 +21,22 @@ from app.runtime.malloc import give_memory_back
 from app.services import Services
 from app.simulator import FLAVOURS, SimulatorServer, SimulatorSettings, parse_fault
 
+_T = TypeVar("_T")
+
 
 def _config() -> Config:
+    """The settings, for a command that works in an instance folder: it must be there."""
+    config = _loaded(load)
+    if not config.instance.is_dir():
+        raise click.ClickException(
+            f"{config.instance} does not exist. Set SDG_INSTANCE to the gateway's folder, or make it with 'sd-gateway serve'."
+        )
+    return config
+
+
+def _loaded(read: Callable[[], _T]) -> _T:
     try:
-        return load()
+        return read()
     except ConfigError as error:
         raise click.ClickException(" ".join(str(error).split())) from error
 
@@ -37,6 +49,7 @@ def _services(open_them: Callable[[Config], Services]) -> Services:
 
 
 @click.group()
+@click.version_option(package_name="sd-gateway", message="%(package)s %(version)s")
 def main() -> None:
     """A service in front of AUTOMATIC1111 Stable Diffusion WebUI servers."""
     # What was imported stays: don't look for garbage among it, neither now nor at the end.
@@ -66,6 +79,27 @@ def _stop_signal() -> Callable[[], None]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return wait
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("gunicorn_options", nargs=-1, type=click.UNPROCESSED)
+def serve(gunicorn_options: tuple[str, ...]) -> NoReturn:
+    """Serve the HTTP API by gunicorn, with every setting honoured; further options are passed on to gunicorn."""
+    instance = _loaded(load).instance
+    try:
+        instance.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"SDG_INSTANCE: {instance} can't be made: {error.strerror}.") from error
+    # This process becomes gunicorn's master, so that signals reach it directly.
+    command = [sys.executable, "-m", "gunicorn", "--config", "python:app.serving.gunicorn_conf", *gunicorn_options]
+    os.execv(sys.executable, command)  # noqa: S606 -- no shell is meant
+
+
+@main.command()
+def config() -> None:
+    """Print the effective settings, without user names and passwords."""
+    for name, text in _loaded(effective).items():
+        click.echo(f"{name}={text}")
 
 
 @main.command()

@@ -31,7 +31,16 @@ CRASH_AT = "SDG_TEST_CRASH_AT"
 #: Read before settings.toml, which lies there.
 INSTANCE = "SDG_INSTANCE"
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+
+def _checkout() -> Path | None:
+    """The checkout that this module lies in; None when the package is installed, for nothing is ever written beside it then."""
+    folder = Path(__file__).resolve().parent.parent
+    return folder if (folder / "setup.cfg").is_file() else None
+
+
+CHECKOUT = _checkout()
+#: The instance folder where ``SDG_INSTANCE`` names none: of the checkout, else below the current folder.
+DEFAULT_INSTANCE = "instance" if CHECKOUT is not None else "sd-gateway"
 
 
 class ConfigError(Exception):
@@ -135,7 +144,7 @@ def _public_url(value: str) -> str:
 
 def _path(value: str) -> Path:
     path = Path(value).expanduser()
-    return path if path.is_absolute() else CHECKOUT / path
+    return path if path.is_absolute() else (CHECKOUT or Path.cwd()) / path
 
 
 def _database_url(value: str) -> str:
@@ -340,7 +349,7 @@ def _toml_text(value: Any) -> str:
 
 
 def _instance(environ: Mapping[str, str]) -> Path:
-    return _path(environ.get(INSTANCE, "") or "instance")
+    return _path(environ.get(INSTANCE, "") or DEFAULT_INSTANCE)
 
 
 def _defaults(instance: Path) -> dict[str, str]:
@@ -392,6 +401,28 @@ def _unknown(names: Sequence[str], known: Iterable[str]) -> str:
     return f"unknown setting {', '.join(names)}; {advice}"
 
 
+def _texts(environ: Mapping[str, str], instance: Path) -> dict[str, str]:
+    """The text of every setting, from the environment over ``settings.toml`` over the defaults."""
+    _reject_unknown(environ)
+    texts = _defaults(instance) | _read_file(instance / "settings.toml")
+    return texts | {name: environ[name] for name in texts if environ.get(name, "") != "" and name != INSTANCE}
+
+
+def effective() -> dict[str, str]:
+    """The text of every setting as this process would use it, without user names and passwords.
+
+    :raises ConfigError: for an unknown or malformed setting, naming it.
+    """
+    load()
+    return {name: without_secrets(text) for name, text in _texts(os.environ, _instance(os.environ)).items()}
+
+
+def without_secrets(urls: str) -> str:
+    """A URL, or several, without user and password, which may stand in the query too."""
+    urls = re.sub(r"(?i)\b(user|\w*pass\w*)=[^&,\s]*", r"\1=…", urls)
+    return re.sub(r"://[^/\s]*@", "://…@", urls)
+
+
 def load(environ: Mapping[str, str] | None = None, instance: Path | None = None) -> Config:
     """Read the environment over ``settings.toml`` over the defaults.
 
@@ -400,10 +431,7 @@ def load(environ: Mapping[str, str] | None = None, instance: Path | None = None)
     :raises ConfigError: for an unknown or malformed setting, naming it.
     """
     environ = os.environ if environ is None else environ
-    _reject_unknown(environ)
-    instance = instance or _instance(environ)
-    texts = _defaults(instance) | _read_file(instance / "settings.toml")
-    texts |= {name: environ[name] for name in texts if environ.get(name, "") != "" and name != INSTANCE}
+    texts = _texts(environ, instance or _instance(environ))
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -217,3 +218,34 @@ class TestSimulate:
     )
     def test_what_it_can_not_be_is_refused(self, run: Callable[..., Result], arguments: list[str]) -> None:
         assert run("simulate", *arguments).exit_code == 2
+
+
+class TestSettings:
+    def test_they_are_printed_without_user_names_and_passwords(self, run: Callable[..., Result]) -> None:
+        webuis = "big=https://ada:hunter2@gpu1:7860/sub, http://bob:secret@gpu2:7860"
+        database = "postgresql://carl:pass@db/sdg?password=geheim&sslmode=require"
+        result = run("config", SDG_WEBUI_URLS=webuis, SDG_DATABASE_URL=database, SDG_MAX_STEPS="99")
+        assert result.exit_code == 0
+        lines = dict(line.split("=", 1) for line in result.stdout.splitlines())
+        assert lines["SDG_WEBUI_URLS"] == "big=https://…@gpu1:7860/sub, http://…@gpu2:7860"
+        assert lines["SDG_DATABASE_URL"] == "postgresql://…@db/sdg?password=…&sslmode=require"
+        assert (lines["SDG_MAX_STEPS"], lines["WEB_CONCURRENCY"]) == ("99", "2")
+
+    def test_a_bad_one_is_named(self, run: Callable[..., Result]) -> None:
+        result = run("config", SDG_THREADS="many")
+        assert (result.exit_code, result.stderr) == (1, "Error: SDG_THREADS: must be a whole number\n")
+
+
+@pytest.mark.parametrize("command", [("worker",), ("records", "verify"), ("records", "adopt")])
+def test_a_command_other_than_serve_makes_no_instance_folder(
+    run: Callable[..., Result], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    missing = tmp_path / "nowhere"
+    result = run(*command, SDG_INSTANCE=str(missing))
+    assert result.exit_code == 1
+    assert f"{missing} does not exist" in result.stderr
+    assert not missing.exists()
+
+
+def test_the_version_is_that_of_the_package(run: Callable[..., Result]) -> None:
+    assert run("--version").stdout == f"sd-gateway {importlib.metadata.version('sd-gateway')}\n"

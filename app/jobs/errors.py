@@ -22,6 +22,17 @@ class DatabaseUnavailable(JobsError):
         super().__init__("The job database can't be used at the moment.")
 
 
+class DriverMissing(JobsError):
+    """The driver of PostgreSQL is not installed."""
+
+    slug = "database-unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "SDG_DATABASE_URL names PostgreSQL, whose driver is missing: pip install 'sd-gateway[postgres]'."
+        )
+
+
 class ReadOnlyDatabase(JobsError):
     """Nothing can be written to the database."""
 

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 
-from app.jobs.errors import ReadOnlyDatabase
+from app.jobs.errors import DriverMissing, ReadOnlyDatabase
 
 #: Seconds that a query may go without an answer; more where ``statement_timeout`` was set to more.
 ANSWER_SECONDS: Final = 15.0
@@ -109,9 +109,15 @@ class Watchdog:
 
 
 def make_engine(url: URL, watchdog: Watchdog, **options: Any) -> Engine:
-    """Make an engine whose connections are limited as this module says."""
+    """Make an engine whose connections are limited as this module says.
+
+    :raises DriverMissing: the driver is not installed.
+    """
     given = {name: value for name, value in _CONNECTING.items() if name not in url.query}
-    engine = create_engine(url, pool_pre_ping=True, connect_args=given, **options)
+    try:
+        engine = create_engine(url, pool_pre_ping=True, connect_args=given, **options)
+    except ModuleNotFoundError as error:
+        raise DriverMissing from error
     connection_class = _watched(engine.dialect.loaded_dbapi, watchdog)
     event.listen(engine, "do_connect", lambda _dialect, _record, args, named: connection_class.connect(*args, **named))
     event.listen(engine, "connect", _set_timeouts)
