@@ -97,6 +97,9 @@ _UPSCALERS = (
     *(("ScuNET GAN", 4.0), ("ScuNET PSNR", 4.0), ("SwinIR 4x", 4.0)),
 )
 UPSCALERS = tuple(name for name, _ in _UPSCALERS)
+SCRIPTS = ("prompt matrix", "prompts from file or textbox", "x/y/z plot")
+#: Scripts that run with every generation; ``alwayson_scripts`` names them.
+ALWAYS_ON = ("extra options", "hypertile", "refiner", "seed")
 _Style = tuple[str, str | None, str | None]
 _STYLES: tuple[_Style, ...] = (
     ("anime", "anime artwork of {prompt}, vibrant, key visual", "photo, realism"),

@@ -109,6 +109,20 @@ class Models:
         with self._lock:
             return [item for item in self._files if item not in self._vanished and item is not gone]
 
+    def lost(self, alias: Any = None) -> str | None:
+        """The model that the fault "lost-model" hides from this request, or None.
+
+        A request whose ``alias`` means this model uses up one count of the fault.
+        """
+        fault = self._faults.find("lost-model")
+        if fault is None:
+            return None
+        lost = fault.model or self.last()
+        named = self.named(lost)
+        if named is not None and named.answers_to(alias):
+            self._faults.take(("lost-model",))
+        return lost
+
     def last(self) -> str:
         """The path, below the models folder, of the file registered last."""
         with self._lock:

@@ -30,6 +30,13 @@ def as_json(value: Any, status: int = 200) -> Response:
     return Response(jsontext.dumps(value), status, content_type="application/json")
 
 
+def method_not_allowed(*allowed: str) -> Response:
+    """The 405 of the server's router; ``Allow`` names the methods that it knows."""
+    response = as_json({"detail": "Method Not Allowed"}, 405)
+    response.headers["Allow"] = ", ".join(sorted(set(allowed) - {"HEAD", "OPTIONS"}))
+    return response
+
+
 class Delivery:
     """Turns the body of one POST into the response that is really sent."""
 

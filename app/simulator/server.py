@@ -11,8 +11,9 @@ from typing import Any, Self
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from app.simulator.faults import REFUSE
-from app.simulator.routes import Simulator, create_simulator
+from app.simulator.routes import create_simulator
 from app.simulator.settings import SimulatorSettings
+from app.simulator.simulator import Simulator
 
 #: Seconds between two looks of the accept loop at whether it should end.
 _POLL = 0.02

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.simulator import pictures
 from app.simulator.faults import Fault
-from app.simulator.generation import Job
+from app.simulator.job import Job
 from app.simulator.pictures import Picture
 
 _WRONG_SEED = 777777
