@@ -176,14 +176,14 @@ class Services:
     def _look_after(self) -> list[Identity]:
         """Fail the waiting jobs that no configured WebUI can serve any more; now and then, remove what is left over."""
         self.upkeep.step()
-        self.table.forget_refusals()
+        self.table.deletion.forget_refusals()
         catalogues, configured = self.offers.catalogues(), self.slots.configured()
         failed: list[Job] = []
-        hopeless = hopeless_demands(dict(self.table.queued_demands()), catalogues, configured)
+        hopeless = hopeless_demands(dict(self.table.queries.queued_demands()), catalogues, configured)
         if hopeless:
             gone = Failure("no-longer-available", "No WebUI offers any more what this job was accepted with.")
             failed += self._fail_queued(gone, demands=hopeless)
-        for refused in self.table.refused():
+        for refused in self.table.queries.refused():
             serving = serving_webuis(refused.demand, catalogues, configured)
             failure = refused_everywhere(refused.job, refused.slots, serving)
             if failure is not None:
@@ -193,7 +193,7 @@ class Services:
     def _fail_queued(
         self, failure: Failure, *, demands: Sequence[int] = (), jobs: Sequence[Identity] = ()
     ) -> list[Job]:
-        failed = self.table.fail_queued(failure, demands=demands, jobs=jobs)
+        failed = self.table.losses.fail_queued(failure, demands=demands, jobs=jobs)
         for job in failed:
             events.transition("failed", job, slug=failure.slug)
         return failed

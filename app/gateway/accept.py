@@ -111,10 +111,12 @@ class Submissions:
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
             before_waiting()
-            return self._describe(self._waiters.wait(job.identity, wait, gone) or self._table.current(job.identity))
+            return self._describe(
+                self._waiters.wait(job.identity, wait, gone) or self._table.queries.current(job.identity)
+            )
 
     def _describe(self, job: Job) -> dict[str, Any]:
-        return describe(job, self._table.place(job))
+        return describe(job, self._table.queries.place(job))
 
     def _accept(self, type_: Type, fields: dict[str, Any], key: IdempotencyKey | None) -> Job:
         draft = self._draft(type_, fields)

@@ -109,25 +109,25 @@ class Archive:
         A page has at most ``limit`` jobs and :data:`PAGE_BYTES`, but always one job, if there is any.
         """
         room = _Room(limit)
-        return self._page(self._table.history(user_id, type_, limit + 1, before, room.takes), room)
+        return self._page(self._table.queries.history(user_id, type_, limit + 1, before, room.takes), room)
 
     def jobs(self, user_id: str, status: str | None, limit: int, before: int | None) -> Page:
         """The user's jobs in any state, or in one, newest first; pages as :meth:`history` has them."""
         room = _Room(limit)
-        return self._page(self._table.of_user(user_id, status, limit + 1, before, room.takes), room)
+        return self._page(self._table.queries.of_user(user_id, status, limit + 1, before, room.takes), room)
 
     def _page(self, shown: list[Job], room: _Room) -> Page:
         return [self._describe(job) for job in shown], shown[-1].seq if room.exceeded else None
 
     def _describe(self, job: Job) -> dict[str, Any]:
-        return describe(job) if job.finished else describe(job, self._table.place(job))
+        return describe(job) if job.finished else describe(job, self._table.queries.place(job))
 
     def job(self, user_id: str, type_: str, name: str) -> dict[str, Any]:
         """One job; while it runs, its WebUI is asked how far it is.
 
         :raises JobNotFound: there is none.
         """
-        job = self._table.get(user_id, type_, name)
+        job = self._table.queries.get(user_id, type_, name)
         if job.status == "running":
             # Only a hint to its worker: where the disk is full, a job can still be looked at.
             with suppress(DatabaseUnavailable):
@@ -145,7 +145,7 @@ class Archive:
 
     def _media_type(self, user_id: str, type_: str, filename: str) -> str:
         """The media type of an image that a row names."""
-        for image in self._table.images(user_id, type_, _parse(filename).name):
+        for image in self._table.queries.images(user_id, type_, _parse(filename).name):
             if image["filename"] == filename:
                 return str(image["media_type"])
         raise JobNotFound
@@ -156,7 +156,7 @@ class Archive:
         :raises JobNotFound: no succeeded job has this name or image.
         """
         parsed = _parse(filename)
-        job = self._table.get(user_id, type_, parsed.name)
+        job = self._table.queries.get(user_id, type_, parsed.name)
         if job.status != "succeeded":
             raise JobNotFound
         args = dict(job.args)
@@ -180,9 +180,9 @@ class Archive:
         """
         parsed = _parse(filename)
         if parsed.kind == "record":
-            job, whole = self._table.delete(user_id, type_, filename), True
+            job, whole = self._table.deletion.delete(user_id, type_, filename), True
         elif parsed.kind == "image":
-            job, whole = self._table.delete_image(user_id, type_, parsed.name, filename)
+            job, whole = self._table.deletion.delete_image(user_id, type_, parsed.name, filename)
         else:
             raise JobNotFound
         events.transition("deleted", job, file=None if whole else filename)
@@ -204,12 +204,12 @@ class Archive:
             self._records.remove_files(job.user_id, job.type, job.name, dict.fromkeys(named))
         else:
             self._records.remove(job.user_id, job.type, job.name, claims=job.claims, images=_batch_size(job))
-        self._table.debris_removed(job)
+        self._table.deletion.debris_removed(job)
 
     def tidy(self) -> int:
         """Unlink what a crash left of deletions whose rows were committed; how many rows that concerned."""
         done = after = 0
-        while page := self._table.debris(after, _BATCH):
+        while page := self._table.deletion.debris(after, _BATCH):
             for job, whole in page:
                 try:
                     self._unlink(job, None if whole else _unnamed_images(job))
@@ -247,7 +247,7 @@ class Archive:
 
     def _strays(self, files: list[StoredFile], report: Report) -> list[StoredFile]:
         """Which files of one name should go; what else is wrong with them goes into the report."""
-        rows = self._table.rows_named(_name(files[0]), files[0].type)
+        rows = self._table.queries.rows_named(_name(files[0]), files[0].type)
         mine = next((row for row in rows if user_folder(row[0].user_id) == files[0].user_folder), None)
         if mine is None:
             return self._strays_without_row(files, report)
@@ -297,7 +297,7 @@ class Archive:
 
     def _succeeded(self) -> Iterator[Job]:
         after = 0
-        while page := self._table.succeeded(after, _BATCH):
+        while page := self._table.queries.succeeded(after, _BATCH):
             yield from page
             after = page[-1].seq
 
@@ -314,7 +314,7 @@ class Archive:
         return report
 
     def _is_missing(self, new: NewJob) -> bool:
-        return not any(job.user_id == new.user_id for job, _ in self._table.rows_named(new.name, new.type))
+        return not any(job.user_id == new.user_id for job, _ in self._table.queries.rows_named(new.name, new.type))
 
     def _highest_documents(self) -> list[StoredFile]:
         """Of every record the document of the highest claim, the oldest record first."""

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from app.gateway.archive import Archive
+from app.jobs.deletion import MOST_FORGOTTEN
 from app.jobs.sql.space import Space
-from app.jobs.table import MOST_FORGOTTEN, JobTable
+from app.jobs.table import JobTable
 from app.records.store import RecordStore
 
 #: The worker looks so often whether there is something to do.
@@ -46,7 +47,7 @@ class Upkeep:
 
         :raises DatabaseUnavailable, StorageFailed: it stopped half way; a repetition goes on from there.
         """
-        done = {"deletions finished": self._archive.tidy(), "refusals": self._table.forget_refusals()}
+        done = {"deletions finished": self._archive.tidy(), "refusals": self._table.deletion.forget_refusals()}
         done |= {what: _until_nothing(forget) for what, forget in self._batches().items()}
         done["users' folders"] = self._records.folder.remove_empty_folders()
         return done | {"bytes of the database": self._space.make_small()}
@@ -54,9 +55,9 @@ class Upkeep:
     def _batches(self) -> Mapping[str, Callable[[], int]]:
         # Keys first: the row of a deleted job stays while one names it.
         return {
-            "keys": self._table.forget_keys,
-            "rows of deleted jobs": self._table.forget_deleted,
-            "rows of users": self._table.forget_users,
+            "keys": self._table.deletion.forget_keys,
+            "rows of deleted jobs": self._table.deletion.forget_deleted,
+            "rows of users": self._table.deletion.forget_users,
         }
 
 

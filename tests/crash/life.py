@@ -121,7 +121,7 @@ def _files(data: Path) -> list[Path]:
 def _named_files(services: Services) -> set[str]:
     """The files that should exist: those of records."""
     named = set()
-    for job in services.table.succeeded(0, 1000):
+    for job in services.table.queries.succeeded(0, 1000):
         named |= {image["filename"] for image in job.images} | {document_filename(job.name, job.claims)}
         named |= {job.init_image["filename"]} if job.init_image else set()
     return named

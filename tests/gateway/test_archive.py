@@ -201,7 +201,7 @@ class TestDelete:
             archive.job("u1", "img2img", name)
         with pytest.raises(JobNotFound):
             archive.delete("u1", "img2img", name)
-        assert gateway.services.table.debris() == []
+        assert gateway.services.table.deletion.debris() == []
 
     def test_one_image_goes_alone_and_the_last_takes_the_record(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post(batch_size=2)
@@ -265,25 +265,25 @@ class TestTidy:
 
     def test_a_deleted_record_is_finished_off(self, gateway: Gateway, archive: Archive) -> None:
         view, kept = gateway.post("img2img"), gateway.post()
-        gateway.services.table.delete("u1", "img2img", view["name"])
+        gateway.services.table.deletion.delete("u1", "img2img", view["name"])
         archive.tidy()
         assert gateway.files() == {f"{kept['name']}-1-0.png", f"{kept['name']}-1.json"}
-        assert gateway.services.table.debris() == []
+        assert gateway.services.table.deletion.debris() == []
 
     def test_of_a_deleted_image_only_that_goes(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post("img2img", batch_size=2)
         first, second = (image["filename"] for image in view["images"])
-        gateway.services.table.delete_image("u1", "img2img", view["name"], first)
+        gateway.services.table.deletion.delete_image("u1", "img2img", view["name"], first)
         archive.tidy()
         assert gateway.files() == {second, f"{view['name']}-1.json", f"{view['name']}-init.png"}
-        assert gateway.services.table.debris() == []
+        assert gateway.services.table.deletion.debris() == []
 
     def test_one_that_fails_does_not_stop_the_others(
         self, gateway: Gateway, archive: Archive, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stuck, other = gateway.post(), gateway.post()
         for view in (stuck, other):
-            gateway.services.table.delete("u1", "txt2img", view["name"])
+            gateway.services.table.deletion.delete("u1", "txt2img", view["name"])
         remove = gateway.services.records.remove
 
         def sometimes(user: str, type_: str, name: str, **of: Any) -> list[str]:
@@ -292,14 +292,14 @@ class TestTidy:
         monkeypatch.setattr(gateway.services.records, "remove", sometimes)
         archive.tidy()
         assert {name for name in gateway.files() if other["name"] in name} == set()
-        assert [job.name for job, _ in gateway.services.table.debris()] == [stuck["name"]]
+        assert [job.name for job, _ in gateway.services.table.deletion.debris()] == [stuck["name"]]
 
     def test_the_worker_does_it_at_its_start(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer
     ) -> None:
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
             view = gateway.start().post()
-            gateway.services.table.delete("u1", "txt2img", view["name"])
+            gateway.services.table.deletion.delete("u1", "txt2img", view["name"])
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as again:
             again.start()
             until(lambda: again.files() == set())
@@ -378,7 +378,7 @@ class TestSweep:
 
     def test_of_a_deleted_job_nothing_stays(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post("img2img")
-        gateway.services.table.delete("u1", "img2img", view["name"])
+        gateway.services.table.deletion.delete("u1", "img2img", view["name"])
         assert archive.sweep().count == 3
         assert gateway.files() == set()
 
@@ -534,7 +534,7 @@ class TestReindex:
 
     def test_a_deleted_record_stays_away(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post()
-        gateway.services.table.delete("u1", "txt2img", view["name"])
+        gateway.services.table.deletion.delete("u1", "txt2img", view["name"])
         assert archive.reindex().count == 0
         assert archive.history("u1", "txt2img", 9, None) == ([], None)
 
@@ -594,6 +594,6 @@ class TestReindex:
         self.lose_rows(gateway)
         archive.reindex()
         table: JobTable = gateway.services.table
-        assert table.queued_demands() == {}
+        assert table.queries.queued_demands() == {}
         assert archive.delete("u1", "txt2img", view["name"])
         assert gateway.post()["status"] == "succeeded"

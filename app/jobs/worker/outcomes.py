@@ -104,7 +104,7 @@ class Outcomes:
         Asked because the files of a later claim may have the same names; see :meth:`JobTable.shares_number`.
         """
         try:
-            return self._context.table.owns(claim)
+            return self._context.table.queries.owns(claim)
         except DatabaseUnavailable:
             return True
 
@@ -142,7 +142,7 @@ class Outcomes:
 
     def _discard(self, claim: Claim) -> None:
         """Remove the files of a lost claim, unless they may be those of another claim with its number: then the sweep decides."""
-        if self._context.retry_until_stopped(lambda: self._context.table.shares_number(claim)) is False:
+        if self._context.retry_until_stopped(lambda: self._context.table.queries.shares_number(claim)) is False:
             self._backend.discard(claim)
 
     def give_back(self, attempt: Attempt, slot: Any, failure: Failure | None) -> None:

@@ -33,7 +33,7 @@ class Recovery:
             return False
         if slot.owner == owner:
             # Only this thread claims and quiesces here, and it does neither now.
-            for job in self._context.table.let_go(slot.key, slot.owner):
+            for job in self._context.table.losses.let_go(slot.key, slot.owner):
                 events.transition("given back", job, webui=slot.key, attempt=job.claims)
         if slot.state == "suspect" and time.monotonic() < self._try_again_at:
             return False

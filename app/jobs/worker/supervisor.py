@@ -178,7 +178,7 @@ class Worker:
     def _begin(self) -> None:
         if self._lock is not None:
             # The lock says that the earlier worker of this host is dead; its leases need not run out first.
-            _report_lost(self._context.table.take_over(self._host, self._context.owner))
+            _report_lost(self._context.table.losses.take_over(self._host, self._context.owner))
         if not self._runners:
             backends = self._duties.backends()
             self._pool = ThreadPoolExecutor(max_workers=min(len(backends) + 1, 4), thread_name_prefix="store")
@@ -213,13 +213,13 @@ class Worker:
     def _look_after(self) -> None:
         context = self._context
         try:
-            back = context.table.reclaim(context.owner) + context.table.lose_unknown(
+            back = context.table.losses.reclaim(context.owner) + context.table.losses.lose_unknown(
                 context.owner, self._unstored_task_ids
             )
             _report_lost(back)
             context.slots.forget_workers(context.owner, self._host)
             context.catalogues.drop_unconfigured()
-            context.table.forget_keys()
+            context.table.deletion.forget_keys()
             failed = self._duties.upkeep()
         except DatabaseUnavailable:
             _LOG.warning("the database is unavailable")
