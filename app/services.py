@@ -17,7 +17,7 @@ from app.gateway.accept import Submissions
 from app.gateway.archive import Archive
 from app.gateway.generate import WebuiBackend, hopeless_demands, restarts_needed, serving_webuis
 from app.gateway.identity import Belonging
-from app.gateway.maintenance import Upkeep
+from app.gateway.maintenance import Maintenance, Upkeep
 from app.gateway.offering import Offers
 from app.gateway.results import refused_everywhere
 from app.jobs import events
@@ -103,6 +103,7 @@ class Services:
     waiters: Waiters
     submissions: Submissions
     archive: Archive
+    maintenance: Maintenance
     upkeep: Upkeep
     hints: _Hints
     worker: Worker | None = None
@@ -307,6 +308,7 @@ def _wire(config: Config, presets: Presets, identity: Belonging) -> Services:
         waiters=waiters,
         submissions=Submissions(config, table, waiters, offers, records, hints.accepted, hints.look_wanted),
         archive=archive,
+        maintenance=Maintenance(table, records),
         upkeep=Upkeep(table, Space(database), records, archive),
         hints=hints,
     )

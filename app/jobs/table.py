@@ -28,11 +28,10 @@ from sqlalchemy import (
 from app.jobs import leases, places
 from app.jobs.deletion import JobDeletion
 from app.jobs.errors import (
-    KeyOfDeletedJob,
-    KeyReused,
     QueueFull,
     UserQueueFull,
 )
+from app.jobs.keys import find_key, remember_key
 from app.jobs.losses import Losses
 from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job, NewJob, Success, to_json
 from app.jobs.queries import JobQueries
@@ -103,7 +102,7 @@ class JobTable:
         :raises QueueFull, UserQueueFull: nothing was accepted.
         """
         with self.database.write("accept") as connection:
-            known = self._find_key(connection, new.user_id, key)
+            known = find_key(connection, new.user_id, key)
             if known is not None:
                 return known, False
             found = sql.LOOK_ROUND.first(connection, {"p_user": new.user_id, "p_body": new.demand})
@@ -112,7 +111,7 @@ class JobTable:
             values = _row_of(new) | {"start_tag": tag, "demand": demand}
             job = Job.of(sql.ADD_JOB.first(connection, values))
             if key is not None:
-                self._remember_key(connection, key, job.identity)
+                remember_key(connection, key, job.identity)
             return job, True
 
     def find_key(self, user_id: str, key: IdempotencyKey) -> Job | None:
@@ -122,24 +121,7 @@ class JobTable:
         :raises KeyOfDeletedJob: the job was deleted.
         """
         with self.database.read() as connection:
-            return self._find_key(connection, user_id, key)
-
-    def _find_key(self, connection: Connection, user_id: str, key: IdempotencyKey | None) -> Job | None:
-        if key is None:
-            return None
-        row = sql.FIND_KEY.first(connection, {"p_user": user_id, "p_key": key.key})
-        if row is None:
-            return None
-        if row.digest != key.digest:
-            raise KeyReused
-        found = sql.BY_NAME.first(connection, sql.named(Identity(user_id, row.type, row.name)))
-        if found is None:
-            raise KeyOfDeletedJob
-        return Job.of(found)
-
-    def _remember_key(self, connection: Connection, key: IdempotencyKey, job: Identity) -> None:
-        sql.FORGET_KEY.change(connection, {"p_user": job.user_id, "p_key": key.key})
-        sql.REMEMBER_KEY.change(connection, {"key": key.key, "digest": key.digest, **job._asdict()})
+            return find_key(connection, user_id, key)
 
     def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds, found: Any) -> float:
         """Count the job in and return its start tag; ``found`` is a row of ``LOOK_ROUND``."""

@@ -542,7 +542,7 @@ class TestManyWorkers:
             assert (job.status, job.claims, job.attempts) == ("succeeded", 2, 0)
             wanted = {f"{view['name']}-2-0.png", f"{view['name']}-2.json"}
             until(lambda: gateway.files() == wanted, "the removal of the loser's files")
-            assert gateway.services.archive.sweep().count == 0
+            assert gateway.services.maintenance.sweep().count == 0
 
 
 class Impatient(Proxy):

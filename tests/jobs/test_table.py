@@ -19,10 +19,10 @@ from app.jobs.errors import (
     QueueFull,
     UserQueueFull,
 )
+from app.jobs.losses import MAX_LOSSES
 from app.jobs.model import Claim, Failure, IdempotencyKey, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
-from app.jobs.losses import MAX_LOSSES
 from app.jobs.table import MAX_ATTEMPTS, Bounds, JobTable, NotReady, Serving
 from app.runtime.failpoints import crash_at
 from tests.inprocess import make_clean
