@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pybase64
 
-from app.gateway.ownership import batch_size, files_of, unnamed_images
+from app.gateway.ownership import batch_size, files_of, has_only_named_files, unnamed_images
 from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable, JobNotFound
 from app.jobs.model import Job
