@@ -15,8 +15,8 @@ from typing import Any, Final
 import pybase64
 
 from app.gateway.ownership import batch_size, files_of, has_only_named_files, unnamed_images
-from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable, JobNotFound
+from app.jobs.events import Announcer, Transition
 from app.jobs.model import Job
 from app.jobs.table import JobTable
 from app.jobs.view import describe
@@ -82,9 +82,10 @@ class File:
 class Archive:
     """The records of all users."""
 
-    def __init__(self, table: JobTable, records: RecordStore) -> None:
+    def __init__(self, table: JobTable, records: RecordStore, announcer: Announcer) -> None:
         self._table = table
         self._records = records
+        self._announcer = announcer
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ class Archive:
             job, whole = self._table.deletion.delete_image(user_id, type_, parsed.name, filename)
         else:
             raise JobNotFound
-        events.transition("deleted", job, file=None if whole else filename)
+        self._announcer.announce(Transition("deleted", job, file=None if whole else filename))
         deleted = files_of(job) if whole else [filename]
         try:
             self._unlink(job, None if whole else [filename])

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from app.jobs import slots as slots_module
 from app.jobs.catalogues import Catalogues
 from app.jobs.errors import DatabaseUnavailable
+from app.jobs.events import Announcer, Transition
 from app.jobs.leases import Lease
 from app.jobs.model import Claim, Failure, Identity, Job, Success
 from app.jobs.slots import Slots
@@ -167,7 +168,7 @@ class House:
         self.workers: list[Worker] = []
         self.stations: list[ScriptedBackend] = []
         self.tidied: list[str] = []
-        self.upkeep: Callable[[], list[Identity]] = list
+        self.upkeep: Callable[[], object] = list
         self.tidy: Callable[[], None] = lambda: self.tidied.append("tidy")
 
     def worker(self, *keys: str, host: str = HOST, lock: Path | None = None) -> Worker:
@@ -176,11 +177,16 @@ class House:
         self.stations += stations
         self._know([station.key for station in stations])
         tables = Tables(self.table, self.slots, self.catalogues)
-        duties = Duties(lambda: stations, self.tidy, self.upkeep, self.told.put)
-        worker = Worker(tables, host, duties, HostLock(lock) if lock is not None else None)
+        duties = Duties(lambda: stations, self.tidy, self.upkeep)
+        announcer = Announcer(self._tell)
+        worker = Worker(tables, host, duties, announcer, HostLock(lock) if lock is not None else None)
         self.workers.append(worker)
         worker.start()
         return worker
+
+    def _tell(self, transition: Transition) -> None:
+        if transition.is_end:
+            self.told.put(transition.job.identity)
 
     def _know(self, keys: Sequence[str]) -> None:
         """Make the slots that are not there yet, clean as an earlier worker left them."""
@@ -539,13 +545,12 @@ class TestMonitor:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.02)
         monkeypatch.setattr(timing, "STUCK_SECONDS", 0.2)
         station = house.start()
-        station.look_answer = Poll(1.0, None, idle=True)
+        station.poll = lambda claim: Poll(1.0, None, idle=claim.attempt == 1)
         job = house.gate.accept()
         station.begins()
         again = station.begins()
         assert station.calls == ["abort"]
         assert (again.attempt, again.job.attempts) == (2, 1)
-        station.look_answer = Poll(0.1, None, idle=False)
         station.answers()
         assert house.finished(job).status == "succeeded"
 
@@ -919,7 +924,7 @@ class TestRestoredDatabase:
     def test_a_job_that_it_stores_by_the_row_alone_goes_back_to_the_queue(self, house: House) -> None:
         """The dump is of a moment when it was stored; its own heartbeats would keep it for ever."""
         rounds: list[float] = []
-        house.upkeep = lambda: rounds.append(time.monotonic()) or []
+        house.upkeep = lambda: rounds.append(time.monotonic())
         station = house.start()
         job = house.gate.accept()
         station.begins()
@@ -947,13 +952,6 @@ class TestRestoredDatabase:
 
 
 class TestUpkeep:
-    def test_waiters_hear_of_the_jobs_that_upkeep_failed(self, house: House) -> None:
-        lost = [Identity("u1", "txt2img", name) for name in ("one", "two")]
-        once = iter([lost])
-        house.upkeep = lambda: next(once, [])
-        house.start()
-        assert [house.told.get(timeout=DEADLINE) for _ in range(2)] == lost
-
     @pytest.mark.parametrize(
         ("error", "words"),
         [(LookupError("a bug"), "the worker's upkeep failed"), (DatabaseUnavailable(), "the database is unavailable")],
@@ -961,16 +959,16 @@ class TestUpkeep:
     def test_it_goes_on_after_trouble(
         self, house: House, caplog: pytest.LogCaptureFixture, error: Exception, words: str
     ) -> None:
-        trouble, lost = iter([error]), Identity("u1", "txt2img", "one")
+        trouble, done = iter([error]), threading.Event()
 
-        def upkeep() -> list[Identity]:
+        def upkeep() -> None:
             for each in trouble:
                 raise each
-            return [lost]
+            done.set()
 
         house.upkeep = upkeep
         house.start()
-        assert house.told.get(timeout=DEADLINE) == lost
+        assert done.wait(DEADLINE)
         assert words in caplog.text
 
     def test_files_of_deletions_are_tidied_before_anything_else(self, house: House) -> None:
