@@ -359,7 +359,7 @@ class TestSweep:
         gateway.finished(view)
 
     def test_a_lost_lease_protects_nothing_but_the_reference_image(self, resting: Gateway) -> None:
-        gateway, archive = resting, resting.services.archive
+        gateway, maintenance = resting, resting.services.maintenance
         view = gateway.accept("img2img")
         gateway.sql("UPDATE jobs SET status = 'running', claims = 1, owner = 'x/y', lease_expires = 0")
         self.stray(day_folder(gateway, view), f"{view['name']}-1-0.png")
@@ -429,7 +429,7 @@ class TestSweep:
 
     def test_a_row_older_than_its_record_takes_nothing_from_it(self, resting: Gateway) -> None:
         """A backup of the database was taken while the job ran; the record was made after it."""
-        gateway, archive = resting, resting.services.archive
+        gateway, maintenance = resting, resting.services.maintenance
         view = gateway.accept("img2img")
         folder, name = day_folder(gateway, view), view["name"]
         for status, claims, owner in (("queued", 0, None), ("running", 1, "x/y")):
