@@ -464,8 +464,9 @@ class TestDrain:
         return view
 
     def test_half_a_picture_is_never_shown(
-        self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer
+        self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(worker_module, "_INTERRUPT_SECONDS", DEADLINE)
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
             view = self.running(gateway.start(), server, "hang")
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:

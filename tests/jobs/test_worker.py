@@ -538,13 +538,12 @@ class TestKeeper:
         monkeypatch.setattr(worker_module, "UNWATCHED_LOOK_SECONDS", 0.02)
         monkeypatch.setattr(worker_module, "STUCK_SECONDS", 0.2)
         station = house.start()
-        station.look_answer = Look(1.0, None, idle=True)
+        station.look = lambda claim: Look(1.0, None, idle=claim.attempt == 1)
         job = house.gate.accept()
         station.begins()
         again = station.begins()
         assert station.calls == ["abort"]
         assert (again.attempt, again.job.attempts) == (2, 1)
-        station.look_answer = Look(0.1, None, idle=False)
         station.answers()
         assert house.finished(job).status == "succeeded"
 
