@@ -16,6 +16,9 @@ from app.records.exif import PREFIX as EXIF
 #: Each scan of a progressive JPEG is one pass over all its pixels, so that a small file can keep a decoder busy for hours. Real
 #: ones have about ten; with 200 the worst takes as long as the costliest honest image.
 MOST_SCANS: Final = 200
+#: Pixels of all scans together that a client's image may cost, a second and a half for each decoding: 64 scans of the most pixels
+#: that are allowed by default, or :data:`MOST_SCANS` of 5 million.
+_MOST_WORK: Final = 2**30
 #: A large profile or depth map takes some hundred segments; a million of empty ones would only keep the interpreter busy.
 _MOST_SEGMENTS: Final = 5_000
 
@@ -207,8 +210,10 @@ class _Reader:
 
     def _read_scan(self, body: bytes) -> None:
         self._scans += 1
-        if self._frame is None or self._scans > MOST_SCANS or len(body) < 2 * body[0] + 4:
+        if self._frame is None or len(body) < 2 * body[0] + 4:
             raise Broken("a scan out of place")
+        if self._scans > MOST_SCANS or self._scans * self._frame.width * self._frame.height > _MOST_WORK:
+            raise Broken("too many scans")
         names = list(body[1 : 1 + 2 * body[0] : 2])
         first, last, bits = body[1 + 2 * body[0] :][:3]
         self._frame.deliver(names, first, min(last, _BLOCK - 1), bits & 0x0F)
