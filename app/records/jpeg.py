@@ -16,6 +16,10 @@ from app.records.exif import PREFIX as EXIF
 #: Each scan of a progressive JPEG is one pass over all its pixels, so that a small file can keep a decoder busy for hours. Real
 #: ones have about ten; with 200 the worst takes as long as the costliest honest image.
 MOST_SCANS: Final = 200
+#: Pixels of all scans together, of which a decoder does a thousand million in a second and a half. So an image of up to 5 million
+#: pixels may have :data:`MOST_SCANS`, and one of 16 million or more 64.
+_MOST_WORK: Final = 2**30
+_LARGE: Final = 2**24
 #: A large profile or depth map takes some hundred segments; a million of empty ones would only keep the interpreter busy.
 _MOST_SEGMENTS: Final = 5_000
 
@@ -207,8 +211,11 @@ class _Reader:
 
     def _read_scan(self, body: bytes) -> None:
         self._scans += 1
-        if self._frame is None or self._scans > MOST_SCANS or len(body) < 2 * body[0] + 4:
+        if self._frame is None or len(body) < 2 * body[0] + 4:
             raise Broken("a scan out of place")
+        pixels = min(self._frame.width * self._frame.height, _LARGE)
+        if self._scans > MOST_SCANS or self._scans * pixels > _MOST_WORK:
+            raise Broken("too many scans")
         names = list(body[1 : 1 + 2 * body[0] : 2])
         first, last, bits = body[1 + 2 * body[0] :][:3]
         self._frame.deliver(names, first, min(last, _BLOCK - 1), bits & 0x0F)

@@ -93,36 +93,23 @@ def read(data: bytes) -> Essence:
 
     :raises Broken: a chunk is missing, or truncated; or a critical one, tRNS or iCCP is damaged.
     """
-    chunks = list(islice(_chunks(data), _MOST_CHUNKS + 1))
-    if len(chunks) > _MOST_CHUNKS:
-        raise Broken("too many chunks")
-    for chunk in chunks:
-        _check(chunk)
+    chunks = _checked(data)
     header = _read_header(chunks[0])
     first = next((place for place, chunk in enumerate(chunks) if chunk.kind == b"IDAT"), None)
     if first is None:
         raise Broken("no pixels")
+    # The first of each kind counts, so it is put in last.
     before = {chunk.kind: chunk for chunk in reversed(chunks[:first])}
-    palette = before.get(b"PLTE")
-    kept = [SIGNATURE, data[chunks[0].place]]
-    transparent = None
-    if header.colour == _PALETTE:
-        if palette is None or not palette.body or len(palette.body) % 3 or len(palette.body) > 3 * 256:
-            raise Broken("no palette")
-        kept.append(data[palette.place])
-        kept += [data[chunk.place] for chunk in (_palette_alpha(chunks[:first], palette),) if chunk is not None]
-    elif b"tRNS" in before:
-        transparent = _transparent(header, before[b"tRNS"].body)
-    kept += [data[_run(chunks, first)], _END]
-    profile = before.get(b"iCCP")
+    colours = _palette(chunks[:first]) if header.colour == _PALETTE else []
+    kept = [chunks[0].place, *(chunk.place for chunk in colours), _run(chunks, first)]
     exif = next((bytes(chunk.body) for chunk in chunks if chunk.kind == b"eXIf" and chunk.intact()), None)
     return Essence(
         header.width,
         header.height,
-        b"".join(kept),
-        profile=_unpacked(profile.body) if profile is not None else None,
+        b"".join((SIGNATURE, *(data[place] for place in kept), _END)),
+        profile=_unpacked(before[b"iCCP"].body) if b"iCCP" in before else None,
         exif=exif,
-        transparent=transparent,
+        transparent=_transparent(header, before[b"tRNS"].body) if b"tRNS" in before else None,
         grey=header.colour in (_GREY, _GREY_ALPHA),
     )
 
@@ -161,11 +148,17 @@ def _chunks(data: bytes) -> Iterator[_Chunk]:
         place = end
 
 
-def _check(chunk: _Chunk) -> None:
-    if not chunk.kind.isalpha() or (chunk.critical and chunk.kind not in _CRITICAL):
-        raise Broken("a chunk of an unknown kind that may not be left out")
-    if (chunk.critical or chunk.kind in (b"tRNS", b"iCCP")) and not chunk.intact():
-        raise Broken("a damaged chunk")
+def _checked(data: bytes) -> list[_Chunk]:
+    """All chunks of a client's image, those proven that must be whole."""
+    chunks = list(islice(_chunks(data), _MOST_CHUNKS + 1))
+    if len(chunks) > _MOST_CHUNKS:
+        raise Broken("too many chunks")
+    for chunk in chunks:
+        if not chunk.kind.isalpha() or (chunk.critical and chunk.kind not in _CRITICAL):
+            raise Broken("a chunk of an unknown kind that may not be left out")
+        if (chunk.critical or chunk.kind in (b"tRNS", b"iCCP")) and not chunk.intact():
+            raise Broken("a damaged chunk")
+    return chunks
 
 
 def _read_header(chunk: _Chunk) -> _Header:
@@ -197,11 +190,14 @@ def _run(chunks: list[_Chunk], first: int) -> slice:
     return slice(chunks[first].place.start, chunks[last].place.stop)
 
 
-def _palette_alpha(chunks: list[_Chunk], palette: _Chunk) -> _Chunk | None:
-    """The first tRNS behind the palette, if it has at most as many values as that."""
-    behind = chunks[chunks.index(palette) + 1 :]
-    alpha = next((chunk for chunk in behind if chunk.kind == b"tRNS"), None)
-    return alpha if alpha is not None and 0 < len(alpha.body) <= len(palette.body) // 3 else None
+def _palette(chunks: list[_Chunk]) -> list[_Chunk]:
+    """The palette, and the first tRNS behind it unless that has more values than there are colours."""
+    place = next((place for place, chunk in enumerate(chunks) if chunk.kind == b"PLTE"), None)
+    size = len(chunks[place].body) if place is not None else 0
+    if place is None or not size or size % 3 or size > 3 * 256:
+        raise Broken("no palette")
+    alpha = [chunk for chunk in chunks[place:] if chunk.kind == b"tRNS"][:1]
+    return [chunks[place], *(chunk for chunk in alpha if 0 < len(chunk.body) <= size // 3)]
 
 
 def _transparent(header: _Header, body: memoryview) -> tuple[int, ...] | None:

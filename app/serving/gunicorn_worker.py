@@ -90,8 +90,8 @@ _BUFFER_BYTES: Final = 64 * 1024
 #: The pause of accept() when there is no descriptor or no memory for a connection, and how often it is logged.
 _PAUSE_SECONDS: Final = 0.5
 _WARNING_SECONDS: Final = 60.0
-#: Errors of accept() about one connection that is gone already: those of the network that accept(2) lists, and a firewall's.
-_GONE_ALREADY: Final = frozenset(
+#: Errors about one connection that is gone: those of the network that accept(2) lists, and a firewall's.
+_NETWORK_ERRORS: Final = frozenset(
     (
         errno.EAGAIN,
         errno.EWOULDBLOCK,
@@ -105,6 +105,7 @@ _GONE_ALREADY: Final = frozenset(
         errno.EHOSTUNREACH,
         errno.EOPNOTSUPP,
         errno.ENETUNREACH,
+        errno.ENOTCONN,
     )
 )
 #: The problem of each exception; the first class that fits counts. RFC 9110 would allow 501 for an unknown Transfer-Encoding and
@@ -449,7 +450,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         try:
             accepted, client = listener.accept()
         except OSError as error:
-            if error.errno not in _GONE_ALREADY:
+            if error.errno not in _NETWORK_ERRORS:
                 self._pause(error)
             return
         self.nr_conns += 1
@@ -610,14 +611,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             return _Ending.KEEP if self.handle_request(request, conn) else _Ending.CLOSE
         except (NoMoreData, StopIteration) as error:
             self.log.debug("A connection ends: %s", error)
-        except (AnswerNotTaken, ConnectionError) as error:
-            self.log.debug("A client is gone: %s", error)
-            return _Ending.RESET
-        except OSError as error:
-            if not isinstance(error, BodyTooSlow):
-                self.log.exception("An answer broke off.")
-                return _Ending.RESET
+        except BodyTooSlow as error:
             self.handle_error(request, conn.sock, conn.client, error)
+        except OSError as error:
+            # AnswerNotTaken, or the network's: nobody can be told. Any other is our own, such as of a disk.
+            if isinstance(error, ConnectionError | TimeoutError) or error.errno in _NETWORK_ERRORS:
+                self.log.debug("A client is gone: %s", error)
+            else:
+                self.log.exception("An answer broke off.")
+            return _Ending.RESET
         except Exception as error:  # noqa: BLE001  # it is logged and answered
             self.handle_error(request, conn.sock, conn.client, error)
         return _Ending.CLOSE
