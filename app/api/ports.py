@@ -8,11 +8,12 @@ A *view* (``dict``) is the job object of the HTTP contract without its ``url`` m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from app.config import Config
+from app.parameters import Parameters
+from app.parameters import Type as JobType
 
-JobType = Literal["txt2img", "img2img"]
 JobView = Mapping[str, Any]
 
 
@@ -98,6 +99,11 @@ class Services(Protocol):
     @property
     def config(self) -> Config:
         """The settings."""
+        ...
+
+    @property
+    def parameters(self) -> Parameters:
+        """The table of request fields."""
         ...
 
     @property

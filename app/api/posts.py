@@ -12,9 +12,10 @@ from app.api.http import prefer
 from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.http.request import GatewayRequest
-from app.api.ports import JobType, Services
+from app.api.ports import Services
 from app.api.schemas.requests import picture_request
 from app.api.schemas.responses import Job
+from app.parameters import Type
 
 _REFUSED = (
     "invalid-json",
@@ -99,13 +100,13 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     blp = Blueprint("generation", __name__, description="Ask for pictures")
 
     @blp.route("/txt2img", methods=["POST"])
-    @blp.arguments(picture_request("txt2img", services.config), example=_TXT2IMG_EXAMPLE)
+    @blp.arguments(picture_request("txt2img", services.config, services.parameters), example=_TXT2IMG_EXAMPLE)
     @_contract(blp, "Text to image · 文生图接口", "Make pictures from a prompt.")
     def txt2img(fields: dict[str, Any]) -> Response:
         return _post(services, presenter, "txt2img", fields)
 
     @blp.route("/img2img", methods=["POST"])
-    @blp.arguments(picture_request("img2img", services.config), example=_IMG2IMG_EXAMPLE)
+    @blp.arguments(picture_request("img2img", services.config, services.parameters), example=_IMG2IMG_EXAMPLE)
     @_contract(blp, "Image to image · 图生图接口", "Make pictures from a prompt and a reference image.")
     def img2img(fields: dict[str, Any]) -> Response:
         return _post(services, presenter, "img2img", fields)
@@ -135,7 +136,7 @@ def _contract(blp: Blueprint, summary: str, description: str) -> Decorator:
     return decorate
 
 
-def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[str, Any]) -> Response:
+def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str, Any]) -> Response:
     posted = cast("GatewayRequest", request)
     preference = prefer.parse(posted.headers.getlist("Prefer"))
     key = posted.idempotency_key

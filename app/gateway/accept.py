@@ -15,24 +15,22 @@ from app.config import Config
 from app.gateway.offering import Offers
 from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable
-from app.jobs.model import IdempotencyKey, Job, NewJob, Type
+from app.jobs.model import IdempotencyKey, Job, NewJob
 from app.jobs.table import Bounds, JobTable
 from app.jobs.view import describe
 from app.jobs.waiters import Waiters
+from app.parameters import LARGEST_SEED, RANDOM_SEEDS, Type, upscales
 from app.records.errors import BadImage, RecordsError
 from app.records.images import Reference, ReferenceReader
 from app.records.layout import init_filename, new_name
 from app.records.store import RecordStore
 from app.webui.errors import NoDefaultModel, UnknownNames
-from app.webui.payloads import upscales
 from app.webui.resolve import Resolved, resolve
 
 _LOG = logging.getLogger(__name__)
 
-_SEEDS: Final = 2**32
 #: How many times `SDG_MAX_SIDE` a side of a reference image may have, which the WebUI makes smaller.
 _SIDES: Final = 8
-_RANDOM_SEEDS: Final = ("", "-1")
 
 
 class BadReferenceImage(Exception):
@@ -159,7 +157,7 @@ class Submissions:
 
         def try_once() -> Resolved:
             catalogues, default_model = self._offers.known()
-            return resolve(type_, fields, catalogues, self._offers.presets, default_model)
+            return resolve(type_, fields, catalogues, self._offers.presets, default_model, self._offers.parameters)
 
         try:
             return try_once()
@@ -171,8 +169,8 @@ class Submissions:
     def _seed(self, fields: dict[str, Any]) -> str:
         """The seed that the job will use; a random one leaves room for the rest of the batch."""
         seed = str(fields["seed"])
-        if seed in _RANDOM_SEEDS:
-            return str(self._random.randrange(_SEEDS - fields["batch_size"] + 1))
+        if seed in RANDOM_SEEDS:
+            return str(self._random.randint(0, LARGEST_SEED - (fields["batch_size"] - 1)))
         return seed
 
     def _reference(self, fields: dict[str, Any]) -> Reference:
@@ -198,7 +196,7 @@ def _key(type_: str, fingerprint: str, key: str | None) -> IdempotencyKey | None
 
 def _init_image(name: str, reference: Reference) -> dict[str, Any]:
     return {
-        "filename": f"{name}-init.png",
+        "filename": init_filename(name),
         "width": reference.width,
         "height": reference.height,
         "bytes": len(reference.png),

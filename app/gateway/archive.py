@@ -22,7 +22,14 @@ from app.jobs.table import JobTable
 from app.jobs.view import describe, milliseconds
 from app.records.errors import MissingFile, RecordsError
 from app.records.files import StoredFile
-from app.records.layout import FileName, document_filename, image_filenames, parse_filename, user_folder
+from app.records.layout import (
+    DOCUMENT_FORMAT,
+    FileName,
+    document_filename,
+    image_filenames,
+    parse_filename,
+    user_folder,
+)
 from app.records.store import RecordStore
 from app.runtime.jsontext import dumps
 
@@ -33,7 +40,6 @@ _ORPHAN_SECONDS: Final = 3600.0
 _BATCH: Final = 500
 #: What a document that is no readable record raises.
 _UNREADABLE: Final = (RecordsError, ValueError, KeyError, TypeError)
-_FORMAT: Final = 1
 
 #: The largest answer that a page of jobs makes, as long as it has more than one of them.
 PAGE_BYTES: Final = 8_000_000
@@ -331,7 +337,7 @@ class Archive:
     def _read(self, file: StoredFile) -> _Record:
         """The record that a document describes, with the images that exist; raises one of :data:`_UNREADABLE`."""
         document = self._records.read_stored(file)
-        if document["format"] != _FORMAT or document["type"] != file.type or document["name"] != _name(file):
+        if document["format"] != DOCUMENT_FORMAT or document["type"] != file.type or document["name"] != _name(file):
             raise ValueError("not a document of this version")
         if user_folder(document["id"]) != file.user_folder:
             raise ValueError("not a document of this folder")

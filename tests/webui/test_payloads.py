@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from app.parameters import upscales
 from app.webui import payloads
 from app.webui.catalogue import Demand
 from app.webui.errors import NoLongerAvailable
@@ -159,7 +160,7 @@ def test_upscale():
 
 @pytest.mark.parametrize(("upscaler", "expected"), [("", False), ("None", False), ("Latent", True), ("Lanczos", True)])
 def test_what_counts_as_upscaling(upscaler, expected):
-    assert payloads.upscales(args(hr_upscaler=upscaler)) is expected
+    assert upscales(args(hr_upscaler=upscaler)) is expected
 
 
 def test_nothing_else_of_the_args_goes_through():
