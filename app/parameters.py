@@ -78,7 +78,7 @@ class Parameter:
 
     def default_of(self, type_: Type) -> Any:
         """Return what a job of this type stores where the field was left out; None stores nothing."""
-        return self.default[type_] if isinstance(self.default, Mapping) else self.default
+        return self.default.get(type_) if isinstance(self.default, Mapping) else self.default
 
     def takes_effect(self, type_: Type, args: Mapping[str, Any]) -> bool:
         """Whether the field makes a difference for a job of this type with these ``args``."""
@@ -257,8 +257,8 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "denoising_strength",
         "number",
         "Denoising strength · 重绘幅度",
-        "How much the reference image, or with txt2img what the hires fix begins with, may change.",
-        "参考图（文生图中为高清修复的输入图）允许改变的程度。",
+        "How much may change: of the reference image, or with txt2img of what the hires fix enlarges (ignored without).",
+        "允许改变的程度：图生图针对参考图，文生图针对高清修复所放大的图。不放大时，文生图忽略此项。",
         highest=1,
         # Sent without, the WebUI fails the second pass of the hires fix after the first one's work is done.
         default={"txt2img": 0.7, "img2img": 0.75},
@@ -270,8 +270,8 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "hr_scale",
         "number",
         "Upscaling factor · 放大倍数",
-        "Factor of the upscaling.",
-        "放大的倍数。",
+        "Factor of the upscaling; ignored without upscaling.",
+        "放大的倍数；不放大时忽略此项。",
         lowest=1,
         highest=4,
         default=DEFAULT_HR_SCALE,

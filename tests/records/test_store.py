@@ -11,6 +11,7 @@ import random
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -220,6 +221,10 @@ def test_a_damaged_document_is_told_apart(records, root, data):
         lambda records: save(records, USER, "img2img", "../x", 1, [(PNG, "png")]),
         lambda records: save(records, *PLACE, 0, [(PNG, "png")]),
         lambda records: save(records, *PLACE, 1, [(PNG, "exe")]),
+        lambda records: records.save(*PLACE, 1, [(f"{NAME}-2-0.png", PNG)]),
+        lambda records: records.save(*PLACE, 1, [(f"{OTHER}-1-0.png", PNG)]),
+        lambda records: records.save(*PLACE, 1, [(f"{NAME}-init.png", PNG)]),
+        lambda records: records.save(*PLACE, 1, [("../x.png", PNG)]),
         lambda records: records.save_init(USER, "img2img", f"{NAME}-1", PNG),
         lambda records: save(records, USER, "", NAME, 1, [], {}),
     ],
