@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from app.config import Config
 from app.gateway.offering import Offers
-from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable
+from app.jobs.events import Announcer, Transition
 from app.jobs.model import IdempotencyKey, Job, NewJob
 from app.jobs.table import Bounds, JobTable
 from app.jobs.view import describe
@@ -54,7 +54,6 @@ class _Draft:
 class Submissions:
     """The front door of the queue.
 
-    :param on_accepted: called after a job was committed, so that the worker looks at once.
     :param on_unknown: called when a request names what no WebUI is known to have, so that the worker asks them at once.
     """
 
@@ -65,14 +64,14 @@ class Submissions:
         waiters: Waiters,
         offers: Offers,
         records: RecordStore,
-        on_accepted: Callable[[], None],
+        announcer: Announcer,
         on_unknown: Callable[[], None],
     ) -> None:
         self._table = table
         self._waiters = waiters
         self._offers = offers
         self._records = records
-        self._on_accepted = on_accepted
+        self._announcer = announcer
         self._on_unknown = on_unknown
         self._bounds = Bounds(config.max_queue, config.max_queue_per_user)
         self._references = ReferenceReader(config.max_output_pixels, _SIDES * config.max_side)
@@ -109,10 +108,12 @@ class Submissions:
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
             before_waiting()
-            return self._describe(self._waiters.wait(job.identity, wait, gone) or self._table.current(job.identity))
+            return self._describe(
+                self._waiters.wait(job.identity, wait, gone) or self._table.queries.current(job.identity)
+            )
 
     def _describe(self, job: Job) -> dict[str, Any]:
-        return describe(job, self._table.place(job))
+        return describe(job, self._table.queries.place(job))
 
     def _accept(self, type_: Type, fields: dict[str, Any], key: IdempotencyKey | None) -> Job:
         draft = self._draft(type_, fields)
@@ -131,8 +132,7 @@ class Submissions:
             if unneeded and draft.reference is not None:
                 self._remove_files(new)
         if accepted:
-            events.transition("accepted", job)
-        self._on_accepted()
+            self._announcer.announce(Transition("accepted", job))
         return job
 
     def _draft(self, type_: Type, fields: dict[str, Any]) -> _Draft:
