@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from app.config import Config
 from app.gateway.offering import Offers
@@ -41,6 +41,32 @@ class BadReferenceImage(Exception):
     def __init__(self, cause: BadImage) -> None:
         super().__init__(str(cause))
         self.errors = {"init_images": [str(cause)]}
+
+
+class Client(Protocol):
+    """The sender of a request, who waits for the answer."""
+
+    def let_go(self) -> None:
+        """Free what was posted: it is in its row, and its reference image on disk."""
+        ...
+
+    def client_gone(self) -> bool:
+        """Whether the client has hung up, so that nobody waits any more; asked now and then."""
+        ...
+
+
+class _Patient:
+    """A client of this process, which keeps what it posted and never hangs up."""
+
+    def let_go(self) -> None:
+        """Free nothing."""
+
+    def client_gone(self) -> bool:
+        """False."""
+        return False
+
+
+_PATIENT: Final = _Patient()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +111,13 @@ class Submissions:
         fingerprint: str,
         idempotency_key: str | None,
         wait: float,
-        before_waiting: Callable[[], None] = lambda: None,
-        gone: Callable[[], bool] = lambda: False,
+        client: Client = _PATIENT,
     ) -> dict[str, Any]:
         """Accept a request, wait up to ``wait`` seconds for its end, and describe the job as it is then.
 
         :param fields: the request after schema validation; for img2img ``init_images`` is the posted text, which is taken out.
         :param fingerprint: a digest of the posted body, which a repeated key is compared by.
-        :param before_waiting: called when the request is in its row and its reference image on disk; what they were made from
-            may go.
-        :param gone: asked now and then whether the client has hung up; then it is not waited for any more.
+        :param client: who waits for the answer.
         :raises Exception: with a slug; then nothing was accepted.
         """
         key = _key(type_, fingerprint, idempotency_key)
@@ -107,10 +130,9 @@ class Submissions:
             job = known or self._accept(type_, fields, key)
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
-            before_waiting()
-            return self._describe(
-                self._waiters.wait(job.identity, wait, gone) or self._table.queries.current(job.identity)
-            )
+            client.let_go()
+            ended = self._waiters.wait(job.identity, wait, client.client_gone)
+            return self._describe(ended or self._table.queries.current(job.identity))
 
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job, self._table.queries.place(job))
