@@ -70,7 +70,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "webui-refused": Problem(502, "The WebUI refused the job"),
         "webui-out-of-memory": Problem(502, "The WebUI ran out of memory"),
         "webui-error": Problem(502, "The WebUI failed"),
-        "webui-bad-answer": Problem(502, "The WebUI answered nonsense"),
+        "webui-bad-answer": Problem(502, "The WebUI sent an unreadable answer"),
         "webui-interrupted": Problem(502, "The WebUI was interrupted"),
         "webui-wrong-model": Problem(502, "The WebUI used another model"),
         "webui-unreachable": Problem(502, "The WebUI cannot be reached"),

@@ -32,6 +32,7 @@ from app.jobs.tables import Tables
 from app.jobs.waiters import Waiters
 from app.jobs.worker.election import HostLock
 from app.jobs.worker.supervisor import Duties, Worker
+from app.parameters import PARAMETERS, Parameters
 from app.records.store import RecordStore
 from app.runtime.failpoints import crash_at
 from app.simulator import SimulatorServer, SimulatorSettings
@@ -126,6 +127,11 @@ class Services:
     def slots(self) -> Slots:
         """The slots of the WebUIs."""
         return self.tables.slots
+
+    @property
+    def parameters(self) -> Parameters:
+        """The table of request fields."""
+        return self.offers.parameters
 
     # -- what the API asks -------------------------------------------------------------------------------------------
 
@@ -242,9 +248,10 @@ class Services:
         self.database.close()
 
 
-def build(config: Config) -> Services:
+def build(config: Config, parameters: Parameters = PARAMETERS) -> Services:
     """Make the objects of one process, and the data folder and the database where they are missing; migrate the database.
 
+    :param parameters: the table of request fields.
     :raises Mismatch: database and data folder don't belong together; nothing was changed in them.
     :raises DatabaseUnavailable, SchemaTooNew: the database can't be used.
     :raises StoreUnavailable, StorageFailed: the data folder can't be made or read.
@@ -257,7 +264,7 @@ def build(config: Config) -> Services:
         identity.records.folder.prepare()
         identity.database.migrate()
         identity.stamp()
-        return _wire(config, presets, identity)
+        return _wire(config, presets, identity, parameters)
 
 
 def build_on_existing(config: Config) -> Services:
@@ -292,11 +299,11 @@ def _presets(config: Config) -> Presets:
     return load_presets(config.instance / "styles.toml")
 
 
-def _wire(config: Config, presets: Presets, identity: Belonging) -> Services:
+def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Parameters = PARAMETERS) -> Services:
     database, records = identity.database, identity.records
     tables = Tables.of(database)
     table = tables.jobs
-    offers = Offers(tables.slots, tables.catalogues, presets, config.default_model)
+    offers = Offers(tables.slots, tables.catalogues, presets, config.default_model, parameters)
     waiters = Waiters(table, config.max_waiters)
     hints = _Hints(waiters)
     announcer = Announcer(hints.transition)

@@ -17,11 +17,9 @@ from app.api.http.openapi import Api
 from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.ports import Services
-from app.api.schemas.responses import InitImage, Webui
+from app.api.schemas.responses import InitImage, Webui, args
 
 EXTENSION = "sd-gateway"
-#: The version of the HTTP contract, not of the program.
-CONTRACT_VERSION = "1"
 #: Large bodies that a process has in memory at the same time; their pixels are decoded by as many.
 _LARGE_AT_ONCE = 2
 
@@ -46,22 +44,24 @@ def init_app(app: Application, services: Services) -> None:
 def _register_endpoints(app: Application, services: Services) -> None:
     app.config.update(
         API_TITLE="sd-gateway",
-        API_VERSION=CONTRACT_VERSION,
+        API_VERSION=docs.version(),
         OPENAPI_VERSION="3.0.3",
         OPENAPI_URL_PREFIX="/",
         OPENAPI_JSON_PATH="openapi.json",
     )
     public_url = services.config.public_url
-    options = {"info": {"description": docs.description()}, "servers": [{"url": public_url or "/"}]}
+    options = {"info": {"description": docs.introduction()}, "servers": [{"url": public_url or "/"}]}
     api = Api(app, spec_kwargs=options)
-    for schema in (InitImage, Webui):
-        # Named only inside anyOf, where apispec does not look.
+    for schema in (args(services.parameters), InitImage, Webui):
+        # Named only by references, where apispec does not look.
         api.spec.components.schema(schema.__name__, schema=schema)
     presenter = Presenter(public_url, services.config.sync_timeout)
     api.register_blueprint(generation.blueprint(services, presenter))
     delivery = Delivery(services.config.data_dir if services.config.accel else None)
     api.register_blueprint(archive.blueprint(services, presenter, delivery))
     api.register_blueprint(health.blueprint(services))
+    # Without operations, and behind all tags that have some.
+    api.spec.tag({"name": "errors", "description": docs.error_table()})
 
 
 def _finish(response: Response) -> Response:

@@ -14,17 +14,17 @@ def blueprint(services: Services) -> Blueprint:
     blp = Blueprint("gateway", __name__, description="The gateway itself")
 
     @blp.route("/options")
-    @blp.answers(200, Options, "Of all WebUIs together.")
+    @blp.answers(200, Options, "The names that all WebUIs together offer.")
     @blp.problems("no-catalogue", "database-unavailable")
-    @blp.about("The names a request may use · 查询可选项")
-    def options() -> dict[str, Any]:
+    @blp.about("The names a request may use · 查询可选项", "List the names that a request may use.")
+    def list_options() -> dict[str, Any]:
         return services.options()
 
     @blp.route("/livez")
-    @blp.answers(200, Liveness, "The process answers; nothing was looked at.")
+    @blp.answers(200, Liveness, "The process answers; nothing else was checked.")
     @blp.problems()
-    @blp.about("Liveness · 存活检查")
-    def livez() -> dict[str, Any]:
+    @blp.about("Liveness · 存活检查", "Whether the process answers.")
+    def get_liveness() -> dict[str, Any]:
         return {"status": "ok"}
 
     @blp.route("/readyz")
@@ -34,8 +34,8 @@ def blueprint(services: Services) -> Blueprint:
         "ok: pictures can be made. degraded: not now; the reasons say whether requests are accepted meanwhile.",
     )
     @blp.problems("database-unavailable", "storage-unavailable")
-    @blp.about("Readiness · 就绪检查")
-    def readyz() -> dict[str, Any]:
+    @blp.about("Readiness · 就绪检查", "Whether pictures can be made. It reads the stored state and calls no WebUI.")
+    def get_readiness() -> dict[str, Any]:
         reasons = services.readiness()
         return {"status": "degraded" if reasons else "ok", "reasons": reasons}
 

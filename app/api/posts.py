@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, cast
 
 from flask import Response, request
@@ -12,9 +11,11 @@ from app.api.http import prefer
 from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.http.request import GatewayRequest
-from app.api.ports import JobType, Services
+from app.api.ports import Services
+from app.api.schemas import examples
 from app.api.schemas.requests import picture_request
 from app.api.schemas.responses import Job
+from app.parameters import Type
 
 _REFUSED = (
     "invalid-json",
@@ -52,45 +53,24 @@ _ENDED_BADLY = (
     "storage-failed",
 )
 
-_TXT2IMG_EXAMPLE: Mapping[str, Any] = MappingProxyType(
-    {
-        "id": "demo",
-        "prompt": "a lighthouse on a cliff at dusk, 灯塔",
-        "negative_prompt": "blurry",
-        "width": 512,
-        "height": 512,
-        "seed": "-1",
-        "steps": 20,
-        "hr_upscaler": "",
-        "cfg_scale": 7.0,
-        "style": "",
-        "batch_size": 1,
-    }
-)
-#: 64 × 64 pixels, four bands of colour.
-_EXAMPLE_PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAMAAACdt4HsAAAADFBMVEUYKFBgWIzmlm4UHjCDtQPfAAAAL0lEQVR42u3MMREAIAwEsEL9e2bBwW9/iYDM"
-    "AHwnJBAIeoIbEggEPcGGBAJBTfAA1t8YAcvRfzcAAAAASUVORK5CYII="
-)
-_IMG2IMG_EXAMPLE: Mapping[str, Any] = MappingProxyType({**_TXT2IMG_EXAMPLE, "init_images": _EXAMPLE_PNG})
-
 _HEADERS: tuple[Mapping[str, Any], ...] = (
     {
         "in": "header",
         "name": "Prefer",
-        "description": "RFC 7240. respond-async: answer 202 at once. wait=N: answer 202 when N seconds did not suffice. "
-        "Without: the gateway's own limit of waiting.",
+        "description": "`respond-async`: answer 202 at once. `wait=30`: answer 202 if the job is not finished within 30 seconds. "
+        "Without it the gateway waits for as long as its settings say (RFC 7240).",
         "schema": {"type": "string"},
         "example": "wait=30",
     },
     {
         "in": "header",
         "name": "Idempotency-Key",
-        "description": "The same key and body of a user answer with the same job for 24 hours.",
+        "description": "Makes it safe to repeat the request: for 24 hours the same key and body of a user answer with the same "
+        "job.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     },
 )
-_APPLIED = {"description": "The preferences that were honoured.", "schema": {"type": "string"}}
+_APPLIED = {"description": "The preferences of `Prefer` that were honoured.", "schema": {"type": "string"}}
 _LOCATION = {"description": "The URL of the job.", "schema": {"type": "string", "format": "uri-reference"}}
 
 
@@ -99,32 +79,33 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     blp = Blueprint("generation", __name__, description="Ask for pictures")
 
     @blp.route("/txt2img", methods=["POST"])
-    @blp.arguments(picture_request("txt2img", services.config), example=_TXT2IMG_EXAMPLE)
-    @_contract(blp, "Text to image · 文生图接口", "Make pictures from a prompt.")
-    def txt2img(fields: dict[str, Any]) -> Response:
+    @blp.arguments(picture_request("txt2img", services.config, services.parameters), example=examples.TXT2IMG_REQUEST)
+    @_contract(blp, examples.TXT2IMG_JOB, examples.QUEUED_TXT2IMG_JOB)
+    @blp.about("Text to image · 文生图接口", "Make pictures from a prompt.", parameters=_HEADERS)
+    def create_txt2img(fields: dict[str, Any]) -> Response:
         return _post(services, presenter, "txt2img", fields)
 
     @blp.route("/img2img", methods=["POST"])
-    @blp.arguments(picture_request("img2img", services.config), example=_IMG2IMG_EXAMPLE)
-    @_contract(blp, "Image to image · 图生图接口", "Make pictures from a prompt and a reference image.")
-    def img2img(fields: dict[str, Any]) -> Response:
+    @blp.arguments(picture_request("img2img", services.config, services.parameters), example=examples.IMG2IMG_REQUEST)
+    @_contract(blp, examples.IMG2IMG_JOB, examples.QUEUED_IMG2IMG_JOB)
+    @blp.about("Image to image · 图生图接口", "Make pictures from a prompt and a reference image.", parameters=_HEADERS)
+    def create_img2img(fields: dict[str, Any]) -> Response:
         return _post(services, presenter, "img2img", fields)
 
     return blp
 
 
-def _contract(blp: Blueprint, summary: str, description: str) -> Decorator:
-    """What both POSTs promise besides their bodies."""
+def _contract(blp: Blueprint, finished: Mapping[str, Any], queued: Mapping[str, Any]) -> Decorator:
+    """What both POSTs answer, with an example of a finished and of a queued job."""
     decorators: list[Decorator] = [
-        blp.answers(200, Job, "The finished job.", headers={"Preference-Applied": _APPLIED}),
+        blp.answers(200, Job, "The finished job.", headers={"Preference-Applied": _APPLIED}, example=finished),
         blp.also(
             202,
-            "The job as it is now; it goes on.",
-            content={"application/json": {"schema": Job}},
+            "The job as it is now. It goes on; `url` and `Location` say where to ask for it again.",
+            content={"application/json": {"schema": Job, "example": queued}},
             headers={"Location": _LOCATION, "Preference-Applied": _APPLIED},
         ),
         blp.problems(*_REFUSED, *_ENDED_BADLY),
-        blp.about(summary, description, parameters=_HEADERS),
     ]
 
     def decorate(view: View) -> View:
@@ -135,8 +116,9 @@ def _contract(blp: Blueprint, summary: str, description: str) -> Decorator:
     return decorate
 
 
-def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[str, Any]) -> Response:
-    posted = cast("GatewayRequest", request)
+def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str, Any]) -> Response:
+    # The request itself, and no proxy: it is handed on.
+    posted = cast("GatewayRequest", cast("Any", request)._get_current_object())  # noqa: SLF001 -- documented by werkzeug
     preference = prefer.parse(posted.headers.getlist("Prefer"))
     key = posted.idempotency_key
     # Only a repeated key is compared, and a reference image is megabytes.
@@ -148,7 +130,6 @@ def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[
         fingerprint=fingerprint,
         idempotency_key=key,
         wait=preference.seconds(services.config.sync_timeout),
-        before_waiting=posted.let_go,
-        gone=posted.client_gone,
+        client=posted,
     )
     return presenter.posted(view, preference)

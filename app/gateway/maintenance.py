@@ -20,7 +20,7 @@ from app.jobs.table import JobTable
 from app.jobs.view import milliseconds
 from app.records.errors import MissingFile, RecordsError
 from app.records.files import StoredFile
-from app.records.layout import user_folder
+from app.records.layout import DOCUMENT_FORMAT, user_folder
 from app.records.store import RecordStore
 
 #: The worker looks so often whether there is something to do.
@@ -30,7 +30,6 @@ _ORPHAN_SECONDS: Final = 3600.0
 _BATCH: Final = 500
 #: What a document that is no readable record raises.
 _UNREADABLE: Final = (RecordsError, ValueError, KeyError, TypeError)
-_FORMAT: Final = 1
 
 
 @dataclass(slots=True)
@@ -159,7 +158,7 @@ class Maintenance:
     def _read(self, file: StoredFile) -> _Record:
         """The record that a document describes, with the images that exist; raises one of :data:`_UNREADABLE`."""
         document = self._records.read_stored(file)
-        if document["format"] != _FORMAT or document["type"] != file.type or document["name"] != _name(file):
+        if document["format"] != DOCUMENT_FORMAT or document["type"] != file.type or document["name"] != _name(file):
             raise ValueError("not a document of this version")
         if user_folder(document["id"]) != file.user_folder:
             raise ValueError("not a document of this folder")

@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib import metadata
 from pathlib import Path
+
+import jsonschema
 
 import app.api as package
 from app import problems as errors
+from app.api.chinese import CHINESE
+from tests.api.conftest import nullable_as_json_schema
 from tests.api.fakes import IMG2IMG, TXT2IMG
 
 #: The documentation itself, which does not describe itself.
 UNDOCUMENTED = {"/", "/docs", "/docs/start.js", "/docs/{asset}", "/openapi.json"}
+SLUG = re.compile(r"\* `([a-z-]+)`")
+HAN = re.compile(r"[\u4e00-\u9fff]")
 METHODS = ("get", "post", "put", "patch", "delete")
 TITLES = {
     ("/txt2img", "post"): "文生图接口",
@@ -77,8 +84,11 @@ def test_errors_are_documented_as_problems_and_under_no_other_media_type(client)
         for status, answer in operation["responses"].items():
             assert status.isdigit(), (path, method)
             if int(status) >= 400:
-                problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
-                assert answer["content"] == {"application/problem+json": problem}, (path, method, status)
+                assert set(answer["content"]) == {"application/problem+json"}, (path, method, status)
+                problem = answer["content"]["application/problem+json"]
+                assert problem["schema"] == {"$ref": "#/components/schemas/Problem"}, (path, method, status)
+                examples = {f"#/components/examples/{slug}" for slug in SLUG.findall(answer["description"])}
+                assert {example["$ref"] for example in problem["examples"].values()} == examples, (path, method, status)
 
 
 def test_every_slug_is_documented_under_its_status(client):
@@ -86,13 +96,120 @@ def test_every_slug_is_documented_under_its_status(client):
     found: dict[str, set[int]] = {}
     for _, _, operation in operations(document):
         for status, answer in operation["responses"].items():
-            for slug in re.findall(r"`([a-z-]+)`", answer["description"]):
+            for slug in SLUG.findall(answer["description"]):
                 found.setdefault(slug, set()).add(int(status))
-    # A wrong method has no operation to be documented under; the introduction lists it with all others.
+    # A wrong method has no operation to be documented under; the table lists it with all others.
     assert set(errors.PROBLEMS) - set(found) == {"method-not-allowed"}
     assert found == {slug: {errors.PROBLEMS[slug].status} for slug in found}
     for slug in errors.PROBLEMS:
-        assert f"| `{slug}` | {errors.PROBLEMS[slug].status} |" in document["info"]["description"]
+        assert f"| `{slug}` | {errors.PROBLEMS[slug].status} |" in document["tags"][-1]["description"]
+
+
+def test_the_endpoints_come_first_and_the_table_of_errors_last(client):
+    document = client.get("/openapi.json").json
+    assert "| `" not in document["info"]["description"]
+    used = list(dict.fromkeys(tag for _, _, operation in operations(document) for tag in operation["tags"]))
+    assert [tag["name"] for tag in document["tags"]] == [*used, "errors"]
+    page = client.get("/docs").text
+    assert page.index('id="swagger-ui"') < page.index('id="errors"')
+    rows = dict(re.findall(r"<tr><td><code>([a-z-]+)</code></td><td>(\d+)</td>", page))
+    assert rows == {slug: str(problem.status) for slug, problem in errors.PROBLEMS.items()}
+
+
+def test_the_document_has_the_version_of_the_package(client):
+    assert client.get("/openapi.json").json["info"]["version"] == metadata.version("sd-gateway")
+
+
+def test_the_operation_ids_name_the_methods_of_a_generated_client(client):
+    named = {(method, path): o["operationId"] for path, method, o in operations(client.get("/openapi.json").json)}
+    assert named["post", "/txt2img"] == "create_txt2img"
+    assert named["get", "/t2ihistory/{id}"] == "list_txt2img_history"
+    assert named["get", "/jobs/{id}/{type}/{name}"] == "get_job"
+    assert len(set(named.values())) == len(named)
+    verbs = {"post": ("create",), "get": ("get", "list"), "delete": ("delete",)}
+    for (method, path), name in named.items():
+        assert re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+", name), path
+        assert name.partition("_")[0] in verbs[method], path
+
+
+def texts(node, place=()):
+    """Every summary, title and description of an OpenAPI document, with its place; none of the data in its examples."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name in ("summary", "title", "description") and isinstance(value, str):
+                yield (*place, name), value
+            elif name not in ("example", "value", "enum", "default"):
+                yield from texts(value, (*place, name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from texts(value, (*place, index))
+
+
+def test_every_text_is_in_english_and_chinese(client):
+    document = client.get("/openapi.json").json
+    found = dict(texts(document))
+    del found["info", "title"]
+    for place, text in found.items():
+        lines = text.split(" · ") if place[-1] in ("summary", "title") else re.split(r" · |\n\n", text)
+        assert any(HAN.search(line) for line in lines), (place, text)
+        assert any(line and not HAN.search(line) for line in lines), (place, text)
+    for path, method, operation in operations(document):
+        assert operation["summary"], (method, path)
+        assert operation["description"], (method, path)
+        shared = document["paths"][path].get("parameters", [])
+        for described in (*shared, *operation.get("parameters", ()), *operation["responses"].values()):
+            assert described["description"], (method, path)
+    for name, schema in document["components"]["schemas"].items():
+        for field, described in schema["properties"].items():
+            # In OpenAPI 3.0 nothing may stand beside a reference.
+            assert "$ref" in described or {"description", "title"} & set(described), (name, field)
+
+
+def test_every_translation_is_used(client):
+    found = "\n".join(text for _, text in texts(client.get("/openapi.json").json))
+    assert [english for english, chinese in CHINESE.items() if english not in found or chinese not in found] == []
+    assert [english for english, chinese in CHINESE.items() if not HAN.search(chinese) or not english.isascii()] == []
+
+
+def test_every_endpoint_has_examples_that_fit_its_schema(client):
+    document = nullable_as_json_schema(client.get("/openapi.json").json)
+    for path, _method, operation in operations(document):
+        for parameter in document["paths"][path].get("parameters", ()):
+            jsonschema.validate(parameter["example"], parameter["schema"])
+        for status, answer in operation["responses"].items():
+            for media_type, content in answer.get("content", {}).items():
+                if not media_type.startswith("image/"):
+                    examples = content.get("examples", {"only": {"value": content.get("example")}})
+                    for name, example in examples.items():
+                        check_example(
+                            document, content["schema"], resolved(document, example)["value"], (path, status, name)
+                        )
+
+
+def resolved(document, node):
+    """A node of the document, or what it refers to."""
+    for name in node.get("$ref", "").removeprefix("#/").split("/") if "$ref" in node else ():
+        node = document[name] if name in document else node[name]
+    return node
+
+
+def check_example(document, schema, example, place):
+    assert example is not None, place
+    errors = jsonschema.Draft202012Validator({**schema, "components": document["components"]}).iter_errors(example)
+    assert [error.message for error in errors] == [], place
+
+
+def test_the_examples_of_problems_are_of_their_slug(client):
+    examples = client.get("/openapi.json").json["components"]["examples"]
+    assert set(examples) == set(errors.PROBLEMS)
+    for slug, example in examples.items():
+        problem = errors.PROBLEMS[slug]
+        assert {name: example["value"][name] for name in ("type", "title", "status")} == {
+            "type": slug,
+            "title": problem.title,
+            "status": problem.status,
+        }
+        assert example["value"]["detail"]
 
 
 def test_the_document_is_openapi_3_0_and_every_reference_leads_somewhere(client):
@@ -134,7 +251,7 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client):
         with client.get("/" + source) as asset:
             assert asset.status_code == 200, source
             assert len(asset.data) > 50
-    assert 'url: "openapi.json"' in client.get("/docs/start.js").text
+    assert 'load("openapi.json")' in client.get("/docs/start.js").text
 
 
 def test_every_view_is_short():

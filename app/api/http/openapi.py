@@ -1,4 +1,8 @@
-"""flask-smorest with types, with our own reading of requests, and with errors documented as the problems they are."""
+"""flask-smorest with types, with our own reading of requests, and with errors documented as the problems they are.
+
+The name of a view is its ``operationId``, and a schema's ``EXAMPLES`` are shown with every answer of it. What the document says is
+translated when it is written (:mod:`app.api.chinese`).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import flask_smorest  # type: ignore[import-untyped]  # the package ships no types
-from flask import Request
+from flask import Request, Response, current_app
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 
 from app import problems as errors
+from app.api.chinese import chinese, translate
 from app.api.http.refusals import ValidationFailed
 from app.api.http.request import GatewayRequest
-from app.api.schemas.responses import Problem
+from app.api.schemas.examples import problem_example
+from app.api.schemas.responses import Answer, Problem
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -43,11 +49,26 @@ class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types
 
     DEFAULT_ERROR_RESPONSE_NAME = None
 
+    def document(self) -> dict[str, Any]:
+        """The OpenAPI document, in both languages."""
+        return cast("dict[str, Any]", translate(self.spec.to_dict()))
+
+    def _openapi_json(self) -> Response:
+        """Serve the document, which never changes after the start."""
+        if self._written is None:
+            self._written = current_app.json.dumps(self.document()).encode()
+        return Response(self._written, mimetype="application/json")
+
+    #: The document as bytes, once it was asked for.
+    _written: bytes | None = None
+
     def _register_error_handlers(self) -> None:
         """Leave them alone: the handler of the base class answers in another shape."""
 
     def _register_responses(self) -> None:
-        """Document no errors of that shape either."""
+        """Document no errors of that shape either, but an example of each of ours."""
+        for slug, entry in errors.PROBLEMS.items():
+            self.spec.components.example(slug, {"summary": entry.title, "value": problem_example(slug)})
 
     def _register_pagination_header(self) -> None:
         """Pages are ours: by cursor, in the body."""
@@ -102,7 +123,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
         self, schema: Schema | type[Schema], *, location: str = "json", example: Mapping[str, Any] | None = None
     ) -> Decorator:
         """Load the body (``json``) or the ``query`` and hand it to the view as its last positional argument."""
-        shown = None if example is None else dict(example)
+        shown = None if example is None else _plain(example)
         return cast("Decorator", super().arguments(schema, location=location, example=shown))
 
     def answers(
@@ -113,9 +134,13 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
         *,
         media_type: str = "application/json",
         headers: Mapping[str, Mapping[str, Any]] | None = None,
+        example: Mapping[str, Any] | None = None,
     ) -> Decorator:
-        """The successful answer."""
-        decorator = super().response(status, schema, content_type=media_type, description=description, headers=headers)
+        """The successful answer; without ``example`` the examples of its schema are shown."""
+        shown = _examples(schema) if example is None else {"example": _plain(example)}
+        decorator = super().response(
+            status, schema, content_type=media_type, description=description, headers=headers, **shown
+        )
         return cast("Decorator", decorator)
 
     def about(self, summary: str, description: str = "", *, parameters: Sequence[Mapping[str, Any]] = ()) -> Decorator:
@@ -123,11 +148,15 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
         documented: dict[str, Any] = {"summary": summary}
         documented |= {"description": description} if description else {}
         documented |= {"parameters": [dict(parameter) for parameter in parameters]} if parameters else {}
-        return cast("Decorator", self.doc(**documented))
+
+        def decorate(view: View) -> View:
+            return cast("Decorator", self.doc(operationId=view.__name__, **documented))(view)
+
+        return decorate
 
     def also(self, status: int, description: str, **content: Any) -> Decorator:
         """Document one more answer; ``content`` is what OpenAPI's response object may hold besides."""
-        return cast("Decorator", self.doc(responses={status: {"description": description, **content}}))
+        return cast("Decorator", self.doc(responses={status: {"description": description, **_plain(content)}}))
 
     def problems(self, *slugs: str) -> Decorator:
         """Document the errors of a view, besides those that any request may run into."""
@@ -138,9 +167,25 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
         return cast("Decorator", self.doc(responses=responses))
 
 
+def _examples(schema: type[Schema] | dict[str, Any] | None) -> dict[str, Any]:
+    """The examples of an answer, as flask-smorest takes them."""
+    named = schema.EXAMPLES if isinstance(schema, type) and issubclass(schema, Answer) else {}
+    return {"examples": {name: {"value": _plain(value)} for name, value in named.items()}} if named else {}
+
+
+def _plain(value: Any) -> Any:
+    """A copy of an example in dicts and lists only, which flask-smorest can copy again."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _problem_response(status: int, slugs: Sequence[str]) -> dict[str, Any]:
-    named = "; ".join(f"`{slug}`: {errors.PROBLEMS[slug].title}" for slug in slugs)
-    response: dict[str, Any] = {"description": named, "content": {errors.MEDIA_TYPE: {"schema": Problem}}}
+    titles = {slug: errors.PROBLEMS[slug].title for slug in slugs}
+    named = "\n".join(f"* `{slug}`: {title} · {chinese(title)}" for slug, title in titles.items())
+    examples = {slug: {"$ref": f"#/components/examples/{slug}"} for slug in slugs}
+    content = {errors.MEDIA_TYPE: {"schema": Problem, "examples": examples}}
+    response: dict[str, Any] = {"description": named, "content": content}
     if status in (429, 503):
         after = {"description": "The seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}}
         response["headers"] = {"Retry-After": after}

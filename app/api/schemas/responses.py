@@ -1,14 +1,19 @@
-"""What the answers look like, for the documentation; the services' dicts go through as they are."""
+"""What the answers look like, for the documentation; the services' dicts go through as they are.
+
+Descriptions are translated by :mod:`app.api.chinese`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from marshmallow import EXCLUDE, Schema, fields
 
-from app.api.http.paths import TYPES
-
-STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
+from app.api.schemas import examples
+from app.jobs.model import STATUSES
+from app.parameters import TYPES, Parameter, Parameters
 
 
 def _text(description: str, **metadata: Any) -> fields.String:
@@ -31,7 +36,9 @@ def _or_null(schema: str, description: str) -> fields.Raw:
 
 
 class Answer(Schema):
-    """Base of the answers."""
+    """Base of the answers; ``EXAMPLES`` are whole answers by a name that tells them apart."""
+
+    EXAMPLES: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     class Meta:
         """Fields may be added to an answer, so that the documentation must not rule them out."""
@@ -47,8 +54,8 @@ class Answer(Schema):
 class Problem(Answer):
     """An error, RFC 9457."""
 
-    type = _text("A stable slug.", example="validation-failed")
-    title = _text("What the slug means; the same for every occurrence.")
+    type = _text("Which error it is: a word that never changes.", example="validation-failed")
+    title = _text("What the type means; the same for every occurrence.")
     status = _count("The HTTP status code.")
     detail = _text("What went wrong this time.")
     errors = fields.Dict(
@@ -61,115 +68,151 @@ class Problem(Answer):
         values=fields.List(fields.String()),
         metadata={"description": "With unknown-name: what would be accepted, by field."},
     )
-    url = fields.String(metadata={"description": "Where a POST ended without a picture: the job."})
+    url = fields.String(metadata={"description": "Of a POST whose job failed: the URL of the job."})
 
 
-class Args(Answer):
+#: Where a job's parameters say something else than the request did.
+_IN_ARGS: Mapping[str, str] = MappingProxyType(
+    {
+        "seed": "The seed of the first image.",
+        "model": "The shortest name that means this model's file and no other.",
+        "scheduler": "The scheduler, named or the end of the sampler's name; absent: none.",
+        "init_images": "img2img: a data URI.",
+    }
+)
+_JSON_FIELDS: Mapping[str, type[fields.Field[Any]]] = MappingProxyType(
+    {"integer": fields.Integer, "number": fields.Float, "boolean": fields.Boolean}
+)
+
+
+class _CompleteArgs(Answer):
+    EXAMPLES: ClassVar = {"txt2img": examples.TXT2IMG_ARGS}
+
+
+def args(parameters: Parameters) -> type[Schema]:
     """The parameters of a job: what was posted with the seed really used, and every optional that took effect."""
-
-    id = _text("The user.", title="User id · 用户id")
-    prompt = _text("As posted.", title="Prompt · 正向提示词")
-    negative_prompt = _text("As posted.", title="Negative prompt · 反向提示词")
-    width = _count("Pixels.", title="Width · 宽")
-    height = _count("Pixels.", title="Height · 高")
-    seed = _text("The seed of the first image.", title="Seed · 种子", pattern="^[0-9]+$")
-    steps = _count("Sampling steps.", title="Steps · 采样步数")
-    hr_upscaler = _text("As posted.", title="Upscaler · 高清化采样器")
-    cfg_scale = fields.Float(required=True, metadata={"title": "CFG scale · 提示词关联程度"})
-    style = _text("As posted.", title="Style · 风格")
-    batch_size = _count("Images.", title="Batch size · 作图数量")
-    sampler_name = fields.String(metadata={"description": "The sampler."})
-    scheduler = fields.String(
-        metadata={"description": "The scheduler, named or the end of the sampler's name; absent: none."}
-    )
-    model = fields.String(metadata={"description": "The shortest name that means this model's file and no other."})
-    denoising_strength = fields.Float(metadata={"description": "Where it takes effect."})
-    hr_scale = fields.Float(metadata={"description": "Where it takes effect."})
-    resize_mode = fields.String(metadata={"description": "img2img."})
+    return Answer.from_dict(_args_fields(p for p in parameters if p.kind != "image"), name="Args")
 
 
-class CompleteArgs(Args):
+def complete_args(parameters: Parameters) -> type[Schema]:
     """The parameters with the reference image: a body that can be posted again as it stands."""
+    return _CompleteArgs.from_dict(_args_fields(parameters), name="CompleteArgs")
 
-    init_images = fields.String(metadata={"description": "img2img: a data URI.", "title": "Reference image · 参考图"})
+
+def _args_fields(parameters: Iterable[Parameter]) -> dict[str, fields.Field[Any]]:
+    return {parameter.name: _args_field(parameter) for parameter in parameters}
+
+
+def _args_field(parameter: Parameter) -> fields.Field[Any]:
+    about = {"title": parameter.title, "description": _IN_ARGS.get(parameter.name, parameter.description)}
+    about |= {"pattern": "^[0-9]+$"} if parameter.kind == "seed" else {}
+    always = parameter.required and parameter.types == TYPES
+    return _JSON_FIELDS.get(parameter.kind, fields.String)(required=always, metadata=about)
 
 
 class StoredImage(Answer):
     """A picture of a record."""
 
-    filename = _text("Its name; part of its path.")
-    url = _text("Where it is.", format="uri-reference")
-    seed = _text("Its own seed.", pattern="^[0-9]+$")
+    filename = _text("The file name.")
+    url = _text("The URL of the image.", format="uri-reference")
+    seed = _text("The seed of this image.", pattern="^[0-9]+$")
     width = _count("Pixels.")
     height = _count("Pixels.")
-    bytes = _count("The size of the file.")
+    bytes = _count("The size of the file in bytes.")
     media_type = _text("image/png, image/jpeg or image/webp.")
-    infotext = _text("The parameters as the WebUI wrote them.")
+    infotext = _text("The parameters as the WebUI writes them into its pictures.")
 
 
 class InitImage(Answer):
     """The reference image of an img2img job, as it is kept: a PNG, upright, without metadata."""
 
-    filename = _text("Its name; part of its path.")
-    url = _text("Where it is.", format="uri-reference")
+    filename = _text("The file name.")
+    url = _text("The URL of the image.", format="uri-reference")
     width = _count("Pixels.")
     height = _count("Pixels.")
-    bytes = _count("The size of the file.")
-    media_type = _text("image/png.")
+    bytes = _count("The size of the file in bytes.")
+    media_type = _text("Always image/png.")
 
 
 class Webui(Answer):
     """What made the pictures."""
 
-    model = fields.String(required=True, allow_none=True)
-    sampler = fields.String(required=True, allow_none=True)
-    version = fields.String(required=True, allow_none=True)
+    model = fields.String(required=True, allow_none=True, metadata={"description": "The model."})
+    sampler = fields.String(required=True, allow_none=True, metadata={"description": "The sampler."})
+    version = fields.String(required=True, allow_none=True, metadata={"description": "The version of the WebUI."})
 
 
 class Job(Answer):
     """One accepted request, from acceptance until it is deleted."""
 
+    EXAMPLES: ClassVar = {"succeeded": examples.TXT2IMG_JOB, "queued": examples.QUEUED_TXT2IMG_JOB}
+
     id = _text("The user.")
     type = _text("What was asked for.", enum=list(TYPES))
     name = _text("The name of the job and its record.")
-    status = _text("Where the job is.", enum=list(STATUSES))
+    status = _text("The state of the job.", enum=list(STATUSES))
     simulated = fields.Boolean(required=True, metadata={"description": "The pictures come from a simulator."})
     created_at = _text("When it was accepted.", format="date-time")
-    started_at = fields.DateTime(required=True, allow_none=True, metadata={"description": "Start of the last attempt."})
-    finished_at = fields.DateTime(required=True, allow_none=True, metadata={"description": "When it ended."})
+    started_at = fields.DateTime(
+        required=True, allow_none=True, metadata={"description": "Start of the last attempt; null: there was none."}
+    )
+    finished_at = fields.DateTime(
+        required=True, allow_none=True, metadata={"description": "When the job ended; null: it has not."}
+    )
     position = fields.Integer(
-        required=True, allow_none=True, metadata={"description": "1 starts next; null: not queued."}
+        required=True,
+        allow_none=True,
+        metadata={"description": "The place in the queue: 1 starts next; null: not queued."},
     )
-    progress = fields.Float(required=True, metadata={"minimum": 0, "maximum": 1})
+    progress = fields.Float(
+        required=True, metadata={"minimum": 0, "maximum": 1, "description": "How much of it is done, 0 to 1."}
+    )
     eta = fields.Float(
-        required=True, allow_none=True, metadata={"description": "Seconds until its end; null: unknown."}
+        required=True, allow_none=True, metadata={"description": "Seconds until the job ends; null: unknown."}
     )
-    args = fields.Nested(Args, required=True)
+    #: The component that :func:`args` makes of the table.
+    args = fields.Raw(
+        required=True,
+        metadata={
+            "allOf": [{"$ref": "#/components/schemas/Args"}],
+            "description": "What was posted with the seed really used, and every optional field that took effect.",
+        },
+    )
     images = fields.List(
         fields.Nested(StoredImage), required=True, metadata={"description": "Empty until it succeeded."}
     )
     init_image = _or_null("InitImage", "img2img: the reference image.")
     webui = _or_null("Webui", "What made the pictures; null until it is known.")
     error = _or_null("Problem", "Why the job failed.")
-    url = _text("Where the job is.", format="uri-reference")
+    url = _text("The URL of the job.", format="uri-reference")
 
 
 class History(Answer):
     """A page of succeeded jobs, newest first."""
 
-    records = fields.List(fields.Nested(Job), required=True)
-    next = fields.String(required=True, allow_none=True, metadata={"description": "The next page; null on the last."})
+    EXAMPLES: ClassVar = {"txt2img": {"records": [examples.TXT2IMG_JOB], "next": None}}
+
+    records = fields.List(fields.Nested(Job), required=True, metadata={"description": "The jobs of this page."})
+    next = fields.String(
+        required=True, allow_none=True, metadata={"description": "The URL of the next page; null on the last one."}
+    )
 
 
 class Jobs(Answer):
     """A page of jobs, newest first."""
 
-    jobs = fields.List(fields.Nested(Job), required=True)
-    next = fields.String(required=True, allow_none=True, metadata={"description": "The next page; null on the last."})
+    EXAMPLES: ClassVar = {"both types": {"jobs": [examples.IMG2IMG_JOB, examples.TXT2IMG_JOB], "next": None}}
+
+    jobs = fields.List(fields.Nested(Job), required=True, metadata={"description": "The jobs of this page."})
+    next = fields.String(
+        required=True, allow_none=True, metadata={"description": "The URL of the next page; null on the last one."}
+    )
 
 
 class Deleted(Answer):
     """What a DELETE removed."""
+
+    EXAMPLES: ClassVar = {"record": examples.DELETED}
 
     deleted = _texts("The names of the deleted files.")
 
@@ -177,23 +220,33 @@ class Deleted(Answer):
 class Options(Answer):
     """The names that a request may use."""
 
+    EXAMPLES: ClassVar = {"options": examples.OPTIONS}
+
     samplers = _texts("For sampler_name.")
     schedulers = _texts("For scheduler; empty where the WebUI has none.")
     upscalers = _texts("For hr_upscaler.")
     latent_modes = _texts("For hr_upscaler of txt2img.")
     styles = _texts("For style: the gateway's presets, then the WebUI's.")
     models = _texts("For model.")
-    default_model = fields.String(required=True, allow_none=True, metadata={"description": "What no model means."})
+    default_model = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The model of requests that name none; null: none is known."},
+    )
 
 
 class Liveness(Answer):
     """The process answers."""
+
+    EXAMPLES: ClassVar = {"ok": {"status": "ok"}}
 
     status = _text("Always ok.", enum=["ok"])
 
 
 class Readiness(Answer):
     """Whether pictures can be made now."""
+
+    EXAMPLES: ClassVar = examples.READINESS
 
     status = _text("ok, or degraded for the reasons given.", enum=["ok", "degraded"])
     reasons = _texts("One sentence each.")
