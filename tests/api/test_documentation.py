@@ -175,7 +175,7 @@ def test_every_translation_is_used(client):
 
 def test_every_endpoint_has_examples_that_fit_its_schema(client):
     document = nullable_as_json_schema(client.get("/openapi.json").json)
-    for path, method, operation in operations(document):
+    for path, _, operation in operations(document):
         for parameter in document["paths"][path].get("parameters", ()):
             jsonschema.validate(parameter["example"], parameter["schema"])
         for status, answer in operation["responses"].items():
