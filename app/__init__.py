@@ -6,20 +6,22 @@ from flask import Flask
 
 from app import api, config
 from app.api.application import Application
+from app.parameters import PARAMETERS, Parameters
 from app.services import build
 
 EXTENSION = "sd-gateway"
 
 
-def create_app(settings: config.Config | None = None) -> Flask:
+def create_app(settings: config.Config | None = None, parameters: Parameters = PARAMETERS) -> Flask:
     """Assemble the WSGI application; its services stand in ``app.extensions["sd-gateway"]`` and are not started.
 
     :param settings: instead of those of the environment.
+    :param parameters: the table of request fields.
     :raises app.config.ConfigError: for an unknown or malformed setting.
     """
     settings = settings or config.load()
     app = Application("app", instance_path=str(settings.instance), static_folder=None)
-    services = build(settings)
+    services = build(settings, parameters)
     app.extensions[EXTENSION] = services
     api.init_app(app, services)
     return app

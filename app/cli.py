@@ -14,7 +14,7 @@ import click
 
 from app import startup
 from app.config import Config, ConfigError, effective, load
-from app.gateway.archive import Archive, Report
+from app.gateway.maintenance import Maintenance, Report
 from app.jobs.errors import JobsError
 from app.records.errors import RecordsError
 from app.runtime.malloc import give_memory_back
@@ -194,13 +194,13 @@ def records() -> None:
 _dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 
 
-def _report(run: Callable[[Archive], Report], words: str) -> Report:
+def _report(run: Callable[[Maintenance], Report], words: str) -> Report:
     """Run over the data folder, say what was found, and return it."""
     services = _services(startup.open_existing)
     services.database.be_patient()
     click.echo(startup.places(services.config), err=True)
     try:
-        report = run(services.archive)
+        report = run(services.maintenance)
     except (JobsError, RecordsError) as error:
         raise click.ClickException(str(error)) from error
     finally:
@@ -216,7 +216,7 @@ def _report(run: Callable[[Archive], Report], words: str) -> Report:
 def sweep(dry_run: bool) -> None:
     """Remove the files that belong to no record; exits 1 when it finds something that no row in the database accounts for."""
     done = "would be removed" if dry_run else "removed"
-    report = _report(lambda archive: archive.sweep(dry_run=dry_run), f"{{count}} stray files {done}")
+    report = _report(lambda maintenance: maintenance.sweep(dry_run=dry_run), f"{{count}} stray files {done}")
     if report.unindexed:
         advice = "They were left alone; 'sd-gateway records reindex' adds them."
         click.echo(f"{report.unindexed} records have no row in the database. {advice}", err=True)
@@ -227,7 +227,7 @@ def sweep(dry_run: bool) -> None:
 @records.command()
 def verify() -> None:
     """Open every file of every record; exits 1 when one is missing or damaged."""
-    if _report(Archive.verify, "{count} records looked at, {problems} problems").problems:
+    if _report(Maintenance.verify, "{count} records looked at, {problems} problems").problems:
         sys.exit(1)
 
 
@@ -237,7 +237,7 @@ def reindex(dry_run: bool) -> None:
     """Add to the database the records that only the folder knows; exits 1 when a document can't be read."""
     done = "would be added" if dry_run else "added"
     words = f"{{count}} records {done}, {{problems}} not readable"
-    if _report(lambda archive: archive.reindex(dry_run=dry_run), words).problems:
+    if _report(lambda maintenance: maintenance.reindex(dry_run=dry_run), words).problems:
         sys.exit(1)
 
 

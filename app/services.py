@@ -17,11 +17,11 @@ from app.gateway.accept import Submissions
 from app.gateway.archive import Archive
 from app.gateway.generate import WebuiBackend, hopeless_demands, restarts_needed, serving_webuis
 from app.gateway.identity import Belonging
-from app.gateway.maintenance import Upkeep
+from app.gateway.maintenance import Maintenance, Upkeep
 from app.gateway.offering import Offers
 from app.gateway.results import refused_everywhere
-from app.jobs import events
-from app.jobs.model import Failure, Identity, Job
+from app.jobs.events import Announcer, Transition
+from app.jobs.model import Failure, Identity
 from app.jobs.notifications import ACCEPTED, LOOK_WANTED, Wake
 from app.jobs.slot_keys import rename_slots
 from app.jobs.slots import Slots
@@ -32,6 +32,7 @@ from app.jobs.tables import Tables
 from app.jobs.waiters import Waiters
 from app.jobs.worker.election import HostLock
 from app.jobs.worker.supervisor import Duties, Worker
+from app.parameters import PARAMETERS, Parameters
 from app.records.store import RecordStore
 from app.runtime.failpoints import crash_at
 from app.simulator import SimulatorServer, SimulatorSettings
@@ -50,6 +51,13 @@ class _Hints:
     waiters: Waiters
     wake: Wake | None = None
     worker: Worker | None = None
+
+    def transition(self, transition: Transition) -> None:
+        """Notify whoever acts on a transition: a worker that a job waits, clients that theirs has ended."""
+        if transition.event == "accepted":
+            self.accepted()
+        elif transition.is_end:
+            self.finished(transition.job.identity)
 
     def accepted(self) -> None:
         """A job waits."""
@@ -103,7 +111,9 @@ class Services:
     waiters: Waiters
     submissions: Submissions
     archive: Archive
+    maintenance: Maintenance
     upkeep: Upkeep
+    announcer: Announcer
     hints: _Hints
     worker: Worker | None = None
     simulator: SimulatorServer | None = field(default=None, repr=False)
@@ -117,6 +127,11 @@ class Services:
     def slots(self) -> Slots:
         """The slots of the WebUIs."""
         return self.tables.slots
+
+    @property
+    def parameters(self) -> Parameters:
+        """The table of request fields."""
+        return self.offers.parameters
 
     # -- what the API asks -------------------------------------------------------------------------------------------
 
@@ -157,8 +172,8 @@ class Services:
             self.worker.start()
 
     def _make_worker(self, lock: HostLock | None) -> Worker:
-        duties = Duties(self._backends, self.archive.tidy, self._look_after, self.hints.finished)
-        return Worker(self.tables, self.config.host_id, duties, lock)
+        duties = Duties(self._backends, self.archive.tidy, self._look_after)
+        return Worker(self.tables, self.config.host_id, duties, self.announcer, lock)
 
     def _backends(self) -> list[WebuiBackend]:
         for old, new in rename_slots(self.database, self.config.current_slot_key).items():
@@ -173,30 +188,24 @@ class Services:
         webui = Webui(address, job_timeout=self.config.job_timeout)
         return WebuiBackend(webui, self.tables, self.records, self.offers, self.config)
 
-    def _look_after(self) -> list[Identity]:
+    def _look_after(self) -> None:
         """Fail the waiting jobs that no configured WebUI can serve any more; now and then, remove what is left over."""
         self.upkeep.step()
-        self.table.forget_refusals()
+        self.table.deletion.forget_refusals()
         catalogues, configured = self.offers.catalogues(), self.slots.configured()
-        failed: list[Job] = []
-        hopeless = hopeless_demands(dict(self.table.queued_demands()), catalogues, configured)
+        hopeless = hopeless_demands(dict(self.table.queries.queued_demands()), catalogues, configured)
         if hopeless:
             gone = Failure("no-longer-available", "No WebUI offers any more what this job was accepted with.")
-            failed += self._fail_queued(gone, demands=hopeless)
-        for refused in self.table.refused():
+            self._fail_queued(gone, demands=hopeless)
+        for refused in self.table.queries.refused():
             serving = serving_webuis(refused.demand, catalogues, configured)
             failure = refused_everywhere(refused.job, refused.slots, serving)
             if failure is not None:
-                failed += self._fail_queued(failure, jobs=[refused.job.identity])
-        return [job.identity for job in failed]
+                self._fail_queued(failure, jobs=[refused.job.identity])
 
-    def _fail_queued(
-        self, failure: Failure, *, demands: Sequence[int] = (), jobs: Sequence[Identity] = ()
-    ) -> list[Job]:
-        failed = self.table.fail_queued(failure, demands=demands, jobs=jobs)
-        for job in failed:
-            events.transition("failed", job, slug=failure.slug)
-        return failed
+    def _fail_queued(self, failure: Failure, *, demands: Sequence[int] = (), jobs: Sequence[Identity] = ()) -> None:
+        for job in self.table.losses.fail_queued(failure, demands=demands, jobs=jobs):
+            self.announcer.announce(Transition("failed", job, slug=failure.slug))
 
     def begin_drain(self) -> None:
         """Answer every waiter now and take no more jobs; what runs goes on."""
@@ -239,9 +248,10 @@ class Services:
         self.database.close()
 
 
-def build(config: Config) -> Services:
+def build(config: Config, parameters: Parameters = PARAMETERS) -> Services:
     """Make the objects of one process, and the data folder and the database where they are missing; migrate the database.
 
+    :param parameters: the table of request fields.
     :raises Mismatch: database and data folder don't belong together; nothing was changed in them.
     :raises DatabaseUnavailable, SchemaTooNew: the database can't be used.
     :raises StoreUnavailable, StorageFailed: the data folder can't be made or read.
@@ -254,7 +264,7 @@ def build(config: Config) -> Services:
         identity.records.folder.prepare()
         identity.database.migrate()
         identity.stamp()
-        return _wire(config, presets, identity)
+        return _wire(config, presets, identity, parameters)
 
 
 def build_on_existing(config: Config) -> Services:
@@ -289,14 +299,15 @@ def _presets(config: Config) -> Presets:
     return load_presets(config.instance / "styles.toml")
 
 
-def _wire(config: Config, presets: Presets, identity: Belonging) -> Services:
+def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Parameters = PARAMETERS) -> Services:
     database, records = identity.database, identity.records
     tables = Tables.of(database)
     table = tables.jobs
-    offers = Offers(tables.slots, tables.catalogues, presets, config.default_model)
+    offers = Offers(tables.slots, tables.catalogues, presets, config.default_model, parameters)
     waiters = Waiters(table, config.max_waiters)
     hints = _Hints(waiters)
-    archive = Archive(table, records)
+    announcer = Announcer(hints.transition)
+    archive = Archive(table, records, announcer)
     return Services(
         config=config,
         database=database,
@@ -305,8 +316,10 @@ def _wire(config: Config, presets: Presets, identity: Belonging) -> Services:
         identity=identity,
         offers=offers,
         waiters=waiters,
-        submissions=Submissions(config, table, waiters, offers, records, hints.accepted, hints.look_wanted),
+        submissions=Submissions(config, table, waiters, offers, records, announcer, hints.look_wanted),
         archive=archive,
+        maintenance=Maintenance(table, records),
         upkeep=Upkeep(table, Space(database), records, archive),
+        announcer=announcer,
         hints=hints,
     )

@@ -89,8 +89,8 @@ def _opened(database: Path) -> _Table:
     if slots.begin_settling(_SLOT, _OWNER) is not None:
         slots.end_settling(_SLOT, _OWNER, "clean")
     table = JobTable(opened)
-    [(_, demand), *_] = table.demands_after(0)
-    [model, *_] = table.of_user("waiting", "succeeded", 1, None)
+    [(_, demand), *_] = table.queries.demands_after(0)
+    [model, *_] = table.queries.of_user("waiting", "succeeded", 1, None)
     return _Table(table, model, demand)
 
 

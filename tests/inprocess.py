@@ -133,7 +133,7 @@ class Gateway:
         return self.post(type_, wait=0, **fields)
 
     def job(self, view: dict[str, Any]) -> Job:
-        return self.services.table.get(view["id"], view["type"], view["name"])
+        return self.services.table.queries.get(view["id"], view["type"], view["name"])
 
     def finished(self, view: dict[str, Any]) -> Job:
         """The job, once it is."""

@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app.startup", "app.services"),
     ("app.gateway",),
     ("app.jobs", "app.webui", "app.records", "app.simulator", "app.migrations"),
-    ("app.config", "app.problems"),
+    ("app.config", "app.parameters", "app.problems"),
     ("app.runtime",),
 )
 #: Rooms of one floor that do know each other, in this direction.

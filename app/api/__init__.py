@@ -17,7 +17,7 @@ from app.api.http.openapi import Api
 from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.ports import Services
-from app.api.schemas.responses import InitImage, Webui
+from app.api.schemas.responses import InitImage, Webui, args
 
 EXTENSION = "sd-gateway"
 #: Large bodies that a process has in memory at the same time; their pixels are decoded by as many.
@@ -52,8 +52,8 @@ def _register_endpoints(app: Application, services: Services) -> None:
     public_url = services.config.public_url
     options = {"info": {"description": docs.introduction()}, "servers": [{"url": public_url or "/"}]}
     api = Api(app, spec_kwargs=options)
-    for schema in (InitImage, Webui):
-        # Named only inside anyOf, where apispec does not look.
+    for schema in (args(services.parameters), InitImage, Webui):
+        # Named only by references, where apispec does not look.
         api.spec.components.schema(schema.__name__, schema=schema)
     presenter = Presenter(public_url, services.config.sync_timeout)
     api.register_blueprint(generation.blueprint(services, presenter))

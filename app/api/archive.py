@@ -9,13 +9,14 @@ from flask import Response
 
 from app.api.http.delivery import Delivery
 from app.api.http.openapi import Blueprint
-from app.api.http.paths import FILENAME, LONGEST_USER_ID, NAME, TYPES
 from app.api.http.representation import Presenter
-from app.api.ports import JobType, Services
+from app.api.ports import Services
 from app.api.schemas import examples
 from app.api.schemas.examples import USER
 from app.api.schemas.requests import JobsQuery, PageQuery
-from app.api.schemas.responses import CompleteArgs, Deleted, History, Job, Jobs
+from app.api.schemas.responses import Deleted, History, Job, Jobs, complete_args
+from app.parameters import LONGEST_USER_ID, TYPES, Type
+from app.records.layout import FILENAME_PATTERN, NAME_PATTERN
 
 _ID: Mapping[str, Any] = {
     "in": "path",
@@ -36,14 +37,14 @@ _NAME: Mapping[str, Any] = {
     "name": "name",
     "description": "The name of a job; a record has the name of its job.",
     "example": examples.NAME,
-    "schema": {"type": "string", "pattern": f"^{NAME}$"},
+    "schema": {"type": "string", "pattern": f"^{NAME_PATTERN}$"},
 }
 _FILENAME: Mapping[str, Any] = {
     "in": "path",
     "name": "filename",
     "description": "The name of a record or of one of its image files.",
     "example": examples.IMAGE,
-    "schema": {"type": "string", "pattern": f"^{FILENAME}$"},
+    "schema": {"type": "string", "pattern": f"^{FILENAME_PATTERN}$"},
 }
 _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 _OF_A_FILE = ("not-found", "unknown-type", "job-not-found", "validation-failed", "database-unavailable")
@@ -112,7 +113,7 @@ def _add_lists(blp: Blueprint, services: Services, presenter: Presenter) -> None
     @blp.answers(200, Job, "The job as it is now.")
     @blp.problems(*_OF_A_FILE)
     @blp.about("One job · 查询任务", "Get one job in any state, for example to follow its progress.")
-    def get_job(user: str, kind: JobType, name: str) -> dict[str, Any]:
+    def get_job(user: str, kind: Type, name: str) -> dict[str, Any]:
         return presenter.job(archive.job(user, kind, name))
 
 
@@ -127,17 +128,21 @@ def _add_files(blp: Blueprint, services: Services, delivery: Delivery) -> None:
     @blp.also(304, "The copy that the client has is current.")
     @blp.problems(*_OF_A_FILE, "file-missing", "precondition-failed", "range-not-satisfiable", "storage-unavailable")
     @blp.about("An image · 请求图片", "Get the bytes of an image.", parameters=_CONDITIONS)
-    def get_image(user: str, kind: JobType, filename: str) -> Response:
+    def get_image(user: str, kind: Type, filename: str) -> Response:
         return delivery.send(archive.file(user, kind, filename))
 
     @blp.route("/get_args/<id>/<type>/<filename>", parameters=path)
-    @blp.answers(200, CompleteArgs, "The parameters. Those of one image have its own seed, and batch_size 1.")
+    @blp.answers(
+        200,
+        complete_args(services.parameters),
+        "The parameters. Those of one image have its own seed, and batch_size 1.",
+    )
     @blp.problems(*_OF_A_FILE, "file-missing", "storage-unavailable")
     @blp.about(
         "Parameters to post again · 请求作图参数",
         "Get the parameters of a record or of one of its images, ready to be posted again.",
     )
-    def get_args(user: str, kind: JobType, filename: str) -> dict[str, Any]:
+    def get_args(user: str, kind: Type, filename: str) -> dict[str, Any]:
         return archive.args(user, kind, filename)
 
     @blp.route("/delete/<id>/<type>/<filename>", methods=["DELETE"], parameters=path)
@@ -151,5 +156,5 @@ def _add_files(blp: Blueprint, services: Services, delivery: Delivery) -> None:
         "Delete a record or an image · 删除作图记录",
         "Delete a whole record by its name, or one image by its file name. An unfinished job cannot be deleted.",
     )
-    def delete_files(user: str, kind: JobType, filename: str) -> dict[str, Any]:
+    def delete_files(user: str, kind: Type, filename: str) -> dict[str, Any]:
         return {"deleted": archive.delete(user, kind, filename)}

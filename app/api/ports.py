@@ -7,12 +7,14 @@ A *view* (``dict``) is the job object of the HTTP contract without its ``url`` m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from app.config import Config
+from app.gateway.accept import Client
+from app.parameters import Parameters
+from app.parameters import Type as JobType
 
-JobType = Literal["txt2img", "img2img"]
 JobView = Mapping[str, Any]
 
 
@@ -47,15 +49,13 @@ class Submissions(Protocol):
         fingerprint: str,
         idempotency_key: str | None,
         wait: float,
-        before_waiting: Callable[[], None],
-        gone: Callable[[], bool],
+        client: Client,
     ) -> JobView:
         """Accept a request and wait up to ``wait`` seconds for its end; 0 does not wait and needs no free waiter.
 
         :param fields: the request as the schema loaded it; ``init_images`` is the posted text of the one image.
         :param fingerprint: a digest of the posted body, by which a repeated Idempotency-Key is judged.
-        :param before_waiting: called when nothing of the request is needed any more but its job.
-        :param gone: asked now and then whether the client has hung up; then it is not waited for any more.
+        :param client: told when nothing of the request is needed any more but its job, and asked whether it has hung up.
         """
         ...
 
@@ -98,6 +98,11 @@ class Services(Protocol):
     @property
     def config(self) -> Config:
         """The settings."""
+        ...
+
+    @property
+    def parameters(self) -> Parameters:
+        """The table of request fields."""
         ...
 
     @property

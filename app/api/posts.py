@@ -11,10 +11,11 @@ from app.api.http import prefer
 from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.http.request import GatewayRequest
-from app.api.ports import JobType, Services
+from app.api.ports import Services
 from app.api.schemas import examples
 from app.api.schemas.requests import picture_request
 from app.api.schemas.responses import Job
+from app.parameters import Type
 
 _REFUSED = (
     "invalid-json",
@@ -78,14 +79,14 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     blp = Blueprint("generation", __name__, description="Ask for pictures")
 
     @blp.route("/txt2img", methods=["POST"])
-    @blp.arguments(picture_request("txt2img", services.config), example=examples.TXT2IMG_REQUEST)
+    @blp.arguments(picture_request("txt2img", services.config, services.parameters), example=examples.TXT2IMG_REQUEST)
     @_contract(blp, examples.TXT2IMG_JOB, examples.QUEUED_TXT2IMG_JOB)
     @blp.about("Text to image · 文生图接口", "Make pictures from a prompt.", parameters=_HEADERS)
     def create_txt2img(fields: dict[str, Any]) -> Response:
         return _post(services, presenter, "txt2img", fields)
 
     @blp.route("/img2img", methods=["POST"])
-    @blp.arguments(picture_request("img2img", services.config), example=examples.IMG2IMG_REQUEST)
+    @blp.arguments(picture_request("img2img", services.config, services.parameters), example=examples.IMG2IMG_REQUEST)
     @_contract(blp, examples.IMG2IMG_JOB, examples.QUEUED_IMG2IMG_JOB)
     @blp.about("Image to image · 图生图接口", "Make pictures from a prompt and a reference image.", parameters=_HEADERS)
     def create_img2img(fields: dict[str, Any]) -> Response:
@@ -115,7 +116,7 @@ def _contract(blp: Blueprint, finished: Mapping[str, Any], queued: Mapping[str, 
     return decorate
 
 
-def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[str, Any]) -> Response:
+def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str, Any]) -> Response:
     posted = cast("GatewayRequest", request)
     preference = prefer.parse(posted.headers.getlist("Prefer"))
     key = posted.idempotency_key
@@ -128,7 +129,6 @@ def _post(services: Services, presenter: Presenter, kind: JobType, fields: dict[
         fingerprint=fingerprint,
         idempotency_key=key,
         wait=preference.seconds(services.config.sync_timeout),
-        before_waiting=posted.let_go,
-        gone=posted.client_gone,
+        client=posted,
     )
     return presenter.posted(view, preference)

@@ -9,30 +9,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from app.config import Config
 from app.gateway.offering import Offers
-from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable
-from app.jobs.model import IdempotencyKey, Job, NewJob, Type
+from app.jobs.events import Announcer, Transition
+from app.jobs.model import IdempotencyKey, Job, NewJob
 from app.jobs.table import Bounds, JobTable
 from app.jobs.view import describe
 from app.jobs.waiters import Waiters
+from app.parameters import LARGEST_SEED, RANDOM_SEEDS, Type, upscales
 from app.records.errors import BadImage, RecordsError
 from app.records.images import Reference, ReferenceReader
 from app.records.layout import init_filename, new_name
 from app.records.store import RecordStore
 from app.webui.errors import NoDefaultModel, UnknownNames
-from app.webui.payloads import upscales
 from app.webui.resolve import Resolved, resolve
 
 _LOG = logging.getLogger(__name__)
 
-_SEEDS: Final = 2**32
 #: How many times `SDG_MAX_SIDE` a side of a reference image may have, which the WebUI makes smaller.
 _SIDES: Final = 8
-_RANDOM_SEEDS: Final = ("", "-1")
 
 
 class BadReferenceImage(Exception):
@@ -43,6 +41,32 @@ class BadReferenceImage(Exception):
     def __init__(self, cause: BadImage) -> None:
         super().__init__(str(cause))
         self.errors = {"init_images": [str(cause)]}
+
+
+class Client(Protocol):
+    """The sender of a request, who waits for the answer."""
+
+    def let_go(self) -> None:
+        """Free what was posted: it is in its row, and its reference image on disk."""
+        ...
+
+    def client_gone(self) -> bool:
+        """Whether the client has hung up, so that nobody waits any more; asked now and then."""
+        ...
+
+
+class _Patient:
+    """A client of this process, which keeps what it posted and never hangs up."""
+
+    def let_go(self) -> None:
+        """Free nothing."""
+
+    def client_gone(self) -> bool:
+        """False."""
+        return False
+
+
+_PATIENT: Final = _Patient()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +80,6 @@ class _Draft:
 class Submissions:
     """The front door of the queue.
 
-    :param on_accepted: called after a job was committed, so that the worker looks at once.
     :param on_unknown: called when a request names what no WebUI is known to have, so that the worker asks them at once.
     """
 
@@ -67,14 +90,14 @@ class Submissions:
         waiters: Waiters,
         offers: Offers,
         records: RecordStore,
-        on_accepted: Callable[[], None],
+        announcer: Announcer,
         on_unknown: Callable[[], None],
     ) -> None:
         self._table = table
         self._waiters = waiters
         self._offers = offers
         self._records = records
-        self._on_accepted = on_accepted
+        self._announcer = announcer
         self._on_unknown = on_unknown
         self._bounds = Bounds(config.max_queue, config.max_queue_per_user)
         self._references = ReferenceReader(config.max_output_pixels, _SIDES * config.max_side)
@@ -88,16 +111,13 @@ class Submissions:
         fingerprint: str,
         idempotency_key: str | None,
         wait: float,
-        before_waiting: Callable[[], None] = lambda: None,
-        gone: Callable[[], bool] = lambda: False,
+        client: Client = _PATIENT,
     ) -> dict[str, Any]:
         """Accept a request, wait up to ``wait`` seconds for its end, and describe the job as it is then.
 
         :param fields: the request after schema validation; for img2img ``init_images`` is the posted text, which is taken out.
         :param fingerprint: a digest of the posted body, which a repeated key is compared by.
-        :param before_waiting: called when the request is in its row and its reference image on disk; what they were made from
-            may go.
-        :param gone: asked now and then whether the client has hung up; then it is not waited for any more.
+        :param client: who waits for the answer.
         :raises Exception: with a slug; then nothing was accepted.
         """
         key = _key(type_, fingerprint, idempotency_key)
@@ -110,11 +130,12 @@ class Submissions:
             job = known or self._accept(type_, fields, key)
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
-            before_waiting()
-            return self._describe(self._waiters.wait(job.identity, wait, gone) or self._table.current(job.identity))
+            client.let_go()
+            ended = self._waiters.wait(job.identity, wait, client.client_gone)
+            return self._describe(ended or self._table.queries.current(job.identity))
 
     def _describe(self, job: Job) -> dict[str, Any]:
-        return describe(job, self._table.place(job))
+        return describe(job, self._table.queries.place(job))
 
     def _accept(self, type_: Type, fields: dict[str, Any], key: IdempotencyKey | None) -> Job:
         draft = self._draft(type_, fields)
@@ -133,8 +154,7 @@ class Submissions:
             if unneeded and draft.reference is not None:
                 self._remove_files(new)
         if accepted:
-            events.transition("accepted", job)
-        self._on_accepted()
+            self._announcer.announce(Transition("accepted", job))
         return job
 
     def _draft(self, type_: Type, fields: dict[str, Any]) -> _Draft:
@@ -159,7 +179,7 @@ class Submissions:
 
         def try_once() -> Resolved:
             catalogues, default_model = self._offers.known()
-            return resolve(type_, fields, catalogues, self._offers.presets, default_model)
+            return resolve(type_, fields, catalogues, self._offers.presets, default_model, self._offers.parameters)
 
         try:
             return try_once()
@@ -171,8 +191,8 @@ class Submissions:
     def _seed(self, fields: dict[str, Any]) -> str:
         """The seed that the job will use; a random one leaves room for the rest of the batch."""
         seed = str(fields["seed"])
-        if seed in _RANDOM_SEEDS:
-            return str(self._random.randrange(_SEEDS - fields["batch_size"] + 1))
+        if seed in RANDOM_SEEDS:
+            return str(self._random.randint(0, LARGEST_SEED - (fields["batch_size"] - 1)))
         return seed
 
     def _reference(self, fields: dict[str, Any]) -> Reference:
@@ -198,7 +218,7 @@ def _key(type_: str, fingerprint: str, key: str | None) -> IdempotencyKey | None
 
 def _init_image(name: str, reference: Reference) -> dict[str, Any]:
     return {
-        "filename": f"{name}-init.png",
+        "filename": init_filename(name),
         "width": reference.width,
         "height": reference.height,
         "bytes": len(reference.png),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 
 from app.jobs.catalogues import Catalogues, Offer
 from app.jobs.slots import Slots
+from app.parameters import PARAMETERS, Parameters
 from app.webui.catalogue import Catalogue
 from app.webui.presets import Presets
 from app.webui.resolve import choose_default_model, guesses, merge_options
@@ -36,10 +37,21 @@ class NoCatalogue(Exception):
 
 
 class Offers:
-    """The catalogues of the configured WebUIs, read again only when one changed."""
+    """What a request may ask for: the table of its fields, the presets, and the catalogues of the configured WebUIs.
 
-    def __init__(self, slots: Slots, kept: Catalogues, presets: Presets, default_model: str) -> None:
+    The catalogues are read again only when one changed.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        kept: Catalogues,
+        presets: Presets,
+        default_model: str,
+        parameters: Parameters = PARAMETERS,
+    ) -> None:
         self.presets = presets
+        self.parameters = parameters
         self._slots = slots
         self._kept = kept
         self._configured_model = default_model

@@ -17,11 +17,11 @@ from app.gateway.offering import Offers
 from app.jobs.model import Claim, Failure, Job, Success
 from app.jobs.view import describe
 from app.jobs.worker.backend import Checked, Retry
+from app.parameters import upscales
 from app.records.errors import BadImage, RecordsError
 from app.records.images import Sniffed, sniff
-from app.records.layout import image_filename
+from app.records.layout import DOCUMENT_FORMAT, image_filename
 from app.records.store import RecordStore
-from app.webui import payloads
 from app.webui.answers import Generation, Picture, read_generation, read_upscaled
 from app.webui.bounds import AnswerBounds
 from app.webui.catalogue import Demand
@@ -47,7 +47,6 @@ from app.webui.pace import Pace
 
 _LOG = logging.getLogger(__name__)
 
-_DOCUMENT_FORMAT: Final = 1
 #: WebUIs that are asked for a job that each of them says it can't make.
 _MOST_REFUSALS: Final = 3
 #: What the notes in ``Job.tried`` are about.
@@ -283,7 +282,7 @@ class Results:
             _image(image_filename(job.name, attempt, index, kind.extension), picture, kind)
             for index, (picture, kind) in enumerate(pictures)
         ]
-        files = [(picture.data, kind.extension) for picture, kind in pictures]
+        files = [(image["filename"], picture.data) for image, picture in zip(images, generation.pictures, strict=True)]
         success = Success(
             finished_at=time.time_ns() // 1_000_000,
             args=job.args,
@@ -318,7 +317,7 @@ def _wrong_values(error: WrongValues, job: Job) -> Failure | Retry:
 
 
 def _scale(args: Mapping[str, Any]) -> float:
-    return float(args["hr_scale"]) if payloads.upscales(args) else 1.0
+    return float(args["hr_scale"]) if upscales(args) else 1.0
 
 
 def _size_asked_for(args: Mapping[str, Any]) -> tuple[int, int]:
@@ -364,4 +363,4 @@ def _document(claim: Claim, success: Success) -> dict[str, Any]:
         webui=success.webui,
         simulated=success.simulated,
     )
-    return {"format": _DOCUMENT_FORMAT} | describe(finished)
+    return {"format": DOCUMENT_FORMAT} | describe(finished)

@@ -18,6 +18,7 @@ from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import Failure
 from app.jobs.worker.attempt import Attempt
 from app.jobs.worker.backend import Answer, AttemptLost, LeaseLost, NotSent
+from app.parameters import upscales
 from app.records.errors import RecordsError
 from app.records.store import RecordStore
 from app.webui import bounds, payloads
@@ -136,7 +137,10 @@ class Sending:
 
     def _payload(self, attempt: Attempt, model: Model) -> dict[str, Any]:
         job, task_id = attempt.claim.job, attempt.claim.task_id
-        target = payloads.Target(self._served.catalogue, model, self._offers.presets, self._memory.overrides)
+        offers = self._offers
+        target = payloads.Target(
+            self._served.catalogue, model, offers.presets, self._memory.overrides, offers.parameters
+        )
         if job.type == "txt2img":
             return payloads.txt2img(job.args, target, task_id, one_by_one=job.one_by_one)
         init = self._records.read_init(job.user_id, job.type, job.name)
@@ -225,7 +229,7 @@ class Sending:
 
     def _upscaled(self, attempt: Attempt, replies: Replies) -> Replies:
         job = attempt.claim.job
-        done = job.type == "txt2img" or not payloads.upscales(job.args) or replies.generation.status != _OK
+        done = job.type == "txt2img" or not upscales(job.args) or replies.generation.status != _OK
         if done or replies.interrupt_query.result().flagged:
             return replies
         try:

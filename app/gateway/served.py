@@ -115,7 +115,7 @@ class Served:
         self._unservable |= self._judge(new)
 
     def _read_demands(self, after: int) -> dict[int, Demand]:
-        return {number: Demand.from_json(body) for number, body in self._table.demands_after(after)}
+        return {number: Demand.from_json(body) for number, body in self._table.queries.demands_after(after)}
 
     def _forget_demands(self) -> None:
         self._demands, self._unservable = {}, frozenset()

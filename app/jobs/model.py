@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
+from app.parameters import Type
 from app.runtime.jsontext import dumps, loads
 
-Type = Literal["txt2img", "img2img"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
-TYPES: Final[tuple[Type, ...]] = ("txt2img", "img2img")
-STATUSES: Final[tuple[Status, ...]] = ("queued", "running", "succeeded", "failed", "cancelled")
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 UNFINISHED: Final = ("queued", "running")
 
 

@@ -13,70 +13,40 @@ refusal, files to be removed) names the job by its identity: see :class:`app.job
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    Table,
-    and_,
     delete,
-    false,
-    func,
     insert,
-    not_,
-    or_,
     select,
-    tuple_,
     update,
 )
 
 from app.jobs import leases, places
+from app.jobs.deletion import JobDeletion
 from app.jobs.errors import (
-    JobLost,
-    JobNotFound,
-    JobUnfinished,
-    KeyOfDeletedJob,
-    KeyReused,
     QueueFull,
     UserQueueFull,
 )
-from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job, NewJob, Place, Success, to_json
+from app.jobs.keys import find_key, remember_key
+from app.jobs.losses import Losses
+from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job, NewJob, Success, to_json
+from app.jobs.queries import JobQueries
+from app.jobs.rows import count_out, now_ms
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.prepared import Prepared
 from app.jobs.sql.schema import (
-    CLOCK,
-    DEBRIS,
-    DELETED,
-    DEMANDS,
-    IDEMPOTENCY,
     JOBS,
-    QUEUED,
     REFUSALS,
-    RUNNING,
-    SLOTS,
-    SUCCEEDED,
-    USERS,
-    db_now,
 )
 from app.runtime.jsontext import loads
 
 #: Attempts that ended at a WebUI (an answer, a timeout, a broken connection), and losses of our own process.
 MAX_ATTEMPTS: Final = 3
-MAX_LOSSES: Final = 20
-_LATE_BEAT_SECONDS: Final = 60.0
-#: Rows that one transaction of the upkeep deletes at most.
-MOST_FORGOTTEN: Final = 500
-#: Far longer than a waiting client's process takes to see that its job has ended (app/jobs/waiters.py), in milliseconds.
-_SEEN_MS: Final = 10_000
-#: Above every number of a job.
-_AFTER_ALL: Final = 2**63 - 1
 
 SlotState = Literal["clean", "unclean"]
 
@@ -102,15 +72,6 @@ class Serving:
     doubt: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A queued job, the canonical JSON of what it needs of a WebUI, and the slots that it is not sent to again."""
-
-    job: Job
-    demand: str
-    slots: set[str]
-
-
 class NotReady(Exception):
     """Whoever wanted the change can't let it be committed yet; nothing was changed."""
 
@@ -120,10 +81,17 @@ def _always(_what: Claim | Job | None) -> bool:
 
 
 class JobTable:
-    """Jobs in the database, for any number of processes. Raises DatabaseUnavailable from every method."""
+    """Jobs in the database, for any number of processes: here the writes that carry a job from acceptance to its end.
+
+    ``queries`` reads, ``deletion`` deletes, and ``losses`` takes jobs back from workers that are gone. Raises DatabaseUnavailable
+    from every method.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self.queries: Final = JobQueries(database)
+        self.deletion: Final = JobDeletion(database)
+        self.losses: Final = Losses(database)
 
     # -- accept ------------------------------------------------------------------------------------------------------
 
@@ -134,7 +102,7 @@ class JobTable:
         :raises QueueFull, UserQueueFull: nothing was accepted.
         """
         with self.database.write("accept") as connection:
-            known = self._find_key(connection, new.user_id, key)
+            known = find_key(connection, new.user_id, key)
             if known is not None:
                 return known, False
             found = sql.LOOK_ROUND.first(connection, {"p_user": new.user_id, "p_body": new.demand})
@@ -143,7 +111,7 @@ class JobTable:
             values = _row_of(new) | {"start_tag": tag, "demand": demand}
             job = Job.of(sql.ADD_JOB.first(connection, values))
             if key is not None:
-                self._remember_key(connection, key, job.identity)
+                remember_key(connection, key, job.identity)
             return job, True
 
     def find_key(self, user_id: str, key: IdempotencyKey) -> Job | None:
@@ -153,24 +121,7 @@ class JobTable:
         :raises KeyOfDeletedJob: the job was deleted.
         """
         with self.database.read() as connection:
-            return self._find_key(connection, user_id, key)
-
-    def _find_key(self, connection: Connection, user_id: str, key: IdempotencyKey | None) -> Job | None:
-        if key is None:
-            return None
-        row = sql.FIND_KEY.first(connection, {"p_user": user_id, "p_key": key.key})
-        if row is None:
-            return None
-        if row.digest != key.digest:
-            raise KeyReused
-        found = sql.BY_NAME.first(connection, sql.named(Identity(user_id, row.type, row.name)))
-        if found is None:
-            raise KeyOfDeletedJob
-        return Job.of(found)
-
-    def _remember_key(self, connection: Connection, key: IdempotencyKey, job: Identity) -> None:
-        sql.FORGET_KEY.change(connection, {"p_user": job.user_id, "p_key": key.key})
-        sql.REMEMBER_KEY.change(connection, {"key": key.key, "digest": key.digest, **job._asdict()})
+            return find_key(connection, user_id, key)
 
     def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds, found: Any) -> float:
         """Count the job in and return its start tag; ``found`` is a row of ``LOOK_ROUND``."""
@@ -240,7 +191,7 @@ class JobTable:
 
     def _start(self, connection: Connection, row: Any, slot: str, owner: str, task_id: str, leased_at: float) -> Claim:
         """The chosen job runs, on a slot that was taken for it."""
-        start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": _now_ms()}
+        start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": now_ms()}
         job = Job.of(sql.START_JOB.first(connection, start))
         sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
         return Claim(job, owner, slot, task_id, row.demand_body, leased_at)
@@ -298,27 +249,7 @@ class JobTable:
         with self.database.write() as connection:
             sql.LOOK.change(connection, sql.row_of(job))
 
-    def seconds_since_look(self, claim: Claim) -> float | None:
-        """How long ago somebody looked at the claimed job; None when nobody did, or the claim is lost."""
-        with self.database.read() as connection:
-            row = sql.SECONDS_SINCE_LOOK.first(connection, sql.owned_by(claim))
-            return None if row is None else row.seconds
-
     # -- finish ------------------------------------------------------------------------------------------------------
-
-    def owns(self, claim: Claim) -> bool:
-        """Whether the job's row still shows this claim."""
-        with self.database.read() as connection:
-            return sql.STILL_OWNED.first(connection, sql.owned_by(claim)) is not None
-
-    def shares_number(self, claim: Claim) -> bool:
-        """Whether the job's row shows another claim with the number of this one, whose files then have the same names.
-
-        So it is after the database has lost this claim but not the job, as a replica that lagged behind does.
-        """
-        with self.database.read() as connection:
-            row = sql.CLAIM_SHOWN.first(connection, sql.named(claim.job.identity))
-        return row is not None and row.claims == claim.attempt and row.task_id != claim.task_id
 
     def succeed(self, claim: Claim, success: Success) -> bool:
         """Commit the result; False when the claim was lost, and then the caller removes its files."""
@@ -333,7 +264,7 @@ class JobTable:
 
     def fail(self, claim: Claim, failure: Failure) -> bool:
         """Commit that the job failed; False when the claim was lost."""
-        values = {"p_finished": _now_ms(), "p_slug": failure.slug, "p_detail": failure.detail}
+        values = {"p_finished": now_ms(), "p_slug": failure.slug, "p_detail": failure.detail}
         return self._finish(claim, sql.FAIL, values)
 
     def _finish(self, claim: Claim, statement: Prepared, values: dict[str, Any]) -> bool:
@@ -341,7 +272,7 @@ class JobTable:
             if statement.change(connection, sql.owned_by(claim) | values) != 1:
                 # Where the answer to a commit was lost it is repeated, and the first one stands: a claim has its number for itself.
                 return sql.FINISHED_BY.first(connection, sql.owned_by(claim)) is not None
-            _count_out(connection, [claim.job.user_id])
+            count_out(connection, [claim.job.user_id])
             return True
 
     def give_back(
@@ -378,295 +309,11 @@ class JobTable:
                 _refuse(connection, claim)
             if failure is not None and attempts >= MAX_ATTEMPTS:
                 values |= _failed(failure)
-                _count_out(connection, [claim.job.user_id])
+                count_out(connection, [claim.job.user_id])
             else:
                 values |= {"status": "queued", "progress": None}
             connection.execute(update(JOBS).where(sql.OWNED).values(**values), sql.owned_by(claim))
             return str(values["status"])
-
-    # -- take-over ---------------------------------------------------------------------------------------------------
-
-    def let_go(self, slot: str, owner: str) -> list[Job]:
-        """Give back what the rows say that this owner holds on a slot, though its runner has nothing in hand; the jobs.
-
-        So it is when the answer to a commit was lost: it was made, nobody knew, and this owner's beats would keep it for ever.
-        """
-        with self.database.write("let go") as connection:
-            mine = {"c_slot": slot, "c_owner": owner}
-            back = [Job.of(row) for row in sql.LET_JOB_GO.all(connection, mine)]
-            sql.LET_SLOT_GO.change(connection, mine)
-            return back
-
-    def take_over(self, host: str, owner: str) -> list[Job]:
-        """Give back what other processes of this host held (``flock`` says that they are dead); the jobs, see :meth:`_lose`."""
-        prefix = f"{host}/"
-
-        def dead(column: ColumnElement[Any]) -> ColumnElement[bool]:
-            return and_(func.substr(column, 1, len(prefix)) == prefix, column != owner)
-
-        jobs, slots = and_(JOBS.c.status == RUNNING, dead(JOBS.c.owner)), dead(SLOTS.c.owner)
-        with self.database.read() as connection:
-            nothing = not connection.execute(select(JOBS.c.seq).where(jobs)).first()
-            if nothing and not connection.execute(select(SLOTS.c.key).where(slots)).first():
-                return []
-        return self._lose(jobs, slots)
-
-    def reclaim(self, owner: str) -> list[Job]:
-        """Give back what any other owner held whose lease ran out; the jobs, see :meth:`_lose`."""
-        with self.database.read() as connection:
-            found = sql.LEASES.first(connection, {"p_owner": owner})
-        if found.late:
-            self._clip_leases()
-        return self._lose(sql.job_lapsed(owner), sql.slot_lapsed(owner)) if found.lapsed else []
-
-    def lose_unknown(self, owner: str, in_hand: Callable[[], Collection[str]]) -> list[Job]:
-        """Give back the jobs that this owner stores by their rows, but not in fact; the jobs, see :meth:`_lose`.
-
-        So it is after the database was restored from a dump of a moment when it did: its own heartbeats would keep them for ever.
-
-        :param in_hand: the task ids of the claims whose results this owner decodes or stores; asked after the rows were read, so
-            that one that ends meanwhile is not taken for unknown.
-        """
-        with self.database.read() as connection:
-            shown = [row.task_id for row in sql.STORED_BY.all(connection, {"p_owner": owner})]
-        unknown = set(shown) - set(in_hand()) if shown else set()
-        if not unknown:
-            return []
-        mine = and_(JOBS.c.status == RUNNING, JOBS.c.owner == owner, JOBS.c.phase == "storing")
-        return self._lose(and_(mine, JOBS.c.task_id.in_(unknown)), false())
-
-    def _clip_leases(self) -> None:
-        """Bound every lease by what a beat could have given: after the clock was set back, a dead owner's would last for hours.
-
-        A live owner loses nothing by it, for its next beat gives the same.
-        """
-        with self.database.write("clip leases") as connection:
-            connection.execute(update(JOBS).where(sql.JOB_LATE).values(sql.BEATEN))
-            connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(sql.BEATEN))
-
-    def _lose(self, jobs: ColumnElement[bool], slots: ColumnElement[bool]) -> list[Job]:
-        """Take these jobs and slots from their owners; the jobs as they were held, but for what became of them: ``status`` is
-        queued or failed, and ``error_slug`` says why.
-        """
-        with self.database.write("take over") as connection:
-            rows = [Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(jobs))]
-            lost = [row.seq for row in rows if row.losses >= MAX_LOSSES]
-            back = [row.seq for row in rows if row.losses < MAX_LOSSES]
-            count = JOBS.c.losses + 1
-            connection.execute(update(JOBS).where(JOBS.c.seq.in_(back)).values(losses=count, **sql.BACK))
-            connection.execute(
-                update(JOBS)
-                .where(JOBS.c.seq.in_(lost))
-                .values(
-                    status="failed", losses=count, finished_at=_now_ms(), error_slug=sql.WORKER_LOST,
-                    error_detail="The gateway was stopped again and again while it worked at this job.", **sql.FREE,
-                )
-            )  # fmt: skip
-            _count_out(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
-            connection.execute(update(SLOTS).where(slots).values(state="unclean", owner=None, lease_expires=None))
-            ends = dict.fromkeys(back, "queued") | dict.fromkeys(lost, "failed")
-            return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
-
-    def fail_queued(
-        self, failure: Failure, *, demands: Collection[int] = (), jobs: Collection[Identity] = ()
-    ) -> list[Job]:
-        """Fail every queued job with one of these demands, and these jobs where they are queued; the jobs as they were queued."""
-        with self.database.write("fail queued") as connection:
-            chosen = or_(JOBS.c.demand.in_(demands), JOBS.c.name.in_([job.name for job in jobs]))
-            found = connection.execute(select(*sql.COLUMNS).where(JOBS.c.status == QUEUED, chosen))
-            rows = [job for job in map(Job.of, found) if job.demand in demands or job.identity in jobs]
-            connection.execute(
-                update(JOBS)
-                .where(JOBS.c.seq.in_([row.seq for row in rows]))
-                .values(status="failed", finished_at=_now_ms(), error_slug=failure.slug, error_detail=failure.detail)
-            )
-            _count_out(connection, [row.user_id for row in rows])
-            return rows
-
-    def refused(self) -> list[Refused]:
-        """The queued jobs that some WebUI is not to get again."""
-        with self.database.read() as connection:
-            rows = connection.execute(
-                select(*sql.COLUMNS, DEMANDS.c.body, REFUSALS.c.slot.label("refused_by"))
-                .select_from(REFUSALS.join(JOBS, sql.REFUSES_JOB).join(DEMANDS, DEMANDS.c.id == JOBS.c.demand))
-                .where(JOBS.c.status == QUEUED)
-                .order_by(JOBS.c.seq)
-            ).all()
-        found: dict[int, Refused] = {}
-        for row in rows:
-            found.setdefault(row.seq, Refused(Job.of(row), row.body, set())).slots.add(row.refused_by)
-        return list(found.values())
-
-    def forget_refusals(self) -> int:
-        """Drop the refusals of jobs that have ended; how many."""
-        unfinished = or_(JOBS.c.status == QUEUED, JOBS.c.status == RUNNING)
-        ended = ~select(JOBS.c.seq).where(sql.REFUSES_JOB, unfinished).exists()
-        with self.database.read() as connection:
-            if connection.execute(select(REFUSALS.c.slot).where(ended).limit(1)).first() is None:
-                return 0
-        with self.database.write() as connection:
-            return connection.execute(delete(REFUSALS).where(ended)).rowcount
-
-    # -- demands -----------------------------------------------------------------------------------------------------
-
-    def demands_after(self, known: int) -> Sequence[tuple[int, str]]:
-        """Demands with a number above ``known``, as (number, canonical JSON)."""
-        with self.database.read() as connection:
-            rows = sql.DEMANDS_AFTER.all(connection, {"p_known": known})
-            return [(row.id, row.body) for row in rows]
-
-    def queued_demands(self) -> Mapping[int, str]:
-        """The demands that queued jobs have."""
-        with self.database.read() as connection:
-            waiting = select(JOBS.c.demand).where(JOBS.c.status == QUEUED).distinct()
-            rows = connection.execute(select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id.in_(waiting)))
-            return {row.id: row.body for row in rows}
-
-    # -- look up -----------------------------------------------------------------------------------------------------
-
-    def get(self, user_id: str, type_: str, name: str) -> Job:
-        """One job by the names that clients use.
-
-        :raises JobNotFound: there is none, or it was deleted.
-        """
-        with self.database.read() as connection:
-            return _by_name(connection, Identity(user_id, type_, name))
-
-    def current(self, job: Identity) -> Job:
-        """A job that was accepted, as it is now.
-
-        :raises JobNotFound: it was deleted.
-        :raises JobLost: there is no row of it any more.
-        """
-        with self.database.read() as connection:
-            row = sql.BY_NAME.first(connection, sql.named(job))
-            if row is None and sql.ANY_NAMED.first(connection, sql.named(job)) is None:
-                raise JobLost
-            return _found(row)
-
-    def images(self, user_id: str, type_: str, name: str) -> list[dict[str, Any]]:
-        """The images of one job, its reference image last: a narrow look, for every picture that is served asks it.
-
-        :raises JobNotFound: there is no such job, or it was deleted.
-        """
-        with self.database.read() as connection:
-            row = sql.IMAGES.first(connection, sql.named(Identity(user_id, type_, name)))
-        if row is None:
-            raise JobNotFound
-        images, init_image = row
-        listed: list[dict[str, Any]] = loads(images) if images else []
-        return listed + ([loads(init_image)] if init_image else [])
-
-    def statuses(self, jobs: Collection[Identity]) -> dict[Identity, str]:
-        """The status of each of these jobs that has a row; a deleted one shows as ``deleted``."""
-        with self.database.read() as connection:
-            rows = connection.execute(sql.STATUSES, {"p_names": [job.name for job in jobs]})
-            found = {Identity(row.user_id, row.type, row.name): row.status for row in rows}
-        return {job: found[job] for job in jobs if job in found}
-
-    def history(
-        self, user_id: str, type_: str, limit: int, before: int | None, wanted: Callable[[Job], bool] = _always
-    ) -> list[Job]:
-        """Succeeded jobs of one type, newest first, below the number ``before``.
-
-        :param wanted: asked for each in turn; the first one that it refuses ends the list, and no later one is read.
-        """
-        return self._page(sql.HISTORY, {"p_user": user_id, "p_type": type_}, limit, before, wanted)
-
-    def of_user(
-        self, user_id: str, status: str | None, limit: int, before: int | None, wanted: Callable[[Job], bool] = _always
-    ) -> list[Job]:
-        """Jobs of both types in any state, or in one; parameters as :meth:`history` has them."""
-        if status is None:
-            return self._page(sql.OF_USER, {"p_user": user_id}, limit, before, wanted)
-        return self._page(sql.OF_USER_IN, {"p_user": user_id, "p_status": status}, limit, before, wanted)
-
-    def _page(
-        self,
-        statement: Prepared,
-        where: dict[str, Any],
-        limit: int,
-        before: int | None,
-        wanted: Callable[[Job], bool],
-    ) -> list[Job]:
-        page = {"p_before": _AFTER_ALL if before is None else before, "p_limit": limit}
-        with self.database.read() as connection, closing(statement.walk(connection, where | page)) as rows:
-            return [*takewhile(wanted, map(Job.of, rows))]
-
-    def succeeded(self, after: int, limit: int) -> list[Job]:
-        """Succeeded jobs in the order of acceptance, above the number ``after``: to walk through all of them."""
-        with self.database.read() as connection:
-            rows = connection.execute(
-                select(*sql.COLUMNS)
-                .where(JOBS.c.seq > after, JOBS.c.status == SUCCEEDED)
-                .order_by(JOBS.c.seq)
-                .limit(limit)
-            )
-            return [Job.of(row) for row in rows]
-
-    def rows_named(self, name: str, type_: str) -> list[tuple[Job, bool]]:
-        """Every row with this name, deleted ones too, each with whether its lease is live; for the sweep.
-
-        A lease that ran out a moment ago counts: its owner may be alive and just not have beaten yet, and may still finish.
-        """
-        live = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() - _LATE_BEAT_SECONDS).label("live")
-        with self.database.read() as connection:
-            rows = connection.execute(select(*sql.COLUMNS, live).where(JOBS.c.name == name, JOBS.c.type == type_))
-            return [(Job.of(row), bool(row.live)) for row in rows]
-
-    # -- places ------------------------------------------------------------------------------------------------------
-
-    def place(self, job: Job) -> Place:
-        """Where an unfinished job stands in the queue, and how long it will take at the speed measured so far."""
-        if job.finished:
-            return Place(None, None)
-        with self.database.read() as connection:
-            return places.place(connection, job)
-
-    def seconds_until_room(self) -> float:
-        """Seconds until the next unfinished job is likely to end; for Retry-After."""
-        with self.database.read() as connection:
-            return places.seconds_until_room(connection)
-
-    # -- delete ------------------------------------------------------------------------------------------------------
-
-    def delete(self, user_id: str, type_: str, name: str) -> Job:
-        """Commit that a finished job is gone (its row stays as a mark, emptied) and return what it was.
-
-        :raises JobNotFound, JobUnfinished: nothing was changed.
-        """
-        with self.database.write("delete") as connection:
-            job = _by_name(connection, Identity(user_id, type_, name), lock=True)
-            _mark_deleted(connection, job)
-            return job
-
-    def delete_image(self, user_id: str, type_: str, name: str, filename: str) -> tuple[Job, bool]:
-        """Commit that one image of a record is gone, and the record with its last one: (what it was, whether all went).
-
-        :raises JobNotFound: no such job, or it has no such image.
-        :raises JobUnfinished: nothing was changed.
-        """
-        with self.database.write("delete image") as connection:
-            job = _by_name(connection, Identity(user_id, type_, name), lock=True)
-            left = [image for image in job.images if image["filename"] != filename]
-            if len(left) == len(job.images):
-                raise JobNotFound
-            if not left:
-                _mark_deleted(connection, job)
-            else:
-                connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(images=to_json(left), debris=True))
-            return job, not left
-
-    def debris(self, after: int = 0, limit: int = _AFTER_ALL) -> list[tuple[Job, bool]]:
-        """Rows above a number whose deleted files may still be on disk, each with whether the whole record was deleted."""
-        wanted = select(*sql.COLUMNS).where(DEBRIS, JOBS.c.seq > after).order_by(JOBS.c.seq).limit(limit)
-        with self.database.read() as connection:
-            return [(Job.of(row), row.status == "deleted") for row in connection.execute(wanted).all()]
-
-    def debris_removed(self, job: Job) -> None:
-        """The files of what was deleted of this job are gone."""
-        with self.database.write("debris removed") as connection:
-            connection.execute(update(JOBS).where(sql.ROW).values(debris=False), sql.row_of(job))
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -684,53 +331,6 @@ class JobTable:
                 connection.execute(insert(JOBS).values(values | {"demand": 0}))
             return there is None
 
-    def forget_keys(self) -> int:
-        """Drop idempotency keys that have expired, at most :data:`MOST_FORGOTTEN`; how many."""
-        return self._forget(IDEMPOTENCY, IDEMPOTENCY.c.expires_at <= db_now())
-
-    def forget_deleted(self) -> int:
-        """Drop rows of deleted jobs, at most :data:`MOST_FORGOTTEN`; how many.
-
-        A row stays while files of it may be left, and while an idempotency key names it. It also stays until every client that
-        waited for the job has seen its end.
-        """
-        now = _now_ms()
-        # A time in the future is one from before the clock was set back.
-        waited_for = JOBS.c.finished_at.between(now - _SEEN_MS, now)
-        named = select(IDEMPOTENCY.c.key).where(sql.KEY_NAMES_JOB).exists()
-        gone = and_(JOBS.c.status == DELETED, not_(DEBRIS), not_(func.coalesce(waited_for, false())), not_(named))
-        return self._forget(JOBS, gone)
-
-    def forget_users(self) -> int:
-        """Drop what fair queueing need not know of users any more, at most :data:`MOST_FORGOTTEN` rows; how many.
-
-        A user without unfinished jobs whose finish tag the clock has passed begins like a new one, and so does everybody once
-        nothing at all is unfinished.
-        """
-        virtual = select(CLOCK.c.virtual).scalar_subquery()
-        unfinished = select(CLOCK.c.unfinished).scalar_subquery()
-        idle = and_(USERS.c.unfinished <= 0, or_(USERS.c.finish <= virtual, unfinished <= 0))
-        return self._forget(USERS, idle)
-
-    def _forget(self, table: Table, where: ColumnElement[bool]) -> int:
-        """Delete rows of a table, at most :data:`MOST_FORGOTTEN`; how many.
-
-        In batches that are chosen before, so that no writer waits long and PostgreSQL's autovacuum keeps up.
-        """
-        columns = list(table.primary_key.columns)
-        with self.database.read() as connection:
-            rows = connection.execute(select(*columns).where(where).limit(MOST_FORGOTTEN)).all()
-        if not rows:
-            return 0
-        key = columns[0].in_([row[0] for row in rows]) if len(columns) == 1 else tuple_(*columns).in_(map(tuple, rows))
-        with self.database.write() as connection:
-            # Asked again: a user may have come back, and a key may have been given anew.
-            return connection.execute(delete(table).where(key, where)).rowcount
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
 
 def _row_of(new: NewJob) -> dict[str, Any]:
     return {
@@ -743,7 +343,7 @@ def _row_of(new: NewJob) -> dict[str, Any]:
 def _failed(failure: Failure) -> dict[str, Any]:
     return {
         "status": "failed",
-        "finished_at": _now_ms(),
+        "finished_at": now_ms(),
         "error_slug": failure.slug,
         "error_detail": failure.detail,
     }
@@ -768,37 +368,3 @@ def _refuse(connection: Connection, claim: Claim) -> None:
     refusal = {**claim.job.identity._asdict(), "slot": claim.slot}
     connection.execute(delete(REFUSALS).filter_by(**refusal))
     connection.execute(insert(REFUSALS).values(refusal))
-
-
-def _found(row: Any) -> Job:
-    if row is None:
-        raise JobNotFound
-    return Job.of(row)
-
-
-def _by_name(connection: Connection, job: Identity, *, lock: bool = False) -> Job:
-    return _found((sql.LOCK_BY_NAME if lock else sql.BY_NAME).first(connection, sql.named(job)))
-
-
-def _count_out(connection: Connection, users: Sequence[str]) -> None:
-    """Take finished jobs out of the counts of unfinished ones."""
-    if not users:
-        return
-    sql.COUNT_OUT.change(connection, {"p_count": len(users)})
-    for user_id in users:
-        sql.COUNT_USER_OUT.change(connection, {"p_user": user_id})
-
-
-def _mark_deleted(connection: Connection, job: Job) -> None:
-    if not job.finished:
-        raise JobUnfinished
-    # Without its batch size nobody would know how many files may be left of it.
-    left = {name: value for name, value in job.args.items() if name == "batch_size"}
-    connection.execute(
-        update(JOBS)
-        .where(JOBS.c.seq == job.seq)
-        .values(
-            status="deleted", args=to_json(left), images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
-            debris=True,
-        )
-    )  # fmt: skip

@@ -46,7 +46,7 @@ class Waiters:
         :raises NoFreeWaiter: all are taken; with the seconds after which one may be free.
         """
         if not self._free.acquire(blocking=False):
-            raise NoFreeWaiter(self._table.seconds_until_room())
+            raise NoFreeWaiter(self._table.queries.seconds_until_room())
         try:
             yield
         finally:
@@ -87,7 +87,7 @@ class Waiters:
     def _finished(self, job: Identity) -> Job | None:
         """A hint is no proof: the attempt may have ended and the job be queued again."""
         with contextlib.suppress(DatabaseUnavailable):
-            current = self._table.current(job)
+            current = self._table.queries.current(job)
             return current if current.finished else None
         return None
 
@@ -136,7 +136,7 @@ class Waiters:
 
     def _release_finished(self, jobs: list[Identity]) -> None:
         """Wake the waiters of the jobs that are finished, deleted or gone."""
-        statuses = self._table.statuses(jobs) if jobs else {}
+        statuses = self._table.queries.statuses(jobs) if jobs else {}
         for job in jobs:
             if statuses.get(job) not in UNFINISHED:
                 self.finished(job)

@@ -10,12 +10,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.parameters import TYPES
 from app.records import layout as names
 from app.records.errors import MissingFile, StorageFailed
 from app.records.layout import FileName
 
 #: What a folder's name must look like to be one of ours, by its depth below the root.
-IS_OURS = (names.is_user_folder, names.TYPES.__contains__, names.is_day)
+IS_OURS = (names.is_user_folder, TYPES.__contains__, names.is_day)
 
 
 @dataclass(frozen=True, slots=True)

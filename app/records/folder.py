@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from app.parameters import TYPES
 from app.records import layout as names
 from app.records.atomic import create_file, sync_folder
 from app.records.errors import MissingFile, StoreUnavailable
@@ -163,7 +164,7 @@ class DataFolder:
                     self.remove_empty(day)
                 # For the types and users without any folder in them.
                 self.remove_empty(type_ / _NO_DAY)
-            self.remove_empty(user / names.TYPES[0] / _NO_DAY)
+            self.remove_empty(user / TYPES[0] / _NO_DAY)
         return before - len(self._folders_in(self.root, 0))
 
     def _folders_in(self, folder: Path, depth: int) -> list[Path]:

@@ -26,19 +26,30 @@ from functools import lru_cache
 from random import Random
 from typing import Literal
 
-TYPES = ("txt2img", "img2img")
 #: The file of the data folder's id; like every hidden file beside the user folders it is no file of a record.
 ID_FILE = ".sd-gateway-id"
 #: Of pictures.
 EXTENSIONS = ("png", "jpg", "webp")
+#: The member ``format`` of a parameter document.
+DOCUMENT_FORMAT = 1
 
-_NAME = (
+#: What follows a record's name in the name of its reference image.
+INIT_SUFFIX = "-init.png"
+
+#: Regular expressions of the names, which JSON Schema and JavaScript read as Python does.
+NAME_PATTERN = (
     r"[0-9]{4}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
     r"T(?:[01][0-9]|2[0-3])[0-5][0-9][0-5][0-9][0-9]{3}-[0-9a-f]{8}"
 )
+_ATTEMPT = r"[1-9][0-9]{0,8}"
+_INDEX = r"0|[1-9][0-9]{0,4}"
+_IMAGE = "|".join(EXTENSIONS)
+_INIT = INIT_SUFFIX.replace(".", r"\.")
+#: A record's name, or the name of one of its files.
+FILENAME_PATTERN = rf"{NAME_PATTERN}(?:-{_ATTEMPT}(?:-(?:{_INDEX})\.(?:{_IMAGE})|\.json)|{_INIT})?"
 _FILE = re.compile(
-    rf"(?P<name>{_NAME})"
-    r"(?:-(?:(?P<attempt>[1-9][0-9]{0,8})(?:-(?P<index>0|[1-9][0-9]{0,4})\.(?P<image>png|jpg|webp)|\.(?P<document>json))"
+    rf"(?P<name>{NAME_PATTERN})"
+    rf"(?:-(?:(?P<attempt>{_ATTEMPT})(?:-(?P<index>{_INDEX})\.(?P<image>{_IMAGE})|\.(?P<document>json))"
     r"|init\.(?P<init>png)))?\Z"
 )
 _TEMPORARY = re.compile(r"\.(?P<filename>.+?)(?:\.[0-9a-f]{8})?\.tmp\Z")
@@ -99,7 +110,7 @@ def document_filename(name: str, attempt: int) -> str:
 
 def init_filename(name: str) -> str:
     """The file name of a reference image; raises ``ValueError`` when ``name`` is no record name."""
-    return _checked(f"{name}-init.png", "init")
+    return _checked(name + INIT_SUFFIX, "init")
 
 
 def filenames_of(name: str, attempts: Iterable[int], images: int) -> list[str]:

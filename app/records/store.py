@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.parameters import TYPES
 from app.records import layout as names
 from app.records.atomic import write_files
 from app.records.errors import BadDocument, BadImage, MissingFile
@@ -51,19 +52,22 @@ class RecordStore:
         type_: str,
         name: str,
         attempt: int,
-        images: Sequence[tuple[bytes, str]],
+        images: Sequence[tuple[str, bytes]],
         document: dict[str, Any] | None = None,
     ) -> list[str]:
-        """Store the images of one attempt, given as (bytes, extension), and its parameter document; their file names in that order.
+        """Store the images of one attempt and its parameter document; return their file names in that order.
 
         The document is JSON (RFC 8259) in UTF-8, and appears when all images have.
 
+        :param images: the file name (:func:`app.records.layout.image_filename`) and the bytes of each.
         :raises StorageFailed: none of them was stored.
+        :raises ValueError: a file name is not one of this attempt's.
         """
-        files = [
-            (names.image_filename(name, attempt, index, extension), data)
-            for index, (data, extension) in enumerate(images)
-        ]
+        files = list(images)
+        for filename, _ in files:
+            parsed = names.parse_filename(filename)
+            if parsed is None or (parsed.kind, parsed.name, parsed.attempt) != ("image", name, attempt):
+                raise ValueError(f"{filename!r} is no file name of an image of this attempt")
         if document is not None:
             files.append((names.document_filename(name, attempt), _dump(document)))
         return self._save(user_id, type_, name, files)
@@ -113,7 +117,7 @@ class RecordStore:
 
         :raises MissingFile: when there is none.
         """
-        path = self.path(user_id, type_, f"{name}-init.png")
+        path = self.path(user_id, type_, name + names.INIT_SUFFIX)
         with translated("read"):
             return path.read_bytes()
 
@@ -153,7 +157,7 @@ class RecordStore:
             filenames = [file.filename for file in self.files_of(user_id, type_, name)]
         else:
             finished = names.filenames_of(name, range(1, claims + 1), images)
-            filenames = _with_temporaries([*finished, f"{name}-init.png"])
+            filenames = _with_temporaries([*finished, name + names.INIT_SUFFIX])
         removed = self._remove(user_id, type_, name, filenames)
         return [filename for filename in removed if names.parse_filename(filename) is not None]
 
@@ -249,7 +253,7 @@ class RecordStore:
     def _folder(self, user_id: str, type_: str, name: str) -> Path:
         """The day folder of a record; raises ``ValueError`` when these can't be a record's."""
         parsed = names.parse_filename(name)
-        if type_ not in names.TYPES or parsed is None or parsed.kind != "record":
+        if type_ not in TYPES or parsed is None or parsed.kind != "record":
             raise ValueError("no record can have this type and name")
         return self.folder.root.joinpath(names.user_folder(user_id), type_, names.day_of(name))
 
@@ -261,7 +265,7 @@ def _with_temporaries(filenames: Sequence[str]) -> list[str]:
 def _parts(user_id: str, type_: str, filename: str) -> tuple[str, str, str, str]:
     """The folders below the data folder in which a file of this name would lie, and its name."""
     parsed = names.parse_filename(filename)
-    if parsed is None or parsed.kind == "record" or type_ not in names.TYPES:
+    if parsed is None or parsed.kind == "record" or type_ not in TYPES:
         raise MissingFile
     try:
         folder = names.user_folder(user_id)

@@ -19,8 +19,6 @@ Kind = Literal["sampler", "scheduler", "model", "style", "hires", "upscaler"]
 """What a name names. ``hires`` is the upscaling of txt2img (latent modes and upscalers), ``upscaler`` that of img2img."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-#: Posted as ``hr_upscaler``, these mean no upscaling; the second is the WebUI's own word for it.
-NO_UPSCALER = ("", "None")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""What is posted to a WebUI, built from a job's ``args``. Nothing of a client's goes through but the fields set here.
+"""What is posted to a WebUI, built from a job's ``args``.
+
+Nothing of a client's goes through but the fields set here and those that :mod:`app.parameters` passes on.
 
 Field names and their traps: ``modules/api/models.py`` and ``modules/processing.py`` of the WebUI (and of Forge, where named).
 """
@@ -11,7 +13,8 @@ from typing import Any
 
 import pybase64
 
-from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Sampling
+from app.parameters import DEFAULT_SAMPLER, PARAMETERS, Parameters, Type, passed_on, upscales
+from app.webui.catalogue import Catalogue, Demand, Sampling
 from app.webui.errors import NoLongerAvailable
 from app.webui.models import Model
 from app.webui.overrides import COMMENT, OptionOverrides
@@ -19,8 +22,6 @@ from app.webui.presets import Presets
 
 #: The option that names the checkpoint.
 MODEL = "sd_model_checkpoint"
-#: The WebUI numbers its ways of fitting the reference image into width × height.
-RESIZE_MODES = {"stretch": 0, "crop": 1, "fill": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,7 @@ class Target:
     model: Model
     presets: Presets
     overrides: OptionOverrides
-
-
-def upscales(args: Mapping[str, Any]) -> bool:
-    """Whether the job asks for upscaling: the hires fix for txt2img, the extras for img2img."""
-    return args["hr_upscaler"] not in NO_UPSCALER
+    parameters: Parameters = PARAMETERS
 
 
 def txt2img(args: Mapping[str, Any], target: Target, task_id: str, *, one_by_one: bool) -> dict[str, Any]:
@@ -46,7 +43,7 @@ def txt2img(args: Mapping[str, Any], target: Target, task_id: str, *, one_by_one
     :param one_by_one: make the pictures one after another instead of as one batch; takes less GPU memory.
     :raises NoLongerAvailable: when the WebUI lacks the job's sampler, scheduler or style.
     """
-    payload = _common(args, target, task_id, one_by_one=one_by_one)
+    payload = _common("txt2img", args, target, task_id, one_by_one=one_by_one)
     return payload | _hires(args, target.catalogue) if upscales(args) else payload
 
 
@@ -54,11 +51,8 @@ def img2img(
     args: Mapping[str, Any], init_png: bytes, target: Target, task_id: str, *, one_by_one: bool
 ) -> dict[str, Any]:
     """Build the body of ``POST /sdapi/v1/img2img``; ``init_png`` is the reference image's file, the rest as for txt2img."""
-    return _common(args, target, task_id, one_by_one=one_by_one) | {
-        "init_images": [pybase64.b64encode_as_string(init_png)],
-        "denoising_strength": args["denoising_strength"],
-        "resize_mode": RESIZE_MODES[args["resize_mode"]],
-    }
+    payload = _common("img2img", args, target, task_id, one_by_one=one_by_one)
+    return payload | {"init_images": [pybase64.b64encode_as_string(init_png)]}
 
 
 def upscale(images: Sequence[str], args: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,20 +76,17 @@ def model_of(demand: Demand, catalogue: Catalogue) -> Model:
     return model
 
 
-def _common(args: Mapping[str, Any], target: Target, task_id: str, *, one_by_one: bool) -> dict[str, Any]:
+def _common(type_: Type, args: Mapping[str, Any], target: Target, task_id: str, *, one_by_one: bool) -> dict[str, Any]:
     catalogue, presets = target.catalogue, target.presets
     sampling = _sampling(args, catalogue)
     prompt, negative_prompt = presets.apply(args["style"], args["prompt"], args["negative_prompt"])
     styled = args["style"] in catalogue.commented_styles and presets.get(args["style"]) is None
     options = target.overrides.of((prompt, negative_prompt, COMMENT * styled), catalogue.prompt_comments)
-    payload: dict[str, Any] = {
+    # On top of what is passed on: no row of the table replaces what is set here.
+    payload = passed_on(target.parameters, type_, args) | {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "seed": int(args["seed"]),
-        "steps": args["steps"],
-        "cfg_scale": args["cfg_scale"],
-        "width": args["width"],
-        "height": args["height"],
         "sampler_name": sampling.sampler,
         "batch_size": 1 if one_by_one else args["batch_size"],
         "n_iter": args["batch_size"] if one_by_one else 1,
@@ -133,7 +124,7 @@ def probe(model: Model, task_id: str) -> dict[str, Any]:
         "steps": 1,
         "width": 64,
         "height": 64,
-        "sampler_name": "Euler",
+        "sampler_name": DEFAULT_SAMPLER,
         "send_images": False,
         "save_images": False,
         "override_settings": {MODEL: model.checkpoint},
@@ -162,8 +153,6 @@ def _hires(args: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
         "enable_hr": True,
         "hr_upscaler": args["hr_upscaler"],
         "hr_scale": args["hr_scale"],
-        # Left out, the second pass fails after the first one's work is done.
-        "denoising_strength": args["denoising_strength"],
     }
     if catalogue.forge:
         # Forge's own defaults fail the second pass, and would let it ignore the negative prompt (modules/processing.py).

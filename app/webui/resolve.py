@@ -6,22 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.webui.catalogue import NO_UPSCALER, Catalogue, Demand, Kind, ends_in_scheduler, union
+from app.parameters import DEFAULT_SAMPLER, PARAMETERS, Parameters, Type, effective, upscales
+from app.webui.catalogue import Catalogue, Demand, Kind, ends_in_scheduler, union
 from app.webui.errors import NoDefaultModel, UnknownNames
 from app.webui.models import Model
 from app.webui.presets import Preset, Presets
-
-#: Used where neither the request nor its preset names a sampler; the default of the WebUI's API.
-DEFAULT_SAMPLER = "Euler"
-HIRES_STRENGTH = 0.7
-IMG2IMG_STRENGTH = 0.75
-HR_SCALE = 2
-RESIZE_MODE = "stretch"
-
-#: The documented fields that a job keeps as they were posted; the reference image is kept apart, as a file.
-DOCUMENTED = (
-    "id", "prompt", "negative_prompt", "width", "height", "seed", "steps", "hr_upscaler", "cfg_scale", "style", "batch_size",
-)  # fmt: skip
 
 _FIELDS: dict[Kind, str] = {
     "sampler": "sampler_name",
@@ -81,18 +70,19 @@ class _Want:
 
 
 def resolve(
-    type_: str,
+    type_: Type,
     fields: Mapping[str, Any],
     catalogues: Sequence[Catalogue],
     presets: Presets,
     default_model: str | None,
+    parameters: Parameters = PARAMETERS,
 ) -> Resolved:
     """Check every name of a request against the WebUIs, and fill in what it leaves open.
 
-    :param type_: ``txt2img`` or ``img2img``.
     :param fields: the request as its schema passed it, with a fixed seed; optional fields may be absent.
     :param catalogues: of the configured WebUIs, at least one.
     :param default_model: what :func:`choose_default_model` found.
+    :param parameters: the table that says which fields ``args`` keep, and their defaults.
     :raises UnknownNames: with every unknown name at once, or for names that no single WebUI has together.
     :raises NoDefaultModel: when nothing names a model.
     """
@@ -112,7 +102,8 @@ def resolve(
     if not serving:
         raise _two_schedulers(wants, catalogues) or _not_together(wants, catalogues)
     demand = _with_scheduler(demand, serving)
-    return Resolved(_effective(type_, fields, demand), demand)
+    names = {"sampler_name": demand.sampler_name, "model": demand.model, "scheduler": demand.scheduler}
+    return Resolved(effective(parameters, type_, {**fields, **names}), demand)
 
 
 def _with_scheduler(demand: Demand, serving: Sequence[Catalogue]) -> Demand:
@@ -156,7 +147,7 @@ def _wants(
         wants.append(_Want("scheduler", "scheduler", fields["scheduler"], sampler=sampler.name))
     if style and preset is None:
         wants.append(_Want("style", "style", style))
-    if fields["hr_upscaler"] not in NO_UPSCALER:
+    if upscales(fields):
         wants.append(_Want("hr_upscaler", "hires" if type_ == "txt2img" else "upscaler", fields["hr_upscaler"]))
     return [want for want in wants if want is not None]
 
@@ -271,26 +262,6 @@ def _not_together(wants: Sequence[_Want], catalogues: Sequence[Catalogue]) -> Un
         accepted,
         "Each of these names is known, but no single WebUI has all of them.",
     )
-
-
-def _effective(
-    type_: str,
-    fields: Mapping[str, Any],
-    demand: Demand,
-) -> dict[str, Any]:
-    """Build ``args``: the documented fields as posted, and the optional ones that make a difference for this job."""
-    args = {name: fields[name] for name in DOCUMENTED}
-    args |= {"sampler_name": demand.sampler_name, "model": demand.model}
-    if demand.scheduler is not None:
-        args["scheduler"] = demand.scheduler
-    if type_ == "img2img" or demand.hr_upscaler is not None:
-        strength = IMG2IMG_STRENGTH if type_ == "img2img" else HIRES_STRENGTH
-        args["denoising_strength"] = fields.get("denoising_strength", strength)
-    if demand.hr_upscaler is not None:
-        args["hr_scale"] = fields.get("hr_scale", HR_SCALE)
-    if type_ == "img2img":
-        args["resize_mode"] = fields.get("resize_mode", RESIZE_MODE)
-    return args
 
 
 def merge_options(

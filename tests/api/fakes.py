@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from app import config as configuration
+from app.parameters import PARAMETERS, Parameters
 
 NAME = "20261122T061530123-9f2c4e7a"
 IMAGE = f"{NAME}-1-0.png"
@@ -94,6 +95,7 @@ class FakeServices:
     """Each method notes its call in ``calls`` and gives, or raises, what ``answers`` has under its name."""
 
     config: configuration.Config
+    parameters: Parameters = PARAMETERS
     answers: dict[str, Any] = field(default_factory=dict)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
 

@@ -46,11 +46,11 @@ class Services:
         self.accepting = threading.Event()
         self.waiting = threading.Event()
 
-    def post(self, *_args: Any, before_waiting: Any, wait: float, **_kwargs: Any) -> Any:
+    def post(self, *_args: Any, client: Any, wait: float, **_kwargs: Any) -> Any:
         self.entered.release()
         assert self.accepting.wait(DEADLINE)
         if wait:
-            before_waiting()
+            client.let_go()
             self.waiting.wait(DEADLINE)
         return queued_view()
 

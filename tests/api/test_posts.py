@@ -25,8 +25,7 @@ def test_a_finished_job_is_answered_with_its_urls(client, services):
     assert "灯塔".encode() in response.data
     [(_, kind, fields, kwargs)] = services.calls
     assert (kind, fields) == ("txt2img", TXT2IMG)
-    assert callable(kwargs.pop("before_waiting"))
-    assert kwargs.pop("gone")() is False
+    assert kwargs.pop("client").client_gone() is False
     assert kwargs == {
         "fingerprint": "",
         "idempotency_key": None,

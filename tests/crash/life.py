@@ -121,7 +121,7 @@ def _files(data: Path) -> list[Path]:
 def _named_files(services: Services) -> set[str]:
     """The files that should exist: those of records."""
     named = set()
-    for job in services.table.succeeded(0, 1000):
+    for job in services.table.queries.succeeded(0, 1000):
         named |= {image["filename"] for image in job.images} | {document_filename(job.name, job.claims)}
         named |= {job.init_image["filename"]} if job.init_image else set()
     return named
@@ -151,7 +151,7 @@ def _judge_files(services: Services) -> Iterator[str]:
     then = time.time() - _TWO_HOURS
     for path in _files(services.config.data_dir):
         os.utime(path, (then, then))
-    swept = services.archive.sweep()
+    swept = services.maintenance.sweep()
     yield from swept.problems
     if swept.unindexed:
         yield f"{swept.unindexed} records have no row"
@@ -161,8 +161,8 @@ def _judge_files(services: Services) -> Iterator[str]:
     empty = [path.name for path in services.config.data_dir.rglob("*") if path.is_dir() and not any(path.iterdir())]
     if empty:
         yield f"empty folders {empty} are left"
-    yield from services.archive.verify().problems
-    if services.archive.reindex().count:
+    yield from services.maintenance.verify().problems
+    if services.maintenance.reindex().count:
         yield "reindex brought something back"
 
 
@@ -174,7 +174,7 @@ def _judge_copy(services: Services, folder: Path) -> Iterator[str]:
     startup.adopt(load(environ, folder), dry_run=False)
     restored = build(load(environ, folder))
     try:
-        yield from restored.archive.reindex().problems
+        yield from restored.maintenance.reindex().problems
         for kind in ("txt2img", "img2img"):
             was, now = (each.archive.history(USER, kind, 100, None)[0] for each in (services, restored))
             if was != now:

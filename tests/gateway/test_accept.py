@@ -121,7 +121,7 @@ class TestNames:
         front.accept()
         front.accept(seed="9", prompt="another")
         front.accept(model="b")
-        assert len(front.services.table.demands_after(0)) == 2
+        assert len(front.services.table.queries.demands_after(0)) == 2
 
 
 class TestCost:

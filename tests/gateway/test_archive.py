@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from app.gateway.archive import Archive
+from app.gateway.maintenance import Maintenance
 from app.jobs.errors import JobNotFound, JobUnfinished
 from app.jobs.table import JobTable
 from app.records.errors import MissingFile, StorageFailed
@@ -66,6 +67,11 @@ def resting(tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> I
         gateway.start()
         gateway.services.begin_drain()
         yield gateway
+
+
+@pytest.fixture
+def maintenance(gateway: Gateway) -> Maintenance:
+    return gateway.services.maintenance
 
 
 @pytest.fixture
@@ -201,7 +207,7 @@ class TestDelete:
             archive.job("u1", "img2img", name)
         with pytest.raises(JobNotFound):
             archive.delete("u1", "img2img", name)
-        assert gateway.services.table.debris() == []
+        assert gateway.services.table.deletion.debris() == []
 
     def test_one_image_goes_alone_and_the_last_takes_the_record(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post(batch_size=2)
@@ -265,25 +271,25 @@ class TestTidy:
 
     def test_a_deleted_record_is_finished_off(self, gateway: Gateway, archive: Archive) -> None:
         view, kept = gateway.post("img2img"), gateway.post()
-        gateway.services.table.delete("u1", "img2img", view["name"])
+        gateway.services.table.deletion.delete("u1", "img2img", view["name"])
         archive.tidy()
         assert gateway.files() == {f"{kept['name']}-1-0.png", f"{kept['name']}-1.json"}
-        assert gateway.services.table.debris() == []
+        assert gateway.services.table.deletion.debris() == []
 
     def test_of_a_deleted_image_only_that_goes(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post("img2img", batch_size=2)
         first, second = (image["filename"] for image in view["images"])
-        gateway.services.table.delete_image("u1", "img2img", view["name"], first)
+        gateway.services.table.deletion.delete_image("u1", "img2img", view["name"], first)
         archive.tidy()
         assert gateway.files() == {second, f"{view['name']}-1.json", f"{view['name']}-init.png"}
-        assert gateway.services.table.debris() == []
+        assert gateway.services.table.deletion.debris() == []
 
     def test_one_that_fails_does_not_stop_the_others(
         self, gateway: Gateway, archive: Archive, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stuck, other = gateway.post(), gateway.post()
         for view in (stuck, other):
-            gateway.services.table.delete("u1", "txt2img", view["name"])
+            gateway.services.table.deletion.delete("u1", "txt2img", view["name"])
         remove = gateway.services.records.remove
 
         def sometimes(user: str, type_: str, name: str, **of: Any) -> list[str]:
@@ -292,14 +298,14 @@ class TestTidy:
         monkeypatch.setattr(gateway.services.records, "remove", sometimes)
         archive.tidy()
         assert {name for name in gateway.files() if other["name"] in name} == set()
-        assert [job.name for job, _ in gateway.services.table.debris()] == [stuck["name"]]
+        assert [job.name for job, _ in gateway.services.table.deletion.debris()] == [stuck["name"]]
 
     def test_the_worker_does_it_at_its_start(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer
     ) -> None:
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
             view = gateway.start().post()
-            gateway.services.table.delete("u1", "txt2img", view["name"])
+            gateway.services.table.deletion.delete("u1", "txt2img", view["name"])
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as again:
             again.start()
             until(lambda: again.files() == set())
@@ -318,13 +324,13 @@ class TestSweep:
         path.write_bytes(b"stray")
         return age(path, seconds)
 
-    def test_a_complete_record_is_left_alone(self, gateway: Gateway, archive: Archive) -> None:
+    def test_a_complete_record_is_left_alone(self, gateway: Gateway, maintenance: Maintenance) -> None:
         gateway.post("img2img", batch_size=2)
         before = gateway.files()
-        assert archive.sweep().count == 0
+        assert maintenance.sweep().count == 0
         assert gateway.files() == before
 
-    def test_of_a_succeeded_job_only_the_winning_claim_stays(self, gateway: Gateway, archive: Archive) -> None:
+    def test_of_a_succeeded_job_only_the_winning_claim_stays(self, gateway: Gateway, maintenance: Maintenance) -> None:
         view = gateway.post()
         folder, name = day_folder(gateway, view), view["name"]
         before = gateway.files()
@@ -334,11 +340,11 @@ class TestSweep:
         ):  # fmt: skip
             if "-init" not in filename:
                 self.stray(folder, filename)
-        assert archive.sweep().count == 4
+        assert maintenance.sweep().count == 4
         assert gateway.files() == before
 
     def test_while_a_job_runs_the_files_of_its_claim_stay(
-        self, gateway: Gateway, archive: Archive, server: SimulatorServer
+        self, gateway: Gateway, maintenance: Maintenance, server: SimulatorServer
     ) -> None:
         arm(server, "hang")
         view = gateway.accept("img2img")
@@ -347,23 +353,23 @@ class TestSweep:
         mine = [f"{name}-1-0.png", f".{name}-1.json.0123abcd.tmp", f"{name}-init.png"]
         for filename in [*mine[:2], f"{name}-2-0.png", f".{name}-init.png.0123abcd.tmp"]:
             self.stray(folder, filename, LONG_AGO)
-        assert archive.sweep().count == 2
+        assert maintenance.sweep().count == 2
         assert gateway.files() == set(mine)
         server.simulator.engine.interrupt()
         gateway.finished(view)
 
     def test_a_lost_lease_protects_nothing_but_the_reference_image(self, resting: Gateway) -> None:
-        gateway, archive = resting, resting.services.archive
+        gateway, maintenance = resting, resting.services.maintenance
         view = gateway.accept("img2img")
         gateway.sql("UPDATE jobs SET status = 'running', claims = 1, owner = 'x/y', lease_expires = 0")
         self.stray(day_folder(gateway, view), f"{view['name']}-1-0.png")
-        assert archive.sweep().count == 1
+        assert maintenance.sweep().count == 1
         assert gateway.files() == {f"{view['name']}-init.png"}
         gateway.sql("UPDATE jobs SET status = 'queued', owner = NULL")
-        assert archive.sweep().count == 0
+        assert maintenance.sweep().count == 0
 
     def test_a_failed_job_keeps_its_reference_image_until_it_is_deleted(
-        self, gateway: Gateway, archive: Archive, server: SimulatorServer
+        self, gateway: Gateway, archive: Archive, maintenance: Maintenance, server: SimulatorServer
     ) -> None:
         arm(server, "wrong-model")
         view = gateway.post("img2img")
@@ -371,19 +377,19 @@ class TestSweep:
         for path in gateway.data.rglob("*.png"):
             age(path)
         self.stray(day_folder(gateway, view), f"{view['name']}-1-0.png")
-        assert archive.sweep().count == 1
+        assert maintenance.sweep().count == 1
         assert archive.file("u1", "img2img", init).path.is_file()
         assert archive.delete("u1", "img2img", view["name"]) == [init]
         assert gateway.files() == set()
 
-    def test_of_a_deleted_job_nothing_stays(self, gateway: Gateway, archive: Archive) -> None:
+    def test_of_a_deleted_job_nothing_stays(self, gateway: Gateway, maintenance: Maintenance) -> None:
         view = gateway.post("img2img")
-        gateway.services.table.delete("u1", "img2img", view["name"])
-        assert archive.sweep().count == 3
+        gateway.services.table.deletion.delete("u1", "img2img", view["name"])
+        assert maintenance.sweep().count == 3
         assert gateway.files() == set()
 
     def test_temporaries_and_reference_images_without_a_row_go_when_they_are_old(
-        self, gateway: Gateway, archive: Archive
+        self, gateway: Gateway, maintenance: Maintenance
     ) -> None:
         folder = gateway.data / user_folder("u9") / "txt2img" / "2026-11-22"
         old = [
@@ -395,15 +401,15 @@ class TestSweep:
             self.stray(folder, ".20261122T061530123-00000000-1.json.0123abcd.tmp", 1800),
         ]
         foreign = self.stray(folder, "notes.txt", LONG_AGO)
-        planned = archive.sweep(dry_run=True)
+        planned = maintenance.sweep(dry_run=True)
         assert (planned.count, planned.unindexed, planned.problems) == (2, 0, [])
         assert all(path.exists() for path in old)
-        assert archive.sweep() == planned
+        assert maintenance.sweep() == planned
         assert [path.exists() for path in (*old, *young, foreign)] == [False, False, True, True, True]
 
     @pytest.mark.parametrize("document", ["whole", "damaged", "missing"])
     def test_images_that_may_be_a_records_stay_without_a_row(
-        self, gateway: Gateway, archive: Archive, document: str
+        self, gateway: Gateway, maintenance: Maintenance, document: str
     ) -> None:
         view = gateway.post("img2img", batch_size=2)
         gateway.sql("DELETE FROM jobs")
@@ -416,14 +422,14 @@ class TestSweep:
         before = gateway.files() - {f".{path.name}.0123abcd.tmp"}
         for found in gateway.data.rglob("*.*"):
             age(found)
-        report = archive.sweep()
+        report = maintenance.sweep()
         assert (report.count, report.unindexed) == (1, 1 if document == "whole" else 0)
         assert len(report.problems) == (0 if document == "whole" else 1)
         assert gateway.files() == before
 
     def test_a_row_older_than_its_record_takes_nothing_from_it(self, resting: Gateway) -> None:
         """A backup of the database was taken while the job ran; the record was made after it."""
-        gateway, archive = resting, resting.services.archive
+        gateway, maintenance = resting, resting.services.maintenance
         view = gateway.accept("img2img")
         folder, name = day_folder(gateway, view), view["name"]
         for status, claims, owner in (("queued", 0, None), ("running", 1, "x/y")):
@@ -435,45 +441,47 @@ class TestSweep:
             self.stray(folder, f"{name}-1-0.png", LONG_AGO)
             self.stray(folder, f"{name}-1.json").write_text(json.dumps(document))
             self.stray(folder, f"{name}-2-0.png", LONG_AGO)
-            assert archive.sweep().count == 1
+            assert maintenance.sweep().count == 1
             assert gateway.files() == {f"{name}-1-0.png", f"{name}-1.json", f"{name}-init.png"}
 
-    def test_a_row_of_another_user_accounts_for_nothing(self, gateway: Gateway, archive: Archive) -> None:
+    def test_a_row_of_another_user_accounts_for_nothing(self, gateway: Gateway, maintenance: Maintenance) -> None:
         view = gateway.post()
         folder = gateway.data / user_folder("u9") / "txt2img" / day_folder(gateway, view).name
         copy = self.stray(folder, view["images"][0]["filename"], LONG_AGO)
-        report = archive.sweep()
+        report = maintenance.sweep()
         assert (report.count, len(report.problems)) == (0, 1)
         assert str(copy) in report.problems[0]
 
     def test_what_can_not_be_removed_is_reported(
-        self, gateway: Gateway, archive: Archive, monkeypatch: pytest.MonkeyPatch
+        self, gateway: Gateway, maintenance: Maintenance, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder = gateway.data / user_folder("u9") / "txt2img" / "2026-11-22"
         stuck = self.stray(folder, "20261122T061530123-9f2c4e7a-init.png", LONG_AGO)
         monkeypatch.setattr(gateway.services.records, "remove_stored", _refuse)
-        report = archive.sweep()
+        report = maintenance.sweep()
         assert (report.count, len(report.problems)) == (0, 1)
         assert str(stuck) in report.problems[0]
 
 
 class TestVerify:
-    def test_every_file_of_every_record_opens(self, gateway: Gateway, archive: Archive, monkeypatch: Any) -> None:
+    def test_every_file_of_every_record_opens(
+        self, gateway: Gateway, archive: Archive, maintenance: Maintenance, monkeypatch: Any
+    ) -> None:
         monkeypatch.setattr("app.gateway.archive._BATCH", 2)
         for _ in range(3):
             gateway.post()
         gateway.post("img2img")
-        report = archive.verify()
+        report = maintenance.verify()
         assert (report.count, report.problems) == (4, [])
 
-    def test_what_is_missing_or_damaged_is_named(self, gateway: Gateway, archive: Archive) -> None:
+    def test_what_is_missing_or_damaged_is_named(self, gateway: Gateway, maintenance: Maintenance) -> None:
         view = gateway.post("img2img", batch_size=2)
         folder, name = day_folder(gateway, view), view["name"]
         (folder / f"{name}-1-0.png").unlink()
         (folder / f"{name}-1-1.png").write_bytes((folder / f"{name}-1-1.png").read_bytes()[:-40])
         (folder / f"{name}-1.json").write_text("{")
         (folder / f"{name}-init.png").write_bytes(b"")
-        report = archive.verify()
+        report = maintenance.verify()
         assert report.count == 1
         assert [problem.split()[2].rstrip(":") for problem in report.problems] == [
             f"{name}-1-0.png", f"{name}-1-1.png", f"{name}-1.json", f"{name}-init.png",
@@ -484,25 +492,27 @@ class TestReindex:
     def lose_rows(self, gateway: Gateway) -> None:
         gateway.sql("DELETE FROM jobs")
 
-    def test_the_folder_alone_is_a_full_backup(self, gateway: Gateway, archive: Archive) -> None:
+    def test_the_folder_alone_is_a_full_backup(
+        self, gateway: Gateway, archive: Archive, maintenance: Maintenance
+    ) -> None:
         gateway.post(batch_size=2, prompt="一座灯塔", id="用户")
         gateway.post("img2img", id="用户", hr_upscaler="Lanczos")
         before = {type_: archive.history("用户", type_, 9, None)[0] for type_ in ("txt2img", "img2img")}
-        assert archive.reindex().count == 0
+        assert maintenance.reindex().count == 0
         self.lose_rows(gateway)
-        assert archive.reindex(dry_run=True).count == 2
+        assert maintenance.reindex(dry_run=True).count == 2
         assert archive.history("用户", "txt2img", 9, None) == ([], None)
-        report = archive.reindex()
+        report = maintenance.reindex()
         assert (report.count, report.problems) == (2, [])
-        assert archive.reindex(dry_run=True).count == 0
+        assert maintenance.reindex(dry_run=True).count == 0
         after = {type_: archive.history("用户", type_, 9, None)[0] for type_ in ("txt2img", "img2img")}
         assert after == before
-        assert archive.verify().problems == []
-        assert archive.sweep().count == 0
-        assert archive.reindex().count == 0
+        assert maintenance.verify().problems == []
+        assert maintenance.sweep().count == 0
+        assert maintenance.reindex().count == 0
 
     def test_it_counts_from_the_highest_claim(
-        self, gateway: Gateway, archive: Archive, server: SimulatorServer
+        self, gateway: Gateway, archive: Archive, maintenance: Maintenance, server: SimulatorServer
     ) -> None:
         arm(server, "error-500")
         view = gateway.post()
@@ -513,29 +523,31 @@ class TestReindex:
         (folder / f"{name}-1.json").write_text(json.dumps(document))
         (folder / f"{name}-1-0.png").write_bytes((folder / f"{name}-2-0.png").read_bytes())
         self.lose_rows(gateway)
-        assert archive.reindex().count == 1
+        assert maintenance.reindex().count == 1
         [found], _ = archive.history("u1", "txt2img", 9, None)
         assert [image["filename"] for image in found["images"]] == [f"{name}-2-0.png"]
         assert gateway.job(view).claims == 2
-        assert archive.sweep().count == 2
+        assert maintenance.sweep().count == 2
 
-    def test_an_image_that_is_gone_is_left_out(self, gateway: Gateway, archive: Archive) -> None:
+    def test_an_image_that_is_gone_is_left_out(
+        self, gateway: Gateway, archive: Archive, maintenance: Maintenance
+    ) -> None:
         view = gateway.post(batch_size=2)
         first, second = (image["filename"] for image in view["images"])
         archive.delete("u1", "txt2img", first)
         self.lose_rows(gateway)
-        assert archive.reindex().count == 1
+        assert maintenance.reindex().count == 1
         [found], _ = archive.history("u1", "txt2img", 9, None)
         assert [image["filename"] for image in found["images"]] == [second]
         (day_folder(gateway, view) / second).unlink()
         self.lose_rows(gateway)
-        report = archive.reindex()
+        report = maintenance.reindex()
         assert (report.count, len(report.problems)) == (0, 1)
 
-    def test_a_deleted_record_stays_away(self, gateway: Gateway, archive: Archive) -> None:
+    def test_a_deleted_record_stays_away(self, gateway: Gateway, archive: Archive, maintenance: Maintenance) -> None:
         view = gateway.post()
-        gateway.services.table.delete("u1", "txt2img", view["name"])
-        assert archive.reindex().count == 0
+        gateway.services.table.deletion.delete("u1", "txt2img", view["name"])
+        assert maintenance.reindex().count == 0
         assert archive.history("u1", "txt2img", 9, None) == ([], None)
 
     @pytest.mark.parametrize(
@@ -553,47 +565,49 @@ class TestReindex:
         ids=lambda change: next(iter(change)),
     )
     def test_a_document_that_does_not_fit_is_reported_and_left_out(
-        self, gateway: Gateway, archive: Archive, change: dict[str, Any]
+        self, gateway: Gateway, archive: Archive, maintenance: Maintenance, change: dict[str, Any]
     ) -> None:
         view, kept = gateway.post(), gateway.post()
         path = day_folder(gateway, view) / f"{view['name']}-1.json"
         document = json.loads(path.read_text()) | change
         path.write_text(json.dumps({name: value for name, value in document.items() if value is not ...}))
         self.lose_rows(gateway)
-        report = archive.reindex()
+        report = maintenance.reindex()
         assert (report.count, len(report.problems)) == (1, 1)
         assert str(path) in report.problems[0]
         [found], _ = archive.history("u1", "txt2img", 9, None)
         assert found["name"] == kept["name"]
 
     @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000])
-    def test_a_damaged_document_is_reported(self, gateway: Gateway, archive: Archive, content: bytes) -> None:
+    def test_a_damaged_document_is_reported(self, gateway: Gateway, maintenance: Maintenance, content: bytes) -> None:
         view = gateway.post()
         (day_folder(gateway, view) / f"{view['name']}-1.json").write_bytes(content)
         self.lose_rows(gateway)
-        report = archive.reindex()
+        report = maintenance.reindex()
         assert (report.count, len(report.problems)) == (0, 1)
 
-    def test_an_unfinished_document_is_no_record(self, gateway: Gateway, archive: Archive) -> None:
+    def test_an_unfinished_document_is_no_record(self, gateway: Gateway, maintenance: Maintenance) -> None:
         view = gateway.post()
         path = day_folder(gateway, view) / f"{view['name']}-1.json"
         path.rename(path.with_name(f".{path.name}.0123abcd.tmp"))
         self.lose_rows(gateway)
-        assert (archive.reindex().count, archive.reindex().problems) == (0, [])
+        assert (maintenance.reindex().count, maintenance.reindex().problems) == (0, [])
 
-    def test_a_job_that_never_started_has_no_start(self, gateway: Gateway, archive: Archive) -> None:
+    def test_a_job_that_never_started_has_no_start(self, gateway: Gateway, maintenance: Maintenance) -> None:
         view = gateway.post()
         path = day_folder(gateway, view) / f"{view['name']}-1.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"started_at": None}))
         self.lose_rows(gateway)
-        assert archive.reindex().count == 1
+        assert maintenance.reindex().count == 1
         assert gateway.job(view).started_at is None
 
-    def test_a_restored_record_is_never_run_again(self, gateway: Gateway, archive: Archive) -> None:
+    def test_a_restored_record_is_never_run_again(
+        self, gateway: Gateway, archive: Archive, maintenance: Maintenance
+    ) -> None:
         view = gateway.post()
         self.lose_rows(gateway)
-        archive.reindex()
+        maintenance.reindex()
         table: JobTable = gateway.services.table
-        assert table.queued_demands() == {}
+        assert table.queries.queued_demands() == {}
         assert archive.delete("u1", "txt2img", view["name"])
         assert gateway.post()["status"] == "succeeded"

@@ -469,8 +469,9 @@ class TestDrain:
         return view
 
     def test_half_a_picture_is_never_shown(
-        self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer
+        self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(timing, "INTERRUPT_SECONDS", DEADLINE)
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
             view = self.running(gateway.start(), server, "hang")
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
@@ -542,7 +543,7 @@ class TestManyWorkers:
             assert (job.status, job.claims, job.attempts) == ("succeeded", 2, 0)
             wanted = {f"{view['name']}-2-0.png", f"{view['name']}-2.json"}
             until(lambda: gateway.files() == wanted, "the removal of the loser's files")
-            assert gateway.services.archive.sweep().count == 0
+            assert gateway.services.maintenance.sweep().count == 0
 
 
 class Impatient(Proxy):

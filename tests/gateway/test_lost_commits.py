@@ -114,8 +114,8 @@ def test_the_answer_to_any_commit_may_be_lost(
         assert gateway.sql("SELECT count(*), sum(attempts) FROM jobs") == [(9, 0)]
         assert gateway.sql("SELECT unfinished FROM clock") == [(0,)]
         until(lambda: gateway.sql("SELECT state, owner FROM slots") == [("clean", None)], "the slot is free")
-        verify = gateway.services.archive.verify()
+        verify = gateway.services.maintenance.verify()
         assert (verify.count, verify.problems) == (9, [])
-        assert gateway.services.archive.sweep().count == 0
+        assert gateway.services.maintenance.sweep().count == 0
         assert stats(server)["max_in_flight"] == 1
         assert gateway.post()["status"] == "succeeded"

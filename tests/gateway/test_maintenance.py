@@ -77,7 +77,9 @@ class Round:
         if not pictured:
             assert table.fail(claim, Failure("webui-error", "The WebUI failed."))
             return
-        [image, _] = self.services.records.save(job.user_id, job.type, job.name, 1, [(self._png, "png")], {"format": 1})
+        [image, _] = self.services.records.save(
+            job.user_id, job.type, job.name, 1, [(f"{job.name}-1-0.png", self._png)], {"format": 1}
+        )
         view = {
             "filename": image,
             "seed": "7",

@@ -29,10 +29,10 @@ def test_the_job_and_slot_of_a_dead_worker_come_back_after_one_lease(
     job = gate.accept()
     gate.claim(task="lost")
     set_back()
-    assert table.reclaim("host/two") == []
+    assert table.losses.reclaim("host/two") == []
     advance(LEASE_SECONDS + 1)
-    assert [back.seq for back in table.reclaim("host/two")] == [job.seq]
-    assert (table.current(job.identity).status, table.current(job.identity).losses) == ("queued", 1)
+    assert [back.seq for back in table.losses.reclaim("host/two")] == [job.seq]
+    assert (table.queries.current(job.identity).status, table.queries.current(job.identity).losses) == ("queued", 1)
     assert slots.get("gpu0").state == "unclean"
     assert slots.begin_settling("gpu0", "host/two").task_id == "lost"
 
@@ -44,9 +44,9 @@ def test_a_slot_whose_settler_died_comes_back_after_one_lease(
     table.give_back(gate.claim(), slot="unclean")
     slots.begin_settling("gpu0", "host/one")
     set_back()
-    table.reclaim("host/two")
+    table.losses.reclaim("host/two")
     advance(LEASE_SECONDS + 1)
-    table.reclaim("host/two")
+    table.losses.reclaim("host/two")
     assert slots.begin_settling("gpu0", "host/two") is not None
 
 
@@ -56,10 +56,10 @@ def test_a_living_worker_loses_nothing(
     gate.accept()
     claim = gate.claim()
     set_back()
-    assert table.reclaim("host/two") == []
+    assert table.losses.reclaim("host/two") == []
     assert slots.beat("host/one")
     advance(LEASE_SECONDS - 2)
-    assert table.reclaim("host/two") == []
+    assert table.losses.reclaim("host/two") == []
     assert table.succeed(claim, success_of(claim))
 
 
@@ -67,7 +67,7 @@ def test_leases_that_are_right_are_left_alone(gate: Gate, table: JobTable, datab
     gate.accept()
     gate.claim()
     before = leases(database)
-    assert table.reclaim("host/two") == []
+    assert table.losses.reclaim("host/two") == []
     assert leases(database) == before
 
 
@@ -106,7 +106,7 @@ def test_a_look_at_a_job_counts_again_at_once(gate: Gate, table: JobTable, set_b
     table.looked_at(job)
     set_back()
     table.looked_at(job)
-    assert 0 <= table.seconds_since_look(claim) < 60
+    assert 0 <= table.queries.seconds_since_look(claim) < 60
 
 
 def test_keys_are_kept_an_hour_longer_and_not_for_ever(
@@ -128,11 +128,11 @@ def test_the_time_left_is_never_more_than_was_said(
     claim = gate.claim()
     table.report(claim, 0.5, 20.0)
     set_back()
-    assert 0 <= table.place(table.current(claim.job.identity)).eta <= 20.0
+    assert 0 <= table.queries.place(table.queries.current(claim.job.identity)).eta <= 20.0
 
 
 def test_newest_first_is_by_acceptance(gate: Gate, table: JobTable, set_back: Callable[[], None]) -> None:
     first = gate.accept()
     set_back()
     second = gate.accept()
-    assert [job.seq for job in table.of_user("u1", None, 10, None)] == [second.seq, first.seq]
+    assert [job.seq for job in table.queries.of_user("u1", None, 10, None)] == [second.seq, first.seq]

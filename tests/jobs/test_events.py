@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from app.jobs.events import Backlog, transition
+from app.jobs.events import Announcer, Backlog, Transition
 from app.jobs.model import Job
 from tests.jobs.conftest import Gate
 
@@ -21,9 +21,9 @@ def test_the_fields_stand_in_a_fixed_order_and_absent_ones_are_left_out(
     gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = gate.accept("u1")
-    transition("accepted", job)
-    transition("answered", job, webui="big", attempt=2, seconds=4.2104)
-    transition("given back", job, webui="big", attempt=2, slug="webui-timeout")
+    Announcer().announce(Transition("accepted", job))
+    Announcer().announce(Transition("answered", job, webui="big", attempt=2, seconds=4.2104))
+    Announcer().announce(Transition("given back", job, webui="big", attempt=2, slug="webui-timeout"))
     named = f"user=u1 job={job.name} type=txt2img"
     assert caplog.messages == [
         f"event=accepted {named}",
@@ -39,7 +39,7 @@ def test_the_fields_stand_in_a_fixed_order_and_absent_ones_are_left_out(
 def test_any_user_id_stays_within_its_quotes_on_one_line(
     user: str, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    transition("accepted", gate.accept()._replace(user_id=user))
+    Announcer().announce(Transition("accepted", gate.accept()._replace(user_id=user)))
     [line] = caplog.messages
     assert line.isprintable()
     quoted = line.removeprefix("event=accepted user=").partition(" job=")[0]
@@ -47,23 +47,37 @@ def test_any_user_id_stays_within_its_quotes_on_one_line(
 
 
 def test_a_readable_user_id_of_any_script_is_written_as_it_is(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
-    transition("accepted", gate.accept()._replace(user_id="用户-1@例子.cn"))
+    Announcer().announce(Transition("accepted", gate.accept()._replace(user_id="用户-1@例子.cn")))
     assert " user=用户-1@例子.cn " in caplog.messages[0]
 
 
 def test_only_a_failure_is_a_warning(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     job = gate.accept()
-    transition("stored", job)
-    transition("failed", job, slug="webui-refused")
+    Announcer().announce(Transition("stored", job))
+    Announcer().announce(Transition("failed", job, slug="webui-refused"))
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
 
 
 def test_a_backlog_is_written_once_and_in_order(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     job: Job = gate.accept()
-    backlog = Backlog()
-    backlog.add("claimed", job, webui="big", attempt=1)
-    backlog.add("sent", job, webui="big", attempt=1)
-    assert caplog.messages == []
+    told: list[str] = []
+    backlog = Backlog(Announcer(lambda transition: told.append(transition.event)))
+    backlog.add(Transition("claimed", job, "big", 1))
+    backlog.add(Transition("sent", job, "big", 1))
+    assert (told, caplog.messages) == (["claimed", "sent"], [])
     backlog.write()
     backlog.write()
     assert [message.split()[0] for message in caplog.messages] == ["event=claimed", "event=sent"]
+
+
+def test_a_listener_that_fails_harms_neither_the_others_nor_the_log(
+    gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    def broken(_transition: Transition) -> None:
+        raise LookupError("a bug")
+
+    Announcer(broken, lambda transition: told.append(transition.event)).announce(Transition("stored", gate.accept()))
+    assert told == ["stored"]
+    assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]

@@ -41,19 +41,19 @@ class TestDeletedJobs:
         return job.name
 
     def delete(self, table: JobTable, name: str) -> None:
-        table.delete("u1", "txt2img", name)
-        for job, _ in table.debris():
-            table.debris_removed(job)
+        table.deletion.delete("u1", "txt2img", name)
+        for job, _ in table.deletion.debris():
+            table.deletion.debris_removed(job)
 
     def test_the_row_goes_when_its_files_are_gone(self, table: JobTable, database: Database, name: str) -> None:
         finished_long_ago(database)
-        table.delete("u1", "txt2img", name)
-        assert table.forget_deleted() == 0
-        for job, _ in table.debris():
-            table.debris_removed(job)
-        assert table.forget_deleted() == 1
+        table.deletion.delete("u1", "txt2img", name)
+        assert table.deletion.forget_deleted() == 0
+        for job, _ in table.deletion.debris():
+            table.deletion.debris_removed(job)
+        assert table.deletion.forget_deleted() == 1
         assert rows(database, "SELECT * FROM jobs") == []
-        assert table.forget_deleted() == 0
+        assert table.deletion.forget_deleted() == 0
 
     def test_what_was_not_deleted_stays(self, gate: Gate, table: JobTable, database: Database, name: str) -> None:
         gate.accept()
@@ -61,7 +61,7 @@ class TestDeletedJobs:
         gate.accept()
         finished_long_ago(database)
         self.delete(table, name)
-        assert table.forget_deleted() == 1
+        assert table.deletion.forget_deleted() == 1
         assert rows(database, "SELECT status FROM jobs ORDER BY seq") == [("failed",), ("queued",)]
 
     def test_of_a_record_with_one_deleted_image_the_row_stays(
@@ -71,9 +71,9 @@ class TestDeletedJobs:
         with database.write() as connection:
             two = '[{"filename": "a"}, {"filename": "b"}]'
             connection.execute(text("UPDATE jobs SET images = :two"), {"two": two})
-        table.delete_image("u1", "txt2img", name, "a")
-        assert table.forget_deleted() == 0
-        assert table.get("u1", "txt2img", name).images == ({"filename": "b"},)
+        table.deletion.delete_image("u1", "txt2img", name, "a")
+        assert table.deletion.forget_deleted() == 0
+        assert table.queries.get("u1", "txt2img", name).images == ({"filename": "b"},)
 
     def test_it_stays_as_long_as_somebody_may_still_wait_for_the_end_of_the_job(
         self, table: JobTable, database: Database, name: str
@@ -83,15 +83,15 @@ class TestDeletedJobs:
             now = f"({now}" if database.is_sqlite else now
             connection.execute(text(f"UPDATE jobs SET finished_at = CAST({now} * 1000 AS BIGINT)"))
         self.delete(table, name)
-        assert table.forget_deleted() == 0
+        assert table.deletion.forget_deleted() == 0
         finished_long_ago(database)
-        assert table.forget_deleted() == 1
+        assert table.deletion.forget_deleted() == 1
 
     def test_a_clock_that_was_set_back_keeps_no_row(self, table: JobTable, database: Database, name: str) -> None:
         with database.write() as connection:
             connection.execute(text("UPDATE jobs SET finished_at = 9999999999999"))
         self.delete(table, name)
-        assert table.forget_deleted() == 1
+        assert table.deletion.forget_deleted() == 1
 
     def test_the_row_stays_while_a_key_names_it(
         self, gate: Gate, table: JobTable, database: Database, advance: Advance
@@ -101,21 +101,21 @@ class TestDeletedJobs:
         finished_long_ago(database)
         self.delete(table, job.name)
         advance(DAY - 60)
-        table.forget_keys()
-        assert table.forget_deleted() == 0
+        table.deletion.forget_keys()
+        assert table.deletion.forget_deleted() == 0
         with pytest.raises(KeyOfDeletedJob):
             table.find_key("u1", KEY)
         advance(61)
-        table.forget_keys()
-        assert table.forget_deleted() == 1
+        table.deletion.forget_keys()
+        assert table.deletion.forget_deleted() == 1
         assert table.find_key("u1", KEY) is None
         assert gate.accept(key=KEY).seq > job.seq
 
     def test_numbers_are_not_used_again(self, gate: Gate, table: JobTable, database: Database, name: str) -> None:
         finished_long_ago(database)
-        seq = table.get("u1", "txt2img", name).seq
+        seq = table.queries.get("u1", "txt2img", name).seq
         self.delete(table, name)
-        assert table.forget_deleted() == 1
+        assert table.deletion.forget_deleted() == 1
         assert gate.accept().seq > seq
 
     def test_very_many_rows_go_in_batches(
@@ -125,13 +125,13 @@ class TestDeletedJobs:
         for number in range(7):
             job = gate.accept(key=IdempotencyKey(f"key {number}", "digest"))
             gate.run_next()
-            table.delete("u1", "txt2img", job.name)
+            table.deletion.delete("u1", "txt2img", job.name)
         with database.write() as connection:
             connection.execute(text("UPDATE jobs SET debris = false"))
             connection.execute(text("UPDATE idempotency SET expires_at = 0"))
         finished_long_ago(database)
-        assert [table.forget_keys() for _ in range(4)] == [3, 3, 1, 0]
-        assert [table.forget_deleted() for _ in range(4)] == [3, 3, 1, 0]
+        assert [table.deletion.forget_keys() for _ in range(4)] == [3, 3, 1, 0]
+        assert [table.deletion.forget_deleted() for _ in range(4)] == [3, 3, 1, 0]
 
 
 class TestUsers:
@@ -142,9 +142,9 @@ class TestUsers:
         for user in ("u1", "u2"):
             gate.accept(user, cost=100.0)
         gate.run_next()
-        assert table.forget_users() == 0
+        assert table.deletion.forget_users() == 0
         gate.run_next()
-        assert table.forget_users() == 2
+        assert table.deletion.forget_users() == 2
         assert self.users(database) == set()
 
     def test_one_goes_when_the_clock_has_passed_what_he_took(
@@ -160,14 +160,14 @@ class TestUsers:
         for _ in range(3):
             gate.run_next()
         assert rows(database, "SELECT virtual FROM clock") == [(20.0,)]
-        assert table.forget_users() == 1
+        assert table.deletion.forget_users() == 1
         assert self.users(database) == {"heavy", "busy"}
 
     def test_nobody_gains_a_place_by_being_forgotten(self, gate: Gate, table: JobTable, database: Database) -> None:
         gate.accept("heavy", cost=50.0)
         gate.run_next()
         gate.accept("busy", cost=10.0)
-        table.forget_users()
+        table.deletion.forget_users()
         late = gate.accept("heavy", cost=50.0)
         assert late.start_tag == 50.0
 
@@ -175,13 +175,13 @@ class TestUsers:
         gate.accept("u1", cost=0.0)
         gate.accept("u1", cost=0.0)
         gate.run_next()
-        assert table.forget_users() == 0
+        assert table.deletion.forget_users() == 0
         assert rows(database, "SELECT user_id, unfinished FROM users") == [("u1", 1)]
 
     def test_who_comes_back_is_counted_from_the_start(self, gate: Gate, table: JobTable, database: Database) -> None:
         gate.accept("u1")
         gate.run_next()
-        assert table.forget_users() == 1
+        assert table.deletion.forget_users() == 1
         gate.accept("u1")
         assert rows(database, "SELECT user_id, unfinished FROM users") == [("u1", 1)]
         gate.run_next()
@@ -191,8 +191,8 @@ class TestUsers:
 def test_refusals_of_ended_jobs_are_counted_as_they_go(gate: Gate, table: JobTable, slots: Slots) -> None:
     gate.accept()
     table.give_back(gate.claim(), slot="clean", failure=Failure("webui-cannot", "x"), elsewhere=True)
-    assert table.forget_refusals() == 0
+    assert table.deletion.forget_refusals() == 0
     claim = table.claim("gpu1", "host/one", "task", EVERYTHING)
     assert gate.finish(claim)
-    assert table.forget_refusals() == 1
-    assert table.forget_refusals() == 0
+    assert table.deletion.forget_refusals() == 1
+    assert table.deletion.forget_refusals() == 0

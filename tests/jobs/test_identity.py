@@ -36,8 +36,8 @@ ENDS: dict[str, Callable[[JobTable, Claim], object]] = {
     "answered": lambda table, claim: table.answered(claim, 1.0, "next task", EVERYTHING),
     "report": lambda table, claim: table.report(claim, 0.5, 1.0),
     "looked at": lambda table, claim: table.looked_at(claim.job._replace(status="running")),
-    "seconds since a look": lambda table, claim: table.seconds_since_look(claim),
-    "owns": lambda table, claim: table.owns(claim),
+    "seconds since a look": lambda table, claim: table.queries.seconds_since_look(claim),
+    "owns": lambda table, claim: table.queries.owns(claim),
 }
 
 
@@ -159,9 +159,9 @@ class TestWaiting:
     def test_a_deleted_job_is_not_lost(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept("alice")
         gate.run_next()
-        table.delete("alice", "txt2img", job.name)
+        table.deletion.delete("alice", "txt2img", job.name)
         with pytest.raises(JobNotFound):
-            table.current(job.identity)
+            table.queries.current(job.identity)
 
 
 class TestClaims:
@@ -188,30 +188,30 @@ class TestClaims:
         assert dump(database) == before
 
     def test_its_files_are_nobody_elses(self, lost: Claim, table: JobTable) -> None:
-        assert not table.shares_number(lost)
+        assert not table.queries.shares_number(lost)
 
     def test_the_job_with_the_number_ends_as_ever(self, lost: Claim, gate: Gate, table: JobTable) -> None:
-        [bobs] = table.of_user("bob", "running", 9, None)
+        [bobs] = table.queries.of_user("bob", "running", 9, None)
         mine = Claim(bobs, lost.owner, lost.slot, "bob's task", "{}", lost.leased_at)
         assert gate.finish(mine)
-        assert table.current(bobs.identity).status == "succeeded"
+        assert table.queries.current(bobs.identity).status == "succeeded"
 
     def test_upkeep_fails_no_job_with_the_number(self, gate: Gate, older: Dump, table: JobTable) -> None:
         alices = gate.accept("alice")
         bobs = take_the_number(gate, older, alices)
-        assert table.fail_queued(Failure("webui-cannot", "It can't."), jobs=[alices.identity]) == []
-        assert table.current(bobs.identity).status == "queued"
+        assert table.losses.fail_queued(Failure("webui-cannot", "It can't."), jobs=[alices.identity]) == []
+        assert table.queries.current(bobs.identity).status == "queued"
 
     def test_files_that_are_still_to_be_removed_stay_known(self, gate: Gate, older: Dump, table: JobTable) -> None:
         alices = gate.accept("alice")
         gate.run_next()
-        table.delete("alice", "txt2img", alices.name)
-        [(debris, _)] = table.debris()
+        table.deletion.delete("alice", "txt2img", alices.name)
+        [(debris, _)] = table.deletion.debris()
         bobs = take_the_number(gate, older, alices)
         gate.run_next()
-        table.delete("bob", "txt2img", bobs.name)
-        table.debris_removed(debris)
-        assert [job.identity for job, _ in table.debris()] == [bobs.identity]
+        table.deletion.delete("bob", "txt2img", bobs.name)
+        table.deletion.debris_removed(debris)
+        assert [job.identity for job, _ in table.deletion.debris()] == [bobs.identity]
 
 
 class TestHeartbeats:
@@ -221,11 +221,11 @@ class TestHeartbeats:
         assert first is not None
         second = table.answered(first, 1.0, "task 1", EVERYTHING)
         assert second is not None
-        assert table.lose_unknown("host/one", lambda: [first.task_id]) == []
+        assert table.losses.lose_unknown("host/one", lambda: [first.task_id]) == []
         # The second one is not stored yet; its slot says who sends it.
-        [lost] = table.lose_unknown("host/one", list)
+        [lost] = table.losses.lose_unknown("host/one", list)
         assert (lost.identity, lost.status) == (jobs[0].identity, "queued")
-        assert [table.current(job.identity).status for job in jobs] == ["queued", "running"]
+        assert [table.queries.current(job.identity).status for job in jobs] == ["queued", "running"]
 
 
 class TestForgottenClaims:
@@ -245,7 +245,7 @@ class TestForgottenClaims:
 
     def test_only_the_claim_that_the_row_shows_ends_the_job(self, twice: tuple[Claim, Claim], table: JobTable) -> None:
         first, second = twice
-        assert not table.owns(first)
+        assert not table.queries.owns(first)
         assert not table.succeed(first, success_of(first))
         assert table.succeed(second, success_of(second))
         assert not table.succeed(first, success_of(first))
@@ -254,10 +254,10 @@ class TestForgottenClaims:
 
     def test_files_of_that_number_are_the_other_claims(self, twice: tuple[Claim, Claim], table: JobTable) -> None:
         first, second = twice
-        assert table.shares_number(first)
-        assert not table.shares_number(second)
+        assert table.queries.shares_number(first)
+        assert not table.queries.shares_number(second)
         table.succeed(second, success_of(second))
-        assert table.shares_number(first)
+        assert table.queries.shares_number(first)
 
 
 class TestKeys:
@@ -290,4 +290,4 @@ class TestStatuses:
         with database.write() as connection:
             connection.execute(JOBS.update().values(name=alices.name))
         wanted = [Identity(user, "txt2img", alices.name) for user in ("alice", "bob", "nobody")]
-        assert table.statuses(wanted) == {wanted[0]: "succeeded", wanted[1]: bobs.status}
+        assert table.queries.statuses(wanted) == {wanted[0]: "succeeded", wanted[1]: bobs.status}

@@ -57,7 +57,7 @@ def test_the_heartbeat_of_a_worker_that_slept_too_long_does_not_bring_its_lease_
     assert slots.beat("host/one")
     assert slots.leases.held("slept", seconds_ago(60))
     advance(LEASE_SECONDS + 1)
-    [taken] = table.reclaim("host/two")
+    [taken] = table.losses.reclaim("host/two")
     assert taken.seq == claim.job.seq
     # The database still knows the worker, but it holds nothing any more.
     assert slots.beat("host/one")

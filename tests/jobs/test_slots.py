@@ -105,7 +105,7 @@ class TestSettling:
         table.give_back(gate.claim(task="lost-task"), slot="unclean")
         slots.begin_settling("gpu0", "host/one")
         advance(11)
-        assert table.reclaim("host/two") == []
+        assert table.losses.reclaim("host/two") == []
         assert slots.begin_settling("gpu0", "host/two").task_id == "lost-task"
 
 

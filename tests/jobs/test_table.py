@@ -19,10 +19,11 @@ from app.jobs.errors import (
     QueueFull,
     UserQueueFull,
 )
+from app.jobs.losses import MAX_LOSSES
 from app.jobs.model import Claim, Failure, IdempotencyKey, Job, Success
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
-from app.jobs.table import MAX_ATTEMPTS, MAX_LOSSES, Bounds, JobTable, NotReady, Serving
+from app.jobs.table import MAX_ATTEMPTS, Bounds, JobTable, NotReady, Serving
 from app.runtime.failpoints import crash_at
 from tests.inprocess import make_clean
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
@@ -34,14 +35,14 @@ class TestAccept:
     def test_an_accepted_job_is_queued_and_found_by_its_names(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept("用户")
         assert job.status == "queued"
-        assert table.get("用户", "txt2img", job.name) == job
+        assert table.queries.get("用户", "txt2img", job.name) == job
 
     def test_a_full_queue_refuses_with_the_seconds_until_there_is_room(self, gate: Gate, table: JobTable) -> None:
         gate.accept("u1")
         with pytest.raises(QueueFull) as refused:
             gate.accept("u2", bounds=Bounds(1, 9))
         assert refused.value.retry_after >= 1
-        assert table.of_user("u2", None, 10, None) == []
+        assert table.queries.of_user("u2", None, 10, None) == []
 
     def test_retry_after_follows_the_measured_speed(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         slots.set_health("gpu0", "up")
@@ -66,7 +67,7 @@ class TestAccept:
         with pytest.raises(UserQueueFull) as refused:
             gate.accept("u1", bounds=Bounds(9, 2))
         assert refused.value.retry_after == pytest.approx(35.0)
-        assert table.seconds_until_room() == pytest.approx(30.0)
+        assert table.queries.seconds_until_room() == pytest.approx(30.0)
 
     def test_one_users_bound_leaves_others_alone(self, gate: Gate) -> None:
         gate.accept("u1")
@@ -131,7 +132,7 @@ class TestIdempotency:
     ) -> None:
         job = gate.accept(key=self.KEY)
         gate.run_next()
-        table.delete("u1", "txt2img", job.name)
+        table.deletion.delete("u1", "txt2img", job.name)
         with pytest.raises(KeyOfDeletedJob):
             table.find_key("u1", self.KEY)
         advance(24 * 3600 + 1)
@@ -147,15 +148,15 @@ class TestIdempotency:
 
         with ThreadPoolExecutor(6) as pool:
             assert len(set(pool.map(accept, range(6)))) == 1
-        assert len(table.of_user("u1", None, 10, None)) == 1
+        assert len(table.queries.of_user("u1", None, 10, None)) == 1
 
     def test_expired_keys_are_forgotten(
         self, gate: Gate, table: JobTable, database: Database, advance: Callable[[float], None]
     ) -> None:
         gate.accept(key=self.KEY)
-        table.forget_keys()
+        table.deletion.forget_keys()
         advance(24 * 3600 + 1)
-        table.forget_keys()
+        table.deletion.forget_keys()
         with database.read() as connection:
             assert connection.execute(text("SELECT count(*) FROM idempotency")).scalar_one() == 0
 
@@ -194,12 +195,12 @@ class TestClaim:
     def test_only_what_the_webui_can_serve_is_claimed(self, gate: Gate, table: JobTable) -> None:
         first = gate.accept(demand='{"model":"a"}')
         second = gate.accept(demand='{"model":"b"}')
-        numbers = {body: number for number, body in table.demands_after(0)}
+        numbers = {body: number for number, body in table.queries.demands_after(0)}
         only_b = Serving(max(numbers.values()), frozenset({numbers['{"model":"a"}']}))
         assert gate.claim(serving=only_b).job.seq == second.seq
         assert gate.claim("gpu1", serving=only_b) is None
         assert gate.claim("gpu1").job.seq == first.seq
-        assert set(table.queued_demands()) == set()
+        assert set(table.queries.queued_demands()) == set()
 
     def test_a_demand_that_was_never_judged_is_not_claimed(self, gate: Gate) -> None:
         gate.accept()
@@ -230,7 +231,7 @@ class TestClaim:
         following = table.answered(claim, 1.0, "t2", EVERYTHING)
         assert following.job.seq == second.seq
         assert slots.get("gpu0").task_id == "t2"
-        assert table.current(first.identity).phase == "storing"
+        assert table.queries.current(first.identity).phase == "storing"
         assert table.succeed(claim, success_of(claim))
 
     def test_nothing_changes_before_the_claimer_is_ready(self, gate: Gate, table: JobTable, slots: Slots) -> None:
@@ -243,14 +244,14 @@ class TestClaim:
 
         with pytest.raises(NotReady):
             table.claim("gpu0", "host/one", "t0", EVERYTHING, ready=not_ready)
-        assert (table.current(first.identity).status, slots.get("gpu0").state) == ("queued", "clean")
+        assert (table.queries.current(first.identity).status, slots.get("gpu0").state) == ("queued", "clean")
         claim = gate.claim(task="t1")
         for following in ("t2", None):
             with pytest.raises(NotReady):
                 table.answered(claim, 1.0, following, EVERYTHING, ready=not_ready)
             assert (slots.get("gpu0").state, slots.get("gpu0").task_id) == ("held", "t1")
-            assert table.current(first.identity).phase == "generating"
-            assert table.current(second.identity).status == "queued"
+            assert table.queries.current(first.identity).phase == "generating"
+            assert table.queries.current(second.identity).status == "queued"
         assert seen == [first.seq, second.seq, None]
 
     def test_a_job_that_is_stored_does_not_hold_up_the_queue(self, gate: Gate, table: JobTable) -> None:
@@ -306,10 +307,10 @@ class TestFinish:
         job = gate.accept()
         claim = gate.claim()
         assert gate.finish(claim)
-        [found] = table.history("u1", "txt2img", 10, None)
+        [found] = table.queries.history("u1", "txt2img", 10, None)
         assert (found.seq, found.status, found.simulated) == (job.seq, "succeeded", True)
         assert found.images[0]["filename"].startswith(job.name)
-        assert table.history("u1", "img2img", 10, None) == []
+        assert table.queries.history("u1", "img2img", 10, None) == []
 
     def test_the_texts_of_a_webui_come_back_as_they_were(self, gate: Gate, table: JobTable) -> None:
         """Also what UTF-8, or a text of PostgreSQL, can't hold."""
@@ -319,20 +320,20 @@ class TestFinish:
         images = [{"filename": str(number), "infotext": text} for number, text in enumerate(texts)]
         success = Success(1, claim.job.args | {"cfg_scale": 7.0}, images, {"model": None}, simulated=True)
         assert table.succeed(claim, success)
-        [found] = table.history("u1", "txt2img", 10, None)
+        [found] = table.queries.history("u1", "txt2img", 10, None)
         assert [image["infotext"] for image in found.images] == texts
         assert repr(found.args) == repr(success.args)
-        assert table.images("u1", "txt2img", found.name) == images
+        assert table.queries.images("u1", "txt2img", found.name) == images
 
     def test_only_the_first_finish_wins_and_its_repetition_changes_nothing(self, gate: Gate, table: JobTable) -> None:
         gate.accept()
         claim = gate.claim()
         assert gate.finish(claim)
-        ended = table.current(claim.job.identity)
+        ended = table.queries.current(claim.job.identity)
         # Asked for again, as when the answer to the first commit was lost: the job did end by this claim.
         assert table.succeed(claim, replace(success_of(claim), images=[]))
         assert table.fail(claim, FAILURE)
-        assert table.current(claim.job.identity) == ended
+        assert table.queries.current(claim.job.identity) == ended
         assert table.give_back(claim, slot="clean") == "lost"
         with table.database.read() as connection:
             assert connection.execute(text("SELECT unfinished FROM clock")).scalar_one() == 0
@@ -340,7 +341,7 @@ class TestFinish:
     def test_a_lost_claim_can_not_finish(self, gate: Gate, table: JobTable) -> None:
         gate.accept()
         lost = gate.claim()
-        table.take_over("host", "host/two")
+        table.losses.take_over("host", "host/two")
         assert not table.succeed(lost, success_of(lost))
         assert table.answered(lost, 1.0, "t2", EVERYTHING) is None
 
@@ -358,7 +359,7 @@ class TestFinish:
         job = gate.accept()
         claim = gate.claim()
         assert table.fail(claim, FAILURE)
-        failed = table.current(job.identity)
+        failed = table.queries.current(job.identity)
         assert (failed.status, failed.error_slug, failed.error_detail) == ("failed", "webui-error", "It failed.")
         assert failed.finished_at is not None
 
@@ -368,14 +369,14 @@ class TestGiveBack:
         job = gate.accept()
         outcomes = [table.give_back(gate.claim(), slot="clean", failure=FAILURE) for _ in range(MAX_ATTEMPTS)]
         assert outcomes == ["queued"] * (MAX_ATTEMPTS - 1) + ["failed"]
-        assert table.current(job.identity).error_slug == "webui-error"
+        assert table.queries.current(job.identity).error_slug == "webui-error"
         assert gate.claim() is None
 
     def test_a_connection_never_made_counts_nothing(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
         for _ in range(MAX_ATTEMPTS * 3):
             assert table.give_back(gate.claim(), slot="clean") == "queued"
-        kept = table.current(job.identity)
+        kept = table.queries.current(job.identity)
         assert (kept.attempts, kept.claims) == (0, MAX_ATTEMPTS * 3)
 
     def test_after_out_of_memory_the_next_attempt_goes_one_by_one(self, gate: Gate, table: JobTable) -> None:
@@ -404,8 +405,8 @@ class TestTakeOver:
     ) -> None:
         job = gate.accept()
         gate.claim(owner="host/one")
-        assert [back.seq for back in table.take_over("host", "host/two")] == [job.seq]
-        kept = table.current(job.identity)
+        assert [back.seq for back in table.losses.take_over("host", "host/two")] == [job.seq]
+        kept = table.queries.current(job.identity)
         assert (kept.status, kept.losses, kept.attempts) == ("queued", 1, 0)
         assert slots.get("gpu0").state == "unclean"
 
@@ -414,15 +415,15 @@ class TestTakeOver:
     ) -> None:
         job = gate.accept()
         gate.claim(owner="other/one")
-        assert table.take_over("host", "host/two") == []
-        assert table.reclaim("host/two") == []
+        assert table.losses.take_over("host", "host/two") == []
+        assert table.losses.reclaim("host/two") == []
         advance(11)
-        assert [back.seq for back in table.reclaim("host/two")] == [job.seq]
+        assert [back.seq for back in table.losses.reclaim("host/two")] == [job.seq]
 
     def test_a_host_whose_name_begins_alike_is_another_host(self, gate: Gate, table: JobTable) -> None:
         gate.accept()
         gate.claim(owner="host2/one")
-        assert table.take_over("host", "host/two") == []
+        assert table.losses.take_over("host", "host/two") == []
 
     def test_a_beat_keeps_the_lease(
         self, gate: Gate, table: JobTable, slots: Slots, advance: Callable[[float], None]
@@ -432,7 +433,7 @@ class TestTakeOver:
         advance(9)
         assert slots.beat("host/one")
         advance(9)
-        assert table.reclaim("host/two") == []
+        assert table.losses.reclaim("host/two") == []
 
     def test_a_worker_that_the_table_forgot_is_told_so(self, slots: Slots) -> None:
         assert not slots.beat("host/unknown")
@@ -445,8 +446,8 @@ class TestTakeOver:
             with slot_free.write() as connection:
                 connection.execute(text("UPDATE slots SET state = 'clean'"))
             assert gate.claim(owner=owners[loss % 2]) is not None
-            table.take_over("host", owners[(loss + 1) % 2])
-        failed = table.current(job.identity)
+            table.losses.take_over("host", owners[(loss + 1) % 2])
+        failed = table.queries.current(job.identity)
         assert (failed.status, failed.error_slug, failed.losses) == ("failed", "worker-lost", MAX_LOSSES + 1)
         gate.accept(bounds=Bounds(1, 1))
 
@@ -456,7 +457,7 @@ class TestTakeOver:
         with table.database.write() as connection:
             connection.execute(text("UPDATE jobs SET losses = :losses"), {"losses": MAX_LOSSES})
         lost = gate.claim(owner="host/one")
-        [failed] = table.take_over("host", "host/two")
+        [failed] = table.losses.take_over("host", "host/two")
         assert (failed.status, failed.error_slug) == ("failed", "worker-lost")
         assert not table.succeed(lost, success_of(lost))
         assert not table.fail(lost, Failure("webui-error", "Late."))
@@ -464,10 +465,10 @@ class TestTakeOver:
     def test_waiting_jobs_that_nobody_can_serve_fail(self, gate: Gate, table: JobTable) -> None:
         gone = gate.accept(demand='{"model":"gone"}')
         kept = gate.accept(demand='{"model":"kept"}')
-        [number] = [number for number, body in table.queued_demands().items() if "gone" in body]
-        assert table.fail_queued(Failure("no-longer-available", "Gone."), demands=[number]) == [gone]
-        assert table.current(gone.identity).error_slug == "no-longer-available"
-        assert table.current(kept.identity).status == "queued"
+        [number] = [number for number, body in table.queries.queued_demands().items() if "gone" in body]
+        assert table.losses.fail_queued(Failure("no-longer-available", "Gone."), demands=[number]) == [gone]
+        assert table.queries.current(gone.identity).error_slug == "no-longer-available"
+        assert table.queries.current(kept.identity).status == "queued"
 
 
 class TestPages:
@@ -476,7 +477,7 @@ class TestPages:
         for _ in jobs:
             gate.run_next()
         pages, before = [], None
-        while page := table.history("u1", "txt2img", 2, before):
+        while page := table.queries.history("u1", "txt2img", 2, before):
             pages.append([job.seq for job in page])
             before = page[-1].seq
         assert pages == [[jobs[4].seq, jobs[3].seq], [jobs[2].seq, jobs[1].seq], [jobs[0].seq]]
@@ -489,41 +490,41 @@ class TestPages:
             asked.append(job.seq)
             return job.seq != newest_first[2]
 
-        assert [job.seq for job in table.of_user("u1", None, 20, None, wanted)] == newest_first[:2]
+        assert [job.seq for job in table.queries.of_user("u1", None, 20, None, wanted)] == newest_first[:2]
         assert asked == newest_first[:3]
-        assert [job.seq for job in table.of_user("u1", None, 20, None)] == newest_first
+        assert [job.seq for job in table.queries.of_user("u1", None, 20, None)] == newest_first
 
     def test_a_cursor_survives_deletions(self, gate: Gate, table: JobTable) -> None:
         jobs = [gate.accept() for _ in range(4)]
         for _ in jobs:
             gate.run_next()
-        table.delete("u1", "txt2img", jobs[2].name)
-        assert [job.seq for job in table.history("u1", "txt2img", 9, jobs[2].seq)] == [jobs[1].seq, jobs[0].seq]
+        table.deletion.delete("u1", "txt2img", jobs[2].name)
+        assert [job.seq for job in table.queries.history("u1", "txt2img", 9, jobs[2].seq)] == [jobs[1].seq, jobs[0].seq]
 
     def test_jobs_of_a_user_in_any_state_or_in_one(self, gate: Gate, table: JobTable) -> None:
         done, waiting = gate.accept(), gate.accept(type_="img2img")
         gate.run_next()
         gate.accept("u2")
-        assert [job.seq for job in table.of_user("u1", None, 9, None)] == [waiting.seq, done.seq]
-        assert [job.seq for job in table.of_user("u1", "queued", 9, None)] == [waiting.seq]
+        assert [job.seq for job in table.queries.of_user("u1", None, 9, None)] == [waiting.seq, done.seq]
+        assert [job.seq for job in table.queries.of_user("u1", "queued", 9, None)] == [waiting.seq]
 
     def test_all_succeeded_jobs_can_be_walked_through(self, gate: Gate, table: JobTable) -> None:
         seqs = [gate.accept().seq for _ in range(5)]
         for _ in seqs:
             gate.run_next()
-        assert [job.seq for job in table.succeeded(0, 3)] == seqs[:3]
-        assert [job.seq for job in table.succeeded(seqs[2], 3)] == seqs[3:]
+        assert [job.seq for job in table.queries.succeeded(0, 3)] == seqs[:3]
+        assert [job.seq for job in table.queries.succeeded(seqs[2], 3)] == seqs[3:]
 
 
 class TestPlaces:
     def test_positions_are_those_of_the_real_order(self, gate: Gate, table: JobTable) -> None:
         a1, a2, b1 = gate.accept("a"), gate.accept("a"), gate.accept("b")
-        positions = {job.seq: table.place(job).position for job in (a1, a2, b1)}
+        positions = {job.seq: table.queries.place(job).position for job in (a1, a2, b1)}
         assert [gate.run_next().seq for _ in range(3)] == sorted(positions, key=positions.__getitem__)
         assert sorted(positions.values()) == [1, 2, 3]
 
     def test_eta_is_unknown_before_anything_was_measured(self, gate: Gate, table: JobTable) -> None:
-        assert table.place(gate.accept()).eta is None
+        assert table.queries.place(gate.accept()).eta is None
 
     def test_eta_counts_what_runs_what_waits_before_and_the_job_itself(
         self, gate: Gate, table: JobTable, slots: Slots
@@ -538,8 +539,8 @@ class TestPlaces:
         table.report(running, 0.5, 5.0)
         gate.accept(cost=10.0)
         last = gate.accept(cost=10.0)
-        assert table.place(last).eta == pytest.approx(5.0 + 20.0 + 20.0, abs=1.0)
-        assert table.place(table.current(running.job.identity)).eta == pytest.approx(5.0, abs=1.0)
+        assert table.queries.place(last).eta == pytest.approx(5.0 + 20.0 + 20.0, abs=1.0)
+        assert table.queries.place(table.queries.current(running.job.identity)).eta == pytest.approx(5.0, abs=1.0)
 
     def test_eta_counts_the_costs_before_a_job_among_equals_too(
         self, gate: Gate, table: JobTable, slots: Slots
@@ -552,32 +553,32 @@ class TestPlaces:
         table.succeed(claim, success_of(claim))
         jobs = [gate.accept(user, cost=cost) for user, cost in (("a", 1.5), ("b", 2.25), ("c", 4.0), ("a", 8.0))]
         assert len({job.start_tag for job in jobs[:3]}) == 1
-        assert [table.place(job).position for job in jobs] == [1, 2, 3, 4]
-        assert [table.place(job).eta for job in jobs] == [1.5, 3.75, 7.75, 15.75]
+        assert [table.queries.place(job).position for job in jobs] == [1, 2, 3, 4]
+        assert [table.queries.place(job).eta for job in jobs] == [1.5, 3.75, 7.75, 15.75]
 
     def test_a_finished_job_has_no_place(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
         gate.run_next()
-        place = table.place(table.current(job.identity))
+        place = table.queries.place(table.queries.current(job.identity))
         assert (place.position, place.eta) == (None, None)
 
     def test_a_look_is_remembered_for_the_worker(self, gate: Gate, table: JobTable) -> None:
         gate.accept()
         claim = gate.claim()
-        assert table.seconds_since_look(claim) is None
+        assert table.queries.seconds_since_look(claim) is None
         table.looked_at(claim.job)
         table.looked_at(claim.job)
-        assert table.seconds_since_look(claim) == pytest.approx(0.0, abs=1.0)
+        assert table.queries.seconds_since_look(claim) == pytest.approx(0.0, abs=1.0)
 
 
 class TestDelete:
     def test_a_deleted_job_is_gone_but_for_its_mark(self, gate: Gate, table: JobTable, database: Database) -> None:
         job = gate.accept()
         gate.run_next()
-        assert table.delete("u1", "txt2img", job.name).seq == job.seq
+        assert table.deletion.delete("u1", "txt2img", job.name).seq == job.seq
         with pytest.raises(JobNotFound):
-            table.get("u1", "txt2img", job.name)
-        assert table.statuses([job.identity]) == {job.identity: "deleted"}
+            table.queries.get("u1", "txt2img", job.name)
+        assert table.queries.statuses([job.identity]) == {job.identity: "deleted"}
         with database.read() as connection:
             row = connection.execute(text("SELECT args, images, webui FROM jobs")).one()
         assert tuple(row) == ("{}", None, None)
@@ -585,19 +586,19 @@ class TestDelete:
     def test_an_unfinished_job_is_not_deleted(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
         with pytest.raises(JobUnfinished):
-            table.delete("u1", "txt2img", job.name)
+            table.deletion.delete("u1", "txt2img", job.name)
         gate.claim()
         with pytest.raises(JobUnfinished):
-            table.delete("u1", "txt2img", job.name)
+            table.deletion.delete("u1", "txt2img", job.name)
 
     def test_debris_is_known_until_it_is_removed(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
         gate.run_next()
-        table.delete("u1", "txt2img", job.name)
-        [(debris, whole)] = table.debris()
+        table.deletion.delete("u1", "txt2img", job.name)
+        [(debris, whole)] = table.deletion.debris()
         assert (debris.name, whole) == (job.name, True)
-        table.debris_removed(debris)
-        assert table.debris() == []
+        table.deletion.debris_removed(debris)
+        assert table.deletion.debris() == []
 
     def test_the_last_image_takes_the_record_with_it(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
@@ -605,15 +606,15 @@ class TestDelete:
         success = success_of(claim)
         second = {"filename": f"{job.name}-1-1.png", "seed": "2"}
         table.succeed(claim, type(success)(1, success.args, [*success.images, second], {}, simulated=False))
-        _, whole = table.delete_image("u1", "txt2img", job.name, f"{job.name}-1-0.png")
+        _, whole = table.deletion.delete_image("u1", "txt2img", job.name, f"{job.name}-1-0.png")
         assert not whole
-        assert [image["filename"] for image in table.current(job.identity).images] == [second["filename"]]
+        assert [image["filename"] for image in table.queries.current(job.identity).images] == [second["filename"]]
         with pytest.raises(JobNotFound):
-            table.delete_image("u1", "txt2img", job.name, f"{job.name}-1-0.png")
-        _, whole = table.delete_image("u1", "txt2img", job.name, second["filename"])
+            table.deletion.delete_image("u1", "txt2img", job.name, f"{job.name}-1-0.png")
+        _, whole = table.deletion.delete_image("u1", "txt2img", job.name, second["filename"])
         assert whole
         with pytest.raises(JobNotFound):
-            table.current(job.identity)
+            table.queries.current(job.identity)
 
     def test_a_deleted_row_is_not_missing_for_reindex(self, gate: Gate, table: JobTable) -> None:
         new = gate.new()
@@ -621,9 +622,9 @@ class TestDelete:
         claim = gate.claim()
         gate.finish(claim)
         assert not table.restore(new, success_of(claim), 1, 1)
-        table.delete("u1", "txt2img", job.name)
+        table.deletion.delete("u1", "txt2img", job.name)
         assert not table.restore(new, success_of(claim), 1, 1)
-        [(row, live)] = table.rows_named(job.name, "txt2img")
+        [(row, live)] = table.queries.rows_named(job.name, "txt2img")
         assert (row.status, live) == ("deleted", False)
 
     def test_a_missing_row_is_restored_and_never_claimed(self, gate: Gate, table: JobTable) -> None:
@@ -632,6 +633,6 @@ class TestDelete:
         gate.finish(claim)
         new = gate.new("back")
         assert table.restore(new, success_of(claim), 5, 3)
-        [restored] = table.history("back", "txt2img", 9, None)
+        [restored] = table.queries.history("back", "txt2img", 9, None)
         assert (restored.name, restored.claims, restored.started_at) == (new.name, 3, 5)
         assert gate.claim() is None

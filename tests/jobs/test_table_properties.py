@@ -202,9 +202,9 @@ class TableMachine(RuleBasedStateMachine):
         expected = JobNotFound if job.status == "deleted" else JobUnfinished if job.unfinished else None
         if expected is not None:
             with pytest.raises(expected):
-                self.table.delete(job.user, "txt2img", job.name)
+                self.table.deletion.delete(job.user, "txt2img", job.name)
             return
-        self.table.delete(job.user, "txt2img", job.name)
+        self.table.deletion.delete(job.user, "txt2img", job.name)
         job.status, job.images = "deleted", []
 
     @rule(pick=_PICK, index=st.integers(0, 2))
@@ -215,9 +215,9 @@ class TableMachine(RuleBasedStateMachine):
         filename = job.images[index] if index < len(job.images) else f"{job.name}-99-0.png"
         if filename not in job.images:
             with pytest.raises(JobNotFound):
-                self.table.delete_image(job.user, "txt2img", job.name, filename)
+                self.table.deletion.delete_image(job.user, "txt2img", job.name, filename)
             return
-        _, whole = self.table.delete_image(job.user, "txt2img", job.name, filename)
+        _, whole = self.table.deletion.delete_image(job.user, "txt2img", job.name, filename)
         job.images.remove(filename)
         assert whole == (not job.images)
         job.status = "deleted" if whole else job.status
@@ -393,7 +393,7 @@ class TableMachine(RuleBasedStateMachine):
                 held.lease = longest
         lost = [job for job in self.jobs if job.owner not in (None, owner) and job.lease < self.now]
         slots = [slot for slot in self.slots.values() if slot.owner not in (None, owner) and slot.lease < self.now]
-        assert sorted(job.seq for job in self.table.reclaim(owner)) == sorted(job.seq for job in lost)
+        assert sorted(job.seq for job in self.table.losses.reclaim(owner)) == sorted(job.seq for job in lost)
         self._lose(lost, slots)
 
     @rule(owner=st.sampled_from(OWNERS))
@@ -405,7 +405,7 @@ class TableMachine(RuleBasedStateMachine):
 
         lost = [job for job in self.jobs if dead(job.owner)]
         slots = [slot for slot in self.slots.values() if dead(slot.owner)]
-        assert sorted(job.seq for job in self.table.take_over(host, owner)) == sorted(job.seq for job in lost)
+        assert sorted(job.seq for job in self.table.losses.take_over(host, owner)) == sorted(job.seq for job in lost)
         self._lose(lost, slots)
 
     def _lose(self, jobs: list[ModelJob], slots: list[ModelSlot]) -> None:
@@ -419,8 +419,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule()
     def upkeep(self) -> None:
-        self.table.forget_keys()
-        self.table.forget_users()
+        self.table.deletion.forget_keys()
+        self.table.deletion.forget_users()
         # Nobody whose finish tag still matters is forgotten; when nothing is unfinished, none does.
         if not any(job.unfinished for job in self.jobs):
             self.finish.clear()
@@ -527,7 +527,9 @@ class TableMachine(RuleBasedStateMachine):
 
     def _positions_are_those_of_the_real_order(self) -> None:
         queue = sorted((job for job in self.jobs if job.status == "queued"), key=lambda job: (job.tag, job.seq))
-        positions = [self.table.place(self.table.get(job.user, "txt2img", job.name)).position for job in queue]
+        positions = [
+            self.table.queries.place(self.table.queries.get(job.user, "txt2img", job.name)).position for job in queue
+        ]
         assert positions == list(range(1, len(queue) + 1))
 
 
@@ -540,7 +542,7 @@ def empty(database: Database) -> None:
     with database.write() as connection:
         for table in METADATA.sorted_tables:
             if table is not CLOCK:
-                connection.execute(table.delete())
+                connection.execute(table.deletion.delete())
         connection.execute(text("UPDATE clock SET virtual = 0, unfinished = 0"))
 
 

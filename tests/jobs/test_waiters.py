@@ -107,7 +107,7 @@ class TestWait:
     def test_the_patience_of_a_client_ends(self, gate: Gate, waiters: Waiters) -> None:
         job = gate.accept()
         waiters.wait(job.identity, 0.05)
-        assert gate.table.current(job.identity).status == "queued"
+        assert gate.table.queries.current(job.identity).status == "queued"
         assert waiters._waiting == {}
 
     def test_no_patience_is_too_long(self, gate: Gate, waiting: Callable[..., Future[None]]) -> None:
@@ -138,7 +138,7 @@ class TestTrouble:
         for future in futures:
             future.result(DEADLINE)
         waiters.wait(jobs[0].identity, NEVER)
-        assert gate.table.current(jobs[0].identity).status == "queued"
+        assert gate.table.queries.current(jobs[0].identity).status == "queued"
 
     def test_a_database_that_fails_for_a_while_only_delays(
         self,

@@ -11,6 +11,7 @@ import random
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -67,12 +68,26 @@ def everything(root: Path) -> set[str]:
     }
 
 
+def save(
+    records: RecordStore,
+    user: str,
+    type_: str,
+    name: str,
+    attempt: int,
+    pictures: list[tuple[bytes, str]],
+    *document: Any,
+) -> list[str]:
+    """Store pictures, given as (bytes, extension), under the names that the gateway gives them."""
+    images = [(f"{name}-{attempt}-{index}.{extension}", data) for index, (data, extension) in enumerate(pictures)]
+    return records.save(user, type_, name, attempt, images, *document)
+
+
 def fill(records: RecordStore) -> None:
     records.save_init(*PLACE, PNG)
     for attempt in (1, 2):
-        records.save(*PLACE, attempt, [(PNG, "png"), (JPG, "jpg")])
-        records.save(*PLACE, attempt, [], {"attempt": attempt})
-    records.save(USER, "img2img", OTHER, 1, [(WEBP, "webp")])
+        save(records, *PLACE, attempt, [(PNG, "png"), (JPG, "jpg")])
+        save(records, *PLACE, attempt, [], {"attempt": attempt})
+    save(records, USER, "img2img", OTHER, 1, [(WEBP, "webp")])
 
 
 # Saving and reading.
@@ -81,7 +96,7 @@ def fill(records: RecordStore) -> None:
 def test_files_lie_where_the_design_says(records, root):
     assert records.save_init(*PLACE, PNG) == f"{NAME}-init.png"
     pictures = [(PNG, "png"), (JPG, "jpg"), (WEBP, "webp")]
-    assert records.save(*PLACE, 3, pictures, {"prompt": "猫"}) == [
+    assert save(records, *PLACE, 3, pictures, {"prompt": "猫"}) == [
         f"{NAME}-3-0.png",
         f"{NAME}-3-1.jpg",
         f"{NAME}-3-2.webp",
@@ -105,7 +120,7 @@ def stored_document(records):
 def test_what_was_saved_is_read(records):
     document = {"z": 1, "a": [None, True, 0.1, "猫\n"], "id": USER}
     records.save_init(*PLACE, PNG)
-    records.save(*PLACE, 1, [], document)
+    save(records, *PLACE, 1, [], document)
     assert records.read_init(*PLACE) == PNG
     read = records.read_stored(stored_document(records))
     assert read == document
@@ -115,13 +130,13 @@ def test_what_was_saved_is_read(records):
 
 def test_an_unpaired_surrogate_in_a_webuis_text_survives(records):
     document = {"infotext": "\ud800 猫"}
-    records.save(*PLACE, 1, [], document)
+    save(records, *PLACE, 1, [], document)
     assert records.read_stored(stored_document(records)) == document
 
 
 def test_nan_is_no_json(records, root):
     with pytest.raises(ValueError, match="JSON"):
-        records.save(*PLACE, 1, [], {"eta": float("nan")})
+        save(records, *PLACE, 1, [], {"eta": float("nan")})
     assert everything(root) == set()
 
 
@@ -145,7 +160,7 @@ def test_nan_is_no_json(records, root):
     ],
 )
 def test_what_is_not_there_is_missing(records, root, user_id, type_, filename):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     (root / "secret.png").write_bytes(PNG)
     with pytest.raises(MissingFile, match=r"\AThere is no such file\.\Z"):
         records.path(user_id, type_, filename)
@@ -161,7 +176,7 @@ def test_reading_what_is_missing(records):
 
 
 def test_links_and_folders_are_no_files(records, root):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     (root.parent / "secret.png").write_bytes(PNG)
     (day_folder(root) / f"{NAME}-1-1.png").symlink_to(root.parent / "secret.png")
     (day_folder(root) / f"{NAME}-1-2.png").mkdir()
@@ -176,7 +191,7 @@ def test_links_and_folders_are_no_files(records, root):
 
 @pytest.mark.parametrize("level", [0, 1, 2], ids=["the day", "the type", "the user"])
 def test_no_link_is_followed_on_the_way_to_a_file(records, root, level):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     folder = [day_folder(root), *day_folder(root).parents][level]
     folder.rename(root.parent / "elsewhere")
     folder.symlink_to(root.parent / "elsewhere")
@@ -185,7 +200,7 @@ def test_no_link_is_followed_on_the_way_to_a_file(records, root, level):
 
 
 def test_the_data_folder_itself_may_be_a_link(records, root):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     root.rename(root.parent / "elsewhere")
     root.symlink_to(root.parent / "elsewhere")
     assert records.path(USER, "img2img", f"{NAME}-1-0.png").read_bytes() == PNG
@@ -193,7 +208,7 @@ def test_the_data_folder_itself_may_be_a_link(records, root):
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 200_000], ids=range(6))
 def test_a_damaged_document_is_told_apart(records, root, data):
-    records.save(*PLACE, 1, [], {})
+    save(records, *PLACE, 1, [], {})
     (day_folder(root) / f"{NAME}-1.json").write_bytes(data)
     with pytest.raises(BadDocument, match="damaged"):
         records.read_stored(stored_document(records))
@@ -202,12 +217,16 @@ def test_a_damaged_document_is_told_apart(records, root, data):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda records: records.save(USER, "..", NAME, 1, [(PNG, "png")]),
-        lambda records: records.save(USER, "img2img", "../x", 1, [(PNG, "png")]),
-        lambda records: records.save(*PLACE, 0, [(PNG, "png")]),
-        lambda records: records.save(*PLACE, 1, [(PNG, "exe")]),
+        lambda records: save(records, USER, "..", NAME, 1, [(PNG, "png")]),
+        lambda records: save(records, USER, "img2img", "../x", 1, [(PNG, "png")]),
+        lambda records: save(records, *PLACE, 0, [(PNG, "png")]),
+        lambda records: save(records, *PLACE, 1, [(PNG, "exe")]),
+        lambda records: records.save(*PLACE, 1, [(f"{NAME}-2-0.png", PNG)]),
+        lambda records: records.save(*PLACE, 1, [(f"{OTHER}-1-0.png", PNG)]),
+        lambda records: records.save(*PLACE, 1, [(f"{NAME}-init.png", PNG)]),
+        lambda records: records.save(*PLACE, 1, [("../x.png", PNG)]),
         lambda records: records.save_init(USER, "img2img", f"{NAME}-1", PNG),
-        lambda records: records.save(USER, "", NAME, 1, [], {}),
+        lambda records: save(records, USER, "", NAME, 1, [], {}),
     ],
 )
 def test_what_could_not_be_found_again_is_never_written(records, root, call):
@@ -239,7 +258,7 @@ def events(monkeypatch) -> list[tuple[str, str]]:
 
 
 def test_files_are_flushed_then_renamed_then_their_folder_is_flushed(records, events):
-    records.save(*PLACE, 1, [(PNG, "png"), (JPG, "jpg")])
+    save(records, *PLACE, 1, [(PNG, "png"), (JPG, "jpg")])
     folders, files, renames, last = events[:3], events[3:5], events[5:7], events[7:]
     assert folders == [("fsync", "data"), ("fsync", names.user_folder(USER)), ("fsync", "img2img")]
     assert [names.parse_temporary(name).index for what, name in files if what == "fsync"] == [0, 1]
@@ -248,24 +267,24 @@ def test_files_are_flushed_then_renamed_then_their_folder_is_flushed(records, ev
 
 
 def test_a_usual_save_costs_few_flushes(records, events):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     events.clear()
-    records.save(USER, "img2img", OTHER, 1, [(PNG, "png")])
-    records.save(USER, "img2img", OTHER, 1, [], {})
+    save(records, USER, "img2img", OTHER, 1, [(PNG, "png")])
+    save(records, USER, "img2img", OTHER, 1, [], {})
     assert [what for what, _ in events].count("fsync") == 4
 
 
 def test_folders_made_by_another_process_are_flushed_once_too(records, root, events):
-    RecordStore(root).save(*PLACE, 1, [(PNG, "png")])
+    save(RecordStore(root), *PLACE, 1, [(PNG, "png")])
     events.clear()
-    records.save(*PLACE, 2, [(PNG, "png")])
+    save(records, *PLACE, 2, [(PNG, "png")])
     assert events[:3] == [("fsync", "data"), ("fsync", names.user_folder(USER)), ("fsync", "img2img")]
 
 
 def test_what_is_remembered_of_folders_is_bounded(records, monkeypatch):
     monkeypatch.setattr(folder, "_REMEMBERED", 3)
     for number in range(10):
-        records.save(f"user{number}", "txt2img", NAME, 1, [(PNG, "png")])
+        save(records, f"user{number}", "txt2img", NAME, 1, [(PNG, "png")])
         assert len(records.folder._durable) <= 3
 
 
@@ -279,7 +298,7 @@ def test_removals_are_flushed(records, events):
 
 
 def test_the_removal_of_empty_folders_is_flushed(records, root, events):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     events.clear()
     records.remove(*PLACE, **WHOLE)
     assert events == [("fsync", "2026-11-22"), ("fsync", "data")]
@@ -287,15 +306,15 @@ def test_the_removal_of_empty_folders_is_flushed(records, root, events):
 
 def test_a_folder_that_another_process_made_again_is_flushed_again(records, root, events):
     """What this store remembers of a folder holds for that folder alone, not for another one of the same name."""
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     other = RecordStore(root)
     other.remove(*PLACE, **WHOLE)
     day_folder(root).mkdir(parents=True)
     events.clear()
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     assert events[:3] == [("fsync", "data"), ("fsync", names.user_folder(USER)), ("fsync", "img2img")]
     events.clear()
-    records.save(*PLACE, 2, [(PNG, "png")])
+    save(records, *PLACE, 2, [(PNG, "png")])
     assert [what for what, _ in events].count("fsync") == 2
 
 
@@ -316,21 +335,21 @@ def failing(number: int, times_before: int, call):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize(("step", "before"), [("fsync", 0), ("fsync", 1), ("fsync", 2), ("rename", 0), ("rename", 1)])
 def test_after_any_failure_nothing_of_that_save_is_left(records, root, monkeypatch, number, step, before):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     with monkeypatch.context() as patch:
         if step == "fsync":
             patch.setattr(atomic.os, "fsync", failing(number, before, os.fsync))
         else:
             patch.setattr(Path, "replace", failing(number, before, Path.replace))
         with pytest.raises(StorageFailed) as caught:
-            records.save(*PLACE, 2, [(PNG, "png"), (JPG, "jpg")])
+            save(records, *PLACE, 2, [(PNG, "png"), (JPG, "jpg")])
     full = number != errno.EIO
     assert caught.value.full is full
     assert ("full" in str(caught.value)) is full
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__.errno == number
     assert everything(root) == {f"{NAME}-1-0.png"}
-    assert records.save(*PLACE, 2, [(PNG, "png")]) == [f"{NAME}-2-0.png"]
+    assert save(records, *PLACE, 2, [(PNG, "png")]) == [f"{NAME}-2-0.png"]
 
 
 class At:
@@ -353,7 +372,7 @@ def test_an_interruption_leaves_nothing_either(root):
     records = RecordStore(root, At("rename .png", interrupt))
     records.folder.prepare()
     with pytest.raises(KeyboardInterrupt):
-        records.save(*PLACE, 1, [(PNG, "png")])
+        save(records, *PLACE, 1, [(PNG, "png")])
     assert everything(root) == set()
 
 
@@ -367,7 +386,7 @@ def test_readers_see_a_file_whole_or_not_at_all(root):
 
     records = RecordStore(root, At("fsync file", look))
     records.folder.prepare()
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     assert [(file.temporary, file.parsed.attempt, file.size) for file in seen] == [(True, 1, len(PNG))]
     assert everything(root) == {f"{NAME}-1-0.png"}
 
@@ -375,7 +394,7 @@ def test_readers_see_a_file_whole_or_not_at_all(root):
 def test_a_name_occupied_by_a_file_is_an_error_not_a_crash(records, root):
     (root / names.user_folder(USER)).write_text("in the way")
     with pytest.raises(StorageFailed):
-        records.save(*PLACE, 1, [(PNG, "png")])
+        save(records, *PLACE, 1, [(PNG, "png")])
 
 
 def test_many_writers_share_a_new_folder(root):
@@ -386,7 +405,7 @@ def test_many_writers_share_a_new_folder(root):
     def work(number):
         start.wait(10)
         try:
-            stores[number % 2].save(*PLACE, number + 1, [(PNG, "png")] * 2)
+            save(stores[number % 2], *PLACE, number + 1, [(PNG, "png")] * 2)
         except BaseException as error:
             failures.append(error)
             raise
@@ -445,7 +464,7 @@ def test_remove_takes_every_file_of_the_name_and_no_other(records, root, whole):
 
 def test_a_record_of_very_many_attempts_is_removed_whole(records, root):
     fill(records)
-    records.save(*PLACE, 9_999, [(PNG, "png")])
+    save(records, *PLACE, 9_999, [(PNG, "png")])
     assert records.remove(*PLACE, claims=10_000, images=2) == [*FILES[:-1], f"{NAME}-9999-0.png", FILES[-1]]
 
 
@@ -461,7 +480,7 @@ def test_removing_what_never_was_is_nothing(records, place):
 def test_removal_lists_no_folder(records, monkeypatch):
     """So that its cost does not depend on how many files lie there."""
     fill(records)
-    records.save(USER, "img2img", OTHER, 2, [(PNG, "png")])
+    save(records, USER, "img2img", OTHER, 2, [(PNG, "png")])
     reads = []
     scandir = os.scandir
 
@@ -543,7 +562,7 @@ def test_what_another_process_has_begun_is_neither_in_the_way_nor_touched_until_
     begun = day_folder(root) / names.temporary_filename(f"{NAME}-1-0.png")
     records.save_init(*PLACE, PNG)
     begun.write_bytes(b"half of another picture" * 99)
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     assert (day_folder(root) / f"{NAME}-1-0.png").read_bytes() == PNG
     assert everything(root) == {f"{NAME}-1-0.png", f"{NAME}-init.png", begun.name}
     assert begun.read_bytes() == b"half of another picture" * 99
@@ -562,8 +581,8 @@ def test_the_last_file_takes_its_folders_along(records, root):
     user = names.user_folder(USER)
     later = NAME.replace("20261122", "20261123")
     fill(records)
-    records.save(USER, "txt2img", NAME, 1, [(PNG, "png")])
-    records.save(USER, "txt2img", later, 1, [(PNG, "png")])
+    save(records, USER, "txt2img", NAME, 1, [(PNG, "png")])
+    save(records, USER, "txt2img", later, 1, [(PNG, "png")])
     records.remove(USER, "txt2img", NAME, **WHOLE)
     assert folders(root) == [user] + [
         f"{user}/{below}" for below in ("img2img", "img2img/2026-11-22", "txt2img", "txt2img/2026-11-23")
@@ -577,14 +596,14 @@ def test_the_last_file_takes_its_folders_along(records, root):
 
 
 def test_a_folder_with_anything_in_it_stays(records, root):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     (day_folder(root).parent / "notes.txt").write_text("a person's")
     records.remove(*PLACE, **WHOLE)
     assert folders(root) == [names.user_folder(USER), f"{names.user_folder(USER)}/img2img"]
 
 
 def test_a_removal_that_was_cut_short_is_ended_by_the_next(records, root):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     (day_folder(root) / f"{NAME}-1-0.png").unlink()
     day_folder(root).rmdir()
     assert records.remove(*PLACE, **WHOLE) == []
@@ -612,10 +631,10 @@ def test_no_picture_is_lost_where_saves_meet_the_removal_of_their_folder(root):
         start.wait(10)
         try:
             for _ in range(150):
-                own.save(USER, "img2img", name, 1, [(PNG, "png")], {"of": number})
+                save(own, USER, "img2img", name, 1, [(PNG, "png")], {"of": number})
                 assert own.path(USER, "img2img", f"{name}-1-0.png").read_bytes() == PNG
                 assert len(own.remove(USER, "img2img", name, claims=1, images=1)) == 2
-            own.save(USER, "img2img", name, 1, [(PNG, "png")])
+            save(own, USER, "img2img", name, 1, [(PNG, "png")])
         except BaseException as error:
             failures.append(error)
             raise
@@ -679,7 +698,7 @@ def test_no_user_gets_a_folder_where_the_expected_id_is_missing(records, root):
     records.save_init(*PLACE, PNG)
     (root / names.ID_FILE).unlink()
     # Folders of users show that the disk is mounted.
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     for there in ("", "another"):
         if there:
             (root / names.ID_FILE).write_text(there)
@@ -689,7 +708,7 @@ def test_no_user_gets_a_folder_where_the_expected_id_is_missing(records, root):
 
 
 def test_scan_tells_what_each_file_is(records, root):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     folder = day_folder(root)
     half = names.temporary_filename(f"{NAME}-1.json")
     (folder / half).write_bytes(b"{")
@@ -728,7 +747,7 @@ def test_scan_tells_what_each_file_is(records, root):
 
 
 def test_a_file_of_the_future_is_new(records, root):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     os.utime(day_folder(root) / f"{NAME}-1-0.png", (2**32, 2**32))
     assert [file.age_seconds for file in records.scan()] == [0.0]
 
@@ -755,7 +774,7 @@ def test_files_that_vanish_during_a_scan_do_no_harm(records, monkeypatch):
 
 
 def test_remove_stored(records, root):
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     (day_folder(root) / "notes.txt").write_text("foreign")
     ours, foreign = records.scan()
     assert records.remove_stored(ours) is True
@@ -766,7 +785,7 @@ def test_remove_stored(records, root):
 
 
 def test_a_document_is_read_without_knowing_its_user(records):
-    records.save(*PLACE, 1, [], {"id": USER})
+    save(records, *PLACE, 1, [], {"id": USER})
     [stored] = records.scan()
     assert records.read_stored(stored) == {"id": USER}
     records.remove_stored(stored)
@@ -826,7 +845,7 @@ def test_a_vanished_folder_is_not_made_anew_by_saving(records, root):
     with pytest.raises(StoreUnavailable):
         records.folder.check()
     with pytest.raises(StorageFailed):
-        records.save(*PLACE, 1, [(PNG, "png")])
+        save(records, *PLACE, 1, [(PNG, "png")])
     assert not root.exists()
 
 
@@ -876,26 +895,26 @@ def small_disk(tmp_path):
 def test_a_full_disk(small_disk):
     folder, _ = small_disk
     records = RecordStore(folder)
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     with pytest.raises(StorageFailed, match="disk is full") as caught:
-        records.save(*PLACE, 2, [(PNG, "png"), (bytes(100_000), "png")])
+        save(records, *PLACE, 2, [(PNG, "png"), (bytes(100_000), "png")])
     assert caught.value.full
     assert everything(folder) == {f"{NAME}-1-0.png"}
     with pytest.raises(StoreUnavailable, match="full"):
         records.folder.check()
-    records.save(*PLACE, 2, [(PNG, "png")])
+    save(records, *PLACE, 2, [(PNG, "png")])
     assert len(records.remove(*PLACE, **WHOLE)) == 2
 
 
 def test_a_read_only_disk(small_disk):
     folder, mount = small_disk
     records = RecordStore(folder)
-    records.save(*PLACE, 1, [(PNG, "png")])
+    save(records, *PLACE, 1, [(PNG, "png")])
     assert mount("-o", "remount,ro") == 0
     with pytest.raises(StoreUnavailable, match="cannot be written"):
         records.folder.check()
     with pytest.raises(StorageFailed, match="could not be written") as caught:
-        records.save(*PLACE, 2, [(PNG, "png")])
+        save(records, *PLACE, 2, [(PNG, "png")])
     assert not caught.value.full
     with pytest.raises(StorageFailed, match="could not be removed"):
         records.remove(*PLACE, **WHOLE)
@@ -929,7 +948,7 @@ def test_every_error_has_a_slug_of_its_own():
 
 
 def test_documents_are_plain_json_for_other_tools(records, root):
-    records.save(*PLACE, 1, [], {"prompt": "猫"})
+    save(records, *PLACE, 1, [], {"prompt": "猫"})
     text = (day_folder(root) / f"{NAME}-1.json").read_text(encoding="utf-8")
     assert "猫" in text
     assert json.loads(text) == {"prompt": "猫"}

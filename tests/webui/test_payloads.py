@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from app.parameters import PARAMETERS, Parameter, upscales
 from app.webui import payloads
 from app.webui.catalogue import Demand
 from app.webui.errors import NoLongerAvailable
@@ -159,7 +160,7 @@ def test_upscale():
 
 @pytest.mark.parametrize(("upscaler", "expected"), [("", False), ("None", False), ("Latent", True), ("Lanczos", True)])
 def test_what_counts_as_upscaling(upscaler, expected):
-    assert payloads.upscales(args(hr_upscaler=upscaler)) is expected
+    assert upscales(args(hr_upscaler=upscaler)) is expected
 
 
 def test_nothing_else_of_the_args_goes_through():
@@ -198,3 +199,11 @@ def test_the_args_are_left_as_they_were():
 def test_a_style_of_the_webui_that_holds_a_number_sign_cuts_no_prompt(style, sent):
     webui = catalogue(styles=("anime", "marked"), commented_styles=("marked",))
     assert ("enable_prompt_comments" in txt2img(webui=webui, style=style)["override_settings"]) is sent
+
+
+def test_no_row_of_the_table_replaces_what_the_gateway_sets():
+    places = ("save_images", "override_settings", "override_settings_restore_afterwards", "n_iter", "prompt")
+    rows = [Parameter(f"own_{name}", "text", "", "", "", payload=name, passed_on=True) for name in places]
+    target = Target(catalogue(), ALPHA, PRESETS, overrides(), (*PARAMETERS, *rows))
+    job = args(**{row.name: "theirs" for row in rows})
+    assert payloads.txt2img(job, target, "t", one_by_one=False) == PLAIN

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from flask import Request
 
 from app.api.http.refusals import InvalidRequest, NotFound, UnknownType, ValidationFailed, shown
-from app.api.ports import JobType
+from app.parameters import LONGEST_USER_ID, TYPES
 from app.records.layout import parse_filename
-
-TYPES: tuple[JobType, ...] = get_args(JobType)
-LONGEST_USER_ID = 64
-
-#: For the documentation: what the gateway calls a record, and its images, parameters and reference image.
-NAME = r"[0-9]{8}T[0-9]{9}-[0-9a-f]{8}"
-FILENAME = rf"{NAME}(?:-[1-9][0-9]{{0,8}}-[0-9]{{1,4}}\.(?:png|jpg|webp)|-[1-9][0-9]{{0,8}}\.json|-init\.png)?"
 
 
 def user_id_fault(text: str) -> str | None:
@@ -43,7 +36,7 @@ def check(request: Request) -> None:
     :raises InvalidRequest: path or query is not UTF-8.
     :raises NotFound: the path holds %2F, or a name that the gateway never gives.
     :raises ValidationFailed: the id is no user id.
-    :raises UnknownType: the type is not one of :data:`TYPES`.
+    :raises UnknownType: the type is not one of :data:`app.parameters.TYPES`.
     """
     _check_encoding(request.environ)
     values = request.view_args or {}

@@ -10,13 +10,13 @@ from typing import Any
 from marshmallow import ValidationError, fields, validate
 
 from app.api.http import cursor
-from app.api.http.paths import LONGEST_USER_ID, user_id_fault
+from app.api.http.paths import user_id_fault
 from app.api.http.strictjson import is_finite
+from app.parameters import LARGEST_SEED, LONGEST_USER_ID
 
-LARGEST_SEED = 4294967295
-_SEED = re.compile(r"|-1|0|[1-9][0-9]{0,9}")
-#: What a seed may look like, for the documentation.
+#: How a seed is written, as a string.
 SEED_PATTERN = r"^(|-1|0|[1-9][0-9]{0,9})$"
+_SEED = re.compile(SEED_PATTERN)
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 500
@@ -124,11 +124,26 @@ class JsonNumber(_Judged, fields.Float):
         return value
 
 
+class JsonBoolean(_Judged, fields.Boolean):
+    """``true`` or ``false``; neither a number nor a string."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(error_messages=dict(MESSAGES), **kwargs)
+
+    def judge(self, value: Any) -> bool:
+        """Load the value."""
+        if not isinstance(value, bool):
+            raise ValidationError("Must be true or false.")
+        return value
+
+
 class Seed(_Judged, fields.Raw):
     """A seed, kept as the text that was posted: ``""`` or ``"-1"`` for a random one, else its number; an integer too."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(error_messages=dict(MESSAGES), **kwargs)
+        spellings = [{"type": "string", "pattern": SEED_PATTERN}, {"type": "integer", "minimum": -1}]
+        metadata = kwargs.pop("metadata", {}) | {"oneOf": spellings}
+        super().__init__(error_messages=dict(MESSAGES), metadata=metadata, **kwargs)
 
     def judge(self, value: Any) -> str:
         """Load the value."""
@@ -145,7 +160,10 @@ class OneImage(_Judged, fields.Raw):
     """One base64 text, or a list of exactly one; what it holds is judged when it is decoded."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(error_messages=dict(MESSAGES), **kwargs)
+        text = {"type": "string", "minLength": 1}
+        spellings = [text, {"type": "array", "items": text, "minItems": 1, "maxItems": 1}]
+        metadata = kwargs.pop("metadata", {}) | {"oneOf": spellings}
+        super().__init__(error_messages=dict(MESSAGES), metadata=metadata, **kwargs)
 
     def judge(self, value: Any) -> str:
         """Load the value."""

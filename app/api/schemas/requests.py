@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
 
-from app.api.ports import JobType
 from app.api.schemas.fields import (
     DEFAULT_PAGE,
     LARGEST_PAGE,
-    LARGEST_SEED,
-    SEED_PATTERN,
     Choice,
     Cursor,
+    JsonBoolean,
     JsonInteger,
     JsonNumber,
     OneImage,
@@ -24,21 +23,27 @@ from app.api.schemas.fields import (
     Text,
     UserId,
 )
-from app.api.schemas.responses import STATUSES
-from app.config import Config
+from app.config import PREFIX, Config
+from app.jobs.model import STATUSES
+from app.parameters import (
+    DEFAULT_HR_SCALE,
+    LARGEST_SEED,
+    LONGEST_NAME,
+    RANDOM_SEEDS,
+    Parameter,
+    Parameters,
+    Type,
+    upscales,
+)
 
-SMALLEST_SIDE = 64
-SIDE_STEP = 8
-DEFAULT_HR_SCALE = 2
-RESIZE_MODES = ("stretch", "crop", "fill")
-LONGEST_NAME = 255
 #: Faults that one answer lists; a body may hold thousands of unknown fields.
 _MOST_FAULTS = 20
 
 
-def needs_upscaling(hr_upscaler: str) -> bool:
-    """Whether a posted ``hr_upscaler`` asks for upscaling at all."""
-    return hr_upscaler not in ("", "None")
+#: The kinds of fields that have no bounds but their own rules.
+_UNBOUNDED: Mapping[str, Callable[..., fields.Field[Any]]] = MappingProxyType(
+    {"user id": UserId, "boolean": JsonBoolean, "seed": Seed, "image": OneImage}
+)
 
 
 class PictureRequest(Schema):
@@ -78,7 +83,7 @@ class PictureRequest(Schema):
     @validates_schema(skip_on_field_errors=True)
     def check_seed(self, data: dict[str, Any], **_kwargs: Any) -> None:
         """Every image of a batch has the seed of the one before plus 1, and the last one must be a seed too."""
-        if data["seed"] not in ("", "-1") and int(data["seed"]) + data["batch_size"] - 1 > LARGEST_SEED:
+        if data["seed"] not in RANDOM_SEEDS and int(data["seed"]) + data["batch_size"] - 1 > LARGEST_SEED:
             raise ValidationError(
                 {"seed": [f"The seed of the last image of the batch must not exceed {LARGEST_SEED}."]}
             )
@@ -87,7 +92,7 @@ class PictureRequest(Schema):
     def check_pixels(self, data: dict[str, Any], **_kwargs: Any) -> None:
         """Bound what the WebUI must hold in memory; the message stands at the field that broke the bound."""
         picture = data["width"] * data["height"]
-        scale = data.get("hr_scale", DEFAULT_HR_SCALE) if needs_upscaling(data["hr_upscaler"]) else 1
+        scale = data.get("hr_scale", DEFAULT_HR_SCALE) if upscales(data) else 1
         totals = {
             "width": picture,
             "hr_scale" if "hr_scale" in data else "hr_upscaler": picture * scale**2,
@@ -103,81 +108,41 @@ class PictureRequest(Schema):
         return f"Unknown field; did you mean {near[0]}?" if near else "Unknown field."
 
 
-def picture_request(kind: JobType, config: Config) -> Schema:
-    """The schema of ``POST /txt2img`` or ``POST /img2img`` under these settings."""
-    own = _img2img_fields() if kind == "img2img" else {}
-    generated = PictureRequest.from_dict(
-        {**_documented_fields(config), **own, **_optional_fields(kind)}, name=f"{kind.capitalize()}Request"
-    )
+def picture_request(type_: Type, config: Config, parameters: Parameters) -> Schema:
+    """The schema of ``POST /txt2img`` or ``POST /img2img``: the fields of the table, within the bounds of the settings."""
+    taken = {parameter.name: _field(parameter, type_, config) for parameter in parameters if type_ in parameter.types}
+    generated = PictureRequest.from_dict(taken, name=f"{type_.capitalize()}Request")
     schema = cast("type[PictureRequest]", generated)()
     schema.max_output_pixels = config.max_output_pixels
     return schema
 
 
-def _about(title: str, description: str, **metadata: Any) -> dict[str, Any]:
-    return {"required": True, "metadata": {"title": title, "description": description, **metadata}}
+def _field(parameter: Parameter, type_: Type, config: Config) -> fields.Field[Any]:
+    about = _about(parameter, type_)
+    if parameter.kind in _UNBOUNDED:
+        return _UNBOUNDED[parameter.kind](**about)
+    if parameter.kind == "choice":
+        return Choice(tuple(parameter.choices), **about)
+    lowest, highest = parameter.lowest, _bound(parameter.highest, config)
+    if parameter.kind == "number":
+        return JsonNumber(lowest=lowest, highest=highest, **about)
+    if parameter.kind == "text":
+        return Text(shortest=int(lowest), longest=int(highest), **about)
+    step = parameter.step
+    return JsonInteger(lowest=int(lowest), highest=int(highest) // step * step, step=step, **about)
 
 
-def _documented_fields(config: Config) -> dict[str, fields.Field[Any]]:
-    side = {"lowest": SMALLEST_SIDE, "highest": config.max_side // SIDE_STEP * SIDE_STEP, "step": SIDE_STEP}
-    seed = {"oneOf": [{"type": "string", "pattern": SEED_PATTERN}, {"type": "integer", "minimum": -1}]}
-    return {
-        "id": UserId(**_about("User id · 用户id", "Printable characters without slash and backslash; not . or ..")),
-        "prompt": Text(longest=config.max_prompt_chars, **_about("Prompt · 正向提示词", "What to see.")),
-        "negative_prompt": Text(
-            longest=config.max_prompt_chars, **_about("Negative prompt · 反向提示词", "What not to see.")
-        ),
-        "width": JsonInteger(**side, **_about("Width · 宽", "Pixels.")),
-        "height": JsonInteger(**side, **_about("Height · 高", "Pixels.")),
-        "seed": Seed(
-            **_about(
-                "Seed · 种子", f'"" or "-1": a random one; else 0 to {LARGEST_SEED}, as a string or an integer.', **seed
-            )
-        ),
-        "steps": JsonInteger(lowest=1, highest=config.max_steps, **_about("Steps · 采样步数", "Sampling steps.")),
-        "hr_upscaler": Text(
-            longest=LONGEST_NAME,
-            **_about(
-                "Upscaler · 高清化采样器",
-                '"" or "None": no upscaling. txt2img: the hires fix, an upscaler or a latent mode of GET /options; '
-                "img2img: the results are enlarged, upscalers only.",
-            ),
-        ),
-        "cfg_scale": JsonNumber(
-            lowest=0, highest=100, **_about("CFG scale · 提示词关联程度", "How closely the prompt is followed.")
-        ),
-        "style": Text(longest=LONGEST_NAME, **_about("Style · 风格", '"": none; else a style of GET /options.')),
-        "batch_size": JsonInteger(
-            lowest=1, highest=config.max_batch_size, **_about("Batch size · 作图数量", "How many images.")
-        ),
-    }
+def _bound(bound: float | str, config: Config) -> float:
+    """The bound itself, or the value of the setting that it names."""
+    return bound if isinstance(bound, int | float) else float(getattr(config, bound.removeprefix(PREFIX).lower()))
 
 
-def _img2img_fields() -> dict[str, fields.Field[Any]]:
-    text = {"type": "string", "minLength": 1}
-    choice = {"oneOf": [text, {"type": "array", "items": text, "minItems": 1, "maxItems": 1}]}
-    about = "One PNG, JPEG or WebP in base64, plain or as a data URI, or a list of one; a URL is never fetched."
-    return {"init_images": OneImage(**_about("Reference image · 参考图", about, **choice))}
-
-
-def _optional_fields(kind: JobType) -> dict[str, fields.Field[Any]]:
-    def about(description: str) -> dict[str, Any]:
-        return {"metadata": {"description": description}}
-
-    default = "0.75" if kind == "img2img" else "0.7, for the hires fix"
-    name: dict[str, Any] = {"shortest": 1, "longest": LONGEST_NAME}
-    found: dict[str, fields.Field[Any]] = {
-        "sampler_name": Text(**name, **about("A sampler of GET /options; default: the preset's, else Euler.")),
-        "scheduler": Text(**name, **about("A scheduler of GET /options; default: the WebUI's own.")),
-        "model": Text(**name, **about("A model of GET /options; default: the preset's, else default_model.")),
-        "denoising_strength": JsonNumber(lowest=0, highest=1, **about(f"Default {default}.")),
-        "hr_scale": JsonNumber(lowest=1, highest=4, **about(f"Factor of the upscaling; default {DEFAULT_HR_SCALE}.")),
-    }
-    if kind == "img2img":
-        found["resize_mode"] = Choice(
-            RESIZE_MODES, **about("How the reference image is brought to width × height; default stretch.")
-        )
-    return found
+def _about(parameter: Parameter, type_: Type) -> dict[str, Any]:
+    metadata = {"title": parameter.title, "description": parameter.description}
+    default = parameter.default_of(type_)
+    if default is not None and not parameter.shown_default:
+        metadata["default"] = default
+    return {"required": parameter.required, "metadata": metadata}
 
 
 class PageQuery(Schema):

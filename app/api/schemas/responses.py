@@ -5,15 +5,15 @@ Descriptions are translated by :mod:`app.api.chinese`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from marshmallow import EXCLUDE, Schema, fields
 
-from app.api.http.paths import TYPES
 from app.api.schemas import examples
-
-STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
+from app.jobs.model import STATUSES
+from app.parameters import TYPES, Parameter, Parameters
 
 
 def _text(description: str, **metadata: Any) -> fields.String:
@@ -71,36 +71,43 @@ class Problem(Answer):
     url = fields.String(metadata={"description": "Of a POST whose job failed: the URL of the job."})
 
 
-class Args(Answer):
-    """The parameters of a job: what was posted with the seed really used, and every optional that took effect."""
-
-    id = _text("The user.", title="User id · 用户id")
-    prompt = _text("As posted.", title="Prompt · 正向提示词")
-    negative_prompt = _text("As posted.", title="Negative prompt · 反向提示词")
-    width = _count("Pixels.", title="Width · 宽")
-    height = _count("Pixels.", title="Height · 高")
-    seed = _text("The seed of the first image.", title="Seed · 种子", pattern="^[0-9]+$")
-    steps = _count("Sampling steps.", title="Steps · 采样步数")
-    hr_upscaler = _text("As posted.", title="Upscaler · 高清化采样器")
-    cfg_scale = fields.Float(required=True, metadata={"title": "CFG scale · 提示词关联程度"})
-    style = _text("As posted.", title="Style · 风格")
-    batch_size = _count("Images.", title="Batch size · 作图数量")
-    sampler_name = fields.String(metadata={"description": "The sampler."})
-    scheduler = fields.String(
-        metadata={"description": "The scheduler, named or the end of the sampler's name; absent: none."}
-    )
-    model = fields.String(metadata={"description": "The shortest name that means this model's file and no other."})
-    denoising_strength = fields.Float(metadata={"description": "Where it takes effect."})
-    hr_scale = fields.Float(metadata={"description": "Where it takes effect."})
-    resize_mode = fields.String(metadata={"description": "img2img."})
+#: Where a job's parameters say something else than the request did.
+_IN_ARGS: Mapping[str, str] = MappingProxyType(
+    {
+        "seed": "The seed of the first image.",
+        "model": "The shortest name that means this model's file and no other.",
+        "scheduler": "The scheduler, named or the end of the sampler's name; absent: none.",
+        "init_images": "img2img: a data URI.",
+    }
+)
+_JSON_FIELDS: Mapping[str, type[fields.Field[Any]]] = MappingProxyType(
+    {"integer": fields.Integer, "number": fields.Float, "boolean": fields.Boolean}
+)
 
 
-class CompleteArgs(Args):
-    """The parameters with the reference image: a body that can be posted again as it stands."""
-
+class _CompleteArgs(Answer):
     EXAMPLES: ClassVar = {"txt2img": examples.TXT2IMG_ARGS}
 
-    init_images = fields.String(metadata={"description": "img2img: a data URI.", "title": "Reference image · 参考图"})
+
+def args(parameters: Parameters) -> type[Schema]:
+    """The parameters of a job: what was posted with the seed really used, and every optional that took effect."""
+    return Answer.from_dict(_args_fields(p for p in parameters if p.kind != "image"), name="Args")
+
+
+def complete_args(parameters: Parameters) -> type[Schema]:
+    """The parameters with the reference image: a body that can be posted again as it stands."""
+    return _CompleteArgs.from_dict(_args_fields(parameters), name="CompleteArgs")
+
+
+def _args_fields(parameters: Iterable[Parameter]) -> dict[str, fields.Field[Any]]:
+    return {parameter.name: _args_field(parameter) for parameter in parameters}
+
+
+def _args_field(parameter: Parameter) -> fields.Field[Any]:
+    about = {"title": parameter.title, "description": _IN_ARGS.get(parameter.name, parameter.description)}
+    about |= {"pattern": "^[0-9]+$"} if parameter.kind == "seed" else {}
+    always = parameter.required and parameter.types == TYPES
+    return _JSON_FIELDS.get(parameter.kind, fields.String)(required=always, metadata=about)
 
 
 class StoredImage(Answer):
@@ -163,7 +170,14 @@ class Job(Answer):
     eta = fields.Float(
         required=True, allow_none=True, metadata={"description": "Seconds until the job ends; null: unknown."}
     )
-    args = fields.Nested(Args, required=True)
+    #: The component that :func:`args` makes of the table.
+    args = fields.Raw(
+        required=True,
+        metadata={
+            "allOf": [{"$ref": "#/components/schemas/Args"}],
+            "description": "What was posted with the seed really used, and every optional that took effect.",
+        },
+    )
     images = fields.List(
         fields.Nested(StoredImage), required=True, metadata={"description": "Empty until it succeeded."}
     )

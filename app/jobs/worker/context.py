@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from app.jobs.catalogues import Catalogues
 from app.jobs.errors import DatabaseUnavailable
-from app.jobs.model import Identity
+from app.jobs.events import Announcer
 from app.jobs.slots import Slots
 from app.jobs.table import JobTable
 from app.jobs.worker import timing
@@ -29,8 +29,8 @@ class WorkerContext:
     slots: Slots
     catalogues: Catalogues
     owner: str
-    #: Called with the identity of each job that is finished.
-    on_finished: Callable[[Identity], None]
+    #: Told of every transition.
+    announcer: Announcer
     #: Set when the worker takes no more jobs.
     stopping: threading.Event
     #: Set when its threads are to end.

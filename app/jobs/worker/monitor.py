@@ -116,7 +116,7 @@ class Monitor:
             self._polled_at = time.monotonic()
             return
         table = self._context.table
-        since_look = table.seconds_since_look(attempt.claim)
+        since_look = table.queries.seconds_since_look(attempt.claim)
         watched = since_look is not None and since_look < timing.WATCHED_FOR_SECONDS
         pause = timing.POLL_SECONDS if watched else timing.UNWATCHED_POLL_SECONDS
         if time.monotonic() < self._polled_at + pause * 0.95:

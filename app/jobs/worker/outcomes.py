@@ -42,7 +42,7 @@ class Outcomes:
         self._pool = pool
         self._wake = wake
         #: Transitions that are reported once the next request is on its way.
-        self._backlog = events.Backlog()
+        self._backlog = events.Backlog(context.announcer)
 
     def store(self, attempt: Attempt, answer: Answer) -> None:
         """Have an answer checked and stored; returns at once."""
@@ -64,11 +64,11 @@ class Outcomes:
 
     def _store(self, attempt: Attempt, answer: Answer) -> None:
         """Runs in the pool."""
-        finished = False
         needed_repair = self._backend.needs_repair()
         try:
             verdict = self._verdict(attempt, answer)
-            finished = verdict is not None and self._conclude(attempt.claim, verdict)
+            if verdict is not None:
+                self._conclude(attempt.claim, verdict)
         except Exception:
             _LOG.exception("job %s could not be concluded", attempt.claim.job.name)
         finally:
@@ -76,8 +76,6 @@ class Outcomes:
         if needed_repair:
             # The picture may have shown that the WebUI is whole again, or the runner waited for it before a repair.
             self._wake.set()
-        if finished:
-            self._context.on_finished(attempt.claim.job.identity)
 
     def _verdict(self, attempt: Attempt, answer: Answer) -> Success | Failure | Retry | None:
         """What became of an answer; None if its claim was lost, or the worker was stopped while the database was away."""
@@ -104,63 +102,59 @@ class Outcomes:
         Asked because the files of a later claim may have the same names; see :meth:`JobTable.shares_number`.
         """
         try:
-            return self._context.table.owns(claim)
+            return self._context.table.queries.owns(claim)
         except DatabaseUnavailable:
             return True
 
-    def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> bool:
-        """Commit what became of the attempt and report it; whether that ended the job."""
+    def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> None:
+        """Commit what became of the attempt, and announce it."""
         table, retry = self._context.table, self._context.retry_until_stopped
         if isinstance(verdict, Success):
-            return self._succeeded(claim, verdict)
-        if isinstance(verdict, Failure):
+            self._succeeded(claim, verdict)
+        elif isinstance(verdict, Failure):
             failed = retry(lambda: table.fail(claim, verdict))
-            self._report_end(claim, "failed" if failed else None, verdict)
-            return failed is True
-        status = retry(
-            lambda: table.give_back(
-                claim,
-                slot="clean",
-                failure=verdict.failure if verdict.counted else None,
-                one_by_one=verdict.one_by_one,
-                note=verdict.note,
-                elsewhere=verdict.elsewhere,
+            self._announce_end(claim, "failed" if failed else None, verdict)
+        else:
+            status = retry(
+                lambda: table.give_back(
+                    claim,
+                    slot="clean",
+                    failure=verdict.failure if verdict.counted else None,
+                    one_by_one=verdict.one_by_one,
+                    note=verdict.note,
+                    elsewhere=verdict.elsewhere,
+                )
             )
-        )
-        self._report_end(claim, status, verdict.failure)
-        self._wake.set()
-        return status == "failed"
+            self._announce_end(claim, status, verdict.failure)
+            self._wake.set()
 
-    def _succeeded(self, claim: Claim, success: Success) -> bool:
+    def _succeeded(self, claim: Claim, success: Success) -> None:
         stored = self._context.retry_until_stopped(lambda: self._context.table.succeed(claim, success))
         if stored:
             self.note("stored", claim)
         elif stored is False:
             self._discard(claim)
         self._backlog.write()
-        return stored is True
 
     def _discard(self, claim: Claim) -> None:
         """Remove the files of a lost claim, unless they may be those of another claim with its number: then the sweep decides."""
-        if self._context.retry_until_stopped(lambda: self._context.table.shares_number(claim)) is False:
+        if self._context.retry_until_stopped(lambda: self._context.table.queries.shares_number(claim)) is False:
             self._backend.discard(claim)
 
     def give_back(self, attempt: Attempt, slot: Any, failure: Failure | None) -> None:
-        """Commit that an attempt ended without an answer, with the state its slot is left in, and report it."""
+        """Commit that an attempt ended without an answer, with the state its slot is left in, and announce it."""
         claim = attempt.claim
         status = self._context.retry_until_stopped(
             lambda: self._context.table.give_back(claim, slot=slot, failure=failure)
         )
-        self._report_end(claim, status, failure)
-        if status == "failed":
-            self._context.on_finished(claim.job.identity)
+        self._announce_end(claim, status, failure)
 
     def note(self, event: events.Event, claim: Claim, *, seconds: float | None = None, slug: str | None = None) -> None:
-        """Keep a transition until the backlog is written."""
-        self._backlog.add(event, claim.job, webui=claim.slot, attempt=claim.attempt, seconds=seconds, slug=slug)
+        """Announce a transition; its log line is written with the backlog."""
+        self._backlog.add(events.Transition(event, claim.job, claim.slot, claim.attempt, seconds, slug))
 
-    def _report_end(self, claim: Claim, status: str | None, failure: Failure | None) -> None:
-        """Report that an attempt ended without a result, unless its claim was lost: then its new owner has reported that."""
+    def _announce_end(self, claim: Claim, status: str | None, failure: Failure | None) -> None:
+        """Announce that an attempt ended without a result, unless its claim was lost: then its new owner has announced that."""
         if status in ("queued", "failed"):
             event: events.Event = "failed" if status == "failed" else "given back"
             self.note(event, claim, slug=failure.slug if failure is not None else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from app.jobs import events
+from app.jobs.events import Transition
 from app.jobs.leases import Lease
 from app.jobs.slots import Settled
 from app.jobs.worker import timing
@@ -33,8 +33,8 @@ class Recovery:
             return False
         if slot.owner == owner:
             # Only this thread claims and quiesces here, and it does neither now.
-            for job in self._context.table.let_go(slot.key, slot.owner):
-                events.transition("given back", job, webui=slot.key, attempt=job.claims)
+            for job in self._context.table.losses.let_go(slot.key, slot.owner):
+                self._context.announcer.announce(Transition("given back", job, slot.key, job.claims))
         if slot.state == "suspect" and time.monotonic() < self._try_again_at:
             return False
         return self._await_idle(patience=0.0 if slot.state == "suspect" else timing.STUCK_SECONDS)

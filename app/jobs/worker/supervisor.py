@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable
-from app.jobs.model import Identity, Job
+from app.jobs.events import Announcer, Event, Transition
+from app.jobs.model import Job
 from app.jobs.tables import Tables
 from app.jobs.worker import timing
 from app.jobs.worker.backend import Backend
@@ -28,26 +28,18 @@ from app.jobs.worker.runner import Runner
 _LOG = logging.getLogger(__name__)
 
 
-def _report_lost(jobs: Sequence[Job]) -> None:
-    """Log what became of jobs whose worker died or lost its lease."""
-    for job in jobs:
-        event: events.Event = "failed" if job.status == "failed" else "given back"
-        events.transition(event, job, webui=job.slot, attempt=job.claims, slug=job.error_slug)
-
-
 @dataclass(frozen=True, slots=True)
 class Duties:
     """What the worker does for the use cases, which it doesn't know.
 
     ``backends`` makes a backend for each WebUI; called once, when this process is the one that works. ``tidy`` is called once
     before the first claim, to finish what a crash left of deletions. ``upkeep`` is called every few seconds for what only the use
-    cases can judge; it returns the jobs that it ended. ``on_finished`` is called with each job that is finished.
+    cases can judge.
     """
 
     backends: Callable[[], Sequence[Backend]]
     tidy: Callable[[], object]
-    upkeep: Callable[[], list[Identity]]
-    on_finished: Callable[[Identity], None]
+    upkeep: Callable[[], object]
 
 
 class Worker:
@@ -56,13 +48,13 @@ class Worker:
     :param lock: elects one process of the host; None for an external worker, which takes over only by leases.
     """
 
-    def __init__(self, tables: Tables, host: str, duties: Duties, lock: HostLock | None) -> None:
+    def __init__(self, tables: Tables, host: str, duties: Duties, announcer: Announcer, lock: HostLock | None) -> None:
         self._context = WorkerContext(
             tables.jobs,
             tables.slots,
             tables.catalogues,
             new_owner(host),
-            duties.on_finished,
+            announcer,
             threading.Event(),
             threading.Event(),
         )
@@ -178,7 +170,7 @@ class Worker:
     def _begin(self) -> None:
         if self._lock is not None:
             # The lock says that the earlier worker of this host is dead; its leases need not run out first.
-            _report_lost(self._context.table.take_over(self._host, self._context.owner))
+            self._announce_lost(self._context.table.losses.take_over(self._host, self._context.owner))
         if not self._runners:
             backends = self._duties.backends()
             self._pool = ThreadPoolExecutor(max_workers=min(len(backends) + 1, 4), thread_name_prefix="store")
@@ -213,21 +205,25 @@ class Worker:
     def _look_after(self) -> None:
         context = self._context
         try:
-            back = context.table.reclaim(context.owner) + context.table.lose_unknown(
+            back = context.table.losses.reclaim(context.owner) + context.table.losses.lose_unknown(
                 context.owner, self._unstored_task_ids
             )
-            _report_lost(back)
+            self._announce_lost(back)
             context.slots.forget_workers(context.owner, self._host)
             context.catalogues.drop_unconfigured()
-            context.table.forget_keys()
-            failed = self._duties.upkeep()
+            context.table.deletion.forget_keys()
+            self._duties.upkeep()
         except DatabaseUnavailable:
             _LOG.warning("the database is unavailable")
             return
         except Exception:
             _LOG.exception("the worker's upkeep failed")
             return
-        for job in failed:
-            context.on_finished(job)
         if back:
             self.wake()
+
+    def _announce_lost(self, jobs: Sequence[Job]) -> None:
+        """Announce what became of jobs whose worker died or lost its lease."""
+        for job in jobs:
+            event: Event = "failed" if job.status == "failed" else "given back"
+            self._context.announcer.announce(Transition(event, job, job.slot, job.claims, slug=job.error_slug))

@@ -158,7 +158,7 @@ class TestIdentityMigration:
     def test_a_job_is_still_kept_from_the_webui_that_can_not_make_it(self, before: Database) -> None:
         before.migrate()
         table = JobTable(before)
-        [refused] = table.refused()
+        [refused] = table.queries.refused()
         assert (refused.job.name, refused.slots) == ("job 4", {"gpu0"})
         serving = Serving(9, frozenset())
         assert table.claim("gpu0", "host/one", "task", serving) is None
@@ -352,13 +352,13 @@ class TestQueryPlans:
 
     @pytest.mark.parametrize("before", [None, 10])
     def test_history(self, plans: Callable[..., str], gate: Gate, before: int | None) -> None:
-        plan = plans(lambda: gate.table.history("u1", "txt2img", 50, before))
+        plan = plans(lambda: gate.table.queries.history("u1", "txt2img", 50, before))
         assert plan.startswith("SEARCH jobs USING INDEX jobs_history (user_id=? AND type=? AND status=?")
         assert "TEMP B-TREE" not in plan
 
     @pytest.mark.parametrize(("status", "index"), [(None, "jobs_of_user_any"), ("failed", "jobs_of_user")])
     def test_the_jobs_of_a_user(self, plans: Callable[..., str], gate: Gate, status: str | None, index: str) -> None:
-        plan = plans(lambda: gate.table.of_user("u1", status, 50, 10))
+        plan = plans(lambda: gate.table.queries.of_user("u1", status, 50, 10))
         assert plan.startswith(f"SEARCH jobs USING INDEX {index} (")
         assert "TEMP B-TREE" not in plan
 
@@ -375,7 +375,7 @@ class TestQueryPlans:
     def test_a_place_reads_two_ranges_of_the_queue_and_no_row(self, plans: Callable[..., str], gate: Gate) -> None:
         job = gate.accept()
         queue = "SEARCH jobs USING COVERING INDEX jobs_queue"
-        plan = plans(lambda: gate.table.place(job)).splitlines()
+        plan = plans(lambda: gate.table.queries.place(job)).splitlines()
         assert [line for line in plan if "jobs_queue" in line] == [
             f"{queue} (start_tag<?)",
             f"{queue} (start_tag=? AND seq<?)",
@@ -383,14 +383,14 @@ class TestQueryPlans:
 
     def test_retry_after_looks_at_one_waiting_job(self, plans: Callable[..., str], gate: Gate) -> None:
         gate.accept()
-        assert "SCAN jobs USING COVERING INDEX jobs_queue\n" in plans(gate.table.seconds_until_room)
+        assert "SCAN jobs USING COVERING INDEX jobs_queue\n" in plans(gate.table.queries.seconds_until_room)
         plan = plans(partial(pytest.raises, UserQueueFull, gate.accept, bounds=Bounds(9, 1)))
         assert "SEARCH jobs USING INDEX jobs_of_user (user_id=? AND status=?)" in plan
         assert "TEMP B-TREE" not in plan
         self.no_full_scan(plan)
 
     def test_what_a_crash_left_of_deletions(self, plans: Callable[..., str], gate: Gate) -> None:
-        assert plans(gate.table.debris) == "SEARCH jobs USING INDEX jobs_debris (seq>?)"
+        assert plans(gate.table.deletion.debris) == "SEARCH jobs USING INDEX jobs_debris (seq>?)"
 
     def test_everything_that_runs_again_and_again(self, plans: Callable[..., str], gate: Gate) -> None:
         job = gate.accept()
@@ -398,20 +398,20 @@ class TestQueryPlans:
         table, slots = gate.table, Slots(gate.table.database)
         actions: list[Callable[[], object]] = [
             lambda: slots.beat("host/one"),
-            lambda: table.reclaim("host/one"),
-            lambda: table.take_over("host", "host/one"),
-            table.queued_demands,
-            lambda: table.statuses([job.identity, Identity("u2", "txt2img", "gone")]),
-            lambda: table.get("u1", "txt2img", job.name),
-            lambda: table.rows_named(job.name, "txt2img"),
-            lambda: table.place(job),
-            lambda: table.place(table.current(job.identity)),
-            table.seconds_until_room,
+            lambda: table.losses.reclaim("host/one"),
+            lambda: table.losses.take_over("host", "host/one"),
+            table.queries.queued_demands,
+            lambda: table.queries.statuses([job.identity, Identity("u2", "txt2img", "gone")]),
+            lambda: table.queries.get("u1", "txt2img", job.name),
+            lambda: table.queries.rows_named(job.name, "txt2img"),
+            lambda: table.queries.place(job),
+            lambda: table.queries.place(table.queries.current(job.identity)),
+            table.queries.seconds_until_room,
             lambda: table.report(claim, 0.5, 1.0),
             lambda: table.looked_at(claim.job),
-            lambda: table.seconds_since_look(claim),
+            lambda: table.queries.seconds_since_look(claim),
             lambda: gate.finish(claim),
-            lambda: table.delete("u1", "txt2img", job.name),
+            lambda: table.deletion.delete("u1", "txt2img", job.name),
         ]
         for action in actions:
             self.no_full_scan(plans(action))

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from app.jobs import slots as slots_module
 from app.jobs.catalogues import Catalogues
 from app.jobs.errors import DatabaseUnavailable
+from app.jobs.events import Announcer, Transition
 from app.jobs.leases import Lease
 from app.jobs.model import Claim, Failure, Identity, Job, Success
 from app.jobs.slots import Slots
@@ -167,7 +168,7 @@ class House:
         self.workers: list[Worker] = []
         self.stations: list[ScriptedBackend] = []
         self.tidied: list[str] = []
-        self.upkeep: Callable[[], list[Identity]] = list
+        self.upkeep: Callable[[], object] = list
         self.tidy: Callable[[], None] = lambda: self.tidied.append("tidy")
 
     def worker(self, *keys: str, host: str = HOST, lock: Path | None = None) -> Worker:
@@ -176,11 +177,16 @@ class House:
         self.stations += stations
         self._know([station.key for station in stations])
         tables = Tables(self.table, self.slots, self.catalogues)
-        duties = Duties(lambda: stations, self.tidy, self.upkeep, self.told.put)
-        worker = Worker(tables, host, duties, HostLock(lock) if lock is not None else None)
+        duties = Duties(lambda: stations, self.tidy, self.upkeep)
+        announcer = Announcer(self._tell)
+        worker = Worker(tables, host, duties, announcer, HostLock(lock) if lock is not None else None)
         self.workers.append(worker)
         worker.start()
         return worker
+
+    def _tell(self, transition: Transition) -> None:
+        if transition.is_end:
+            self.told.put(transition.job.identity)
 
     def _know(self, keys: Sequence[str]) -> None:
         """Make the slots that are not there yet, clean as an earlier worker left them."""
@@ -198,8 +204,8 @@ class House:
         return station
 
     def finished(self, job: Job) -> Job:
-        until(lambda: self.table.current(job.identity).finished, "the end of the job")
-        return self.table.current(job.identity)
+        until(lambda: self.table.queries.current(job.identity).finished, "the end of the job")
+        return self.table.queries.current(job.identity)
 
     def sql(self, statement: str, **values: object) -> None:
         with self.database.write() as connection:
@@ -234,7 +240,7 @@ class TestAttempt:
         assert (claim.job.seq, claim.attempt, house.slot()) == (job.seq, 1, "held")
         station.answers()
         assert house.told.get(timeout=DEADLINE) == job.identity
-        assert house.table.current(job.identity).status == "succeeded"
+        assert house.table.queries.current(job.identity).status == "succeeded"
         assert house.slot() == "clean"
 
     def test_the_next_job_starts_while_the_last_one_is_stored(self, house: House) -> None:
@@ -244,7 +250,7 @@ class TestAttempt:
         station.begins()
         station.answers()
         assert station.begins().job.seq == second.seq
-        assert house.table.current(first.identity).phase == "storing"
+        assert house.table.queries.current(first.identity).phase == "storing"
         station.may_store.set()
         station.answers()
         assert {house.finished(first).status, house.finished(second).status} == {"succeeded"}
@@ -258,7 +264,7 @@ class TestAttempt:
             station.answers()
             station.stores()
         station.begins_nothing()
-        assert house.table.current(jobs[2].identity).status == "queued"
+        assert house.table.queries.current(jobs[2].identity).status == "queued"
         assert house.slot() == "clean"
         station.may_store.set()
         assert station.begins().job.seq == jobs[2].seq
@@ -275,7 +281,7 @@ class TestAttempt:
             one.answers()
         mine, others = sorted(jobs, key=lambda job: by_seq[job.seq] is other)
         assert house.finished(others).status == "succeeded"
-        assert house.table.current(mine.identity).status == "running"
+        assert house.table.queries.current(mine.identity).status == "running"
         station.may_store.set()
         house.finished(mine)
 
@@ -298,7 +304,7 @@ class TestAttempt:
         assert station.begins().job.seq == wanted.seq
         station.answers()
         house.finished(wanted)
-        assert house.table.current(refused.identity).status == "queued"
+        assert house.table.queries.current(refused.identity).status == "queued"
 
 
 class TestFailure:
@@ -309,9 +315,9 @@ class TestFailure:
         assert station.begins().job.seq == first.seq
         station.answers(NotSent())
         until(lambda: house.slots.get("gpu0").health == "down")
-        kept = house.table.current(first.identity)
+        kept = house.table.queries.current(first.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
-        assert house.table.place(kept).position == 1
+        assert house.table.queries.place(kept).position == 1
         assert house.slot() == "clean"
         station.begins_nothing()
         station.down.clear()
@@ -345,7 +351,7 @@ class TestFailure:
             station.begins()
             station.answers(reply)
         assert house.told.get(timeout=DEADLINE) == job.identity
-        failed = house.table.current(job.identity)
+        failed = house.table.queries.current(job.identity)
         assert (failed.status, failed.error_slug, failed.attempts) == ("failed", slug, MAX_ATTEMPTS)
         assert "a bug" not in failed.error_detail
         until(lambda: house.slot() == "clean")
@@ -358,7 +364,7 @@ class TestFailure:
         station.begins()
         station.answers(Answer(ok=False, content=None))
         assert house.told.get(timeout=DEADLINE) == job.identity
-        failed = house.table.current(job.identity)
+        failed = house.table.queries.current(job.identity)
         assert (failed.error_slug, failed.error_detail, failed.attempts) == ("webui-error", "It failed.", 1)
 
     def test_a_retry_is_another_attempt_and_wakes_no_waiter(self, house: House) -> None:
@@ -382,7 +388,7 @@ class TestFailure:
             station.begins()
             station.answers(Answer(ok=False, content=None))
         assert house.told.get(timeout=DEADLINE) == job.identity
-        assert house.table.current(job.identity).error_slug == "webui-error"
+        assert house.table.queries.current(job.identity).error_slug == "webui-error"
 
     def test_a_result_that_can_not_be_stored_is_an_honest_error(self, house: House) -> None:
         station = house.start()
@@ -425,7 +431,7 @@ class TestSettling:
         until(lambda: len(station.settled) >= 3)
         assert station.settled[0] == (lost.task_id, timing.STUCK_SECONDS)
         assert set(station.settled[1:]) == {(lost.task_id, 0.0)}
-        assert house.table.current(job.identity).status == "queued"
+        assert house.table.queries.current(job.identity).status == "queued"
         station.idle = True
         station.begins()
         station.answers()
@@ -500,8 +506,8 @@ class TestMonitor:
         assert station.looks == 0
         house.table.looked_at(claim.job)
         until(lambda: station.looks >= 3)
-        until(lambda: house.table.current(job.identity).progress == 0.5)
-        assert house.table.place(house.table.current(job.identity)).eta == pytest.approx(3.0, abs=1.0)
+        until(lambda: house.table.queries.current(job.identity).progress == 0.5)
+        assert house.table.queries.place(house.table.queries.current(job.identity)).eta == pytest.approx(3.0, abs=1.0)
         house.sql("UPDATE jobs SET looked_at = looked_at - 60")
         self.keeper_comes_by(house)
         before = station.looks
@@ -518,7 +524,7 @@ class TestMonitor:
         job = house.gate.accept()
         station.begins()
         until(lambda: station.looks >= 3)
-        assert house.table.current(job.identity).progress == 0.0
+        assert house.table.queries.current(job.identity).progress == 0.0
         station.answers()
         house.finished(job)
 
@@ -529,7 +535,7 @@ class TestMonitor:
         claim = station.begins()
         house.table.looked_at(claim.job)
         until(lambda: station.looks >= 3)
-        assert house.table.current(job.identity).progress == 0.0
+        assert house.table.queries.current(job.identity).progress == 0.0
         station.answers()
         house.finished(job)
 
@@ -539,13 +545,12 @@ class TestMonitor:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.02)
         monkeypatch.setattr(timing, "STUCK_SECONDS", 0.2)
         station = house.start()
-        station.look_answer = Poll(1.0, None, idle=True)
+        station.poll = lambda claim: Poll(1.0, None, idle=claim.attempt == 1)
         job = house.gate.accept()
         station.begins()
         again = station.begins()
         assert station.calls == ["abort"]
         assert (again.attempt, again.job.attempts) == (2, 1)
-        station.look_answer = Poll(0.1, None, idle=False)
         station.answers()
         assert house.finished(job).status == "succeeded"
 
@@ -571,7 +576,7 @@ class TestMonitor:
             until(lambda seq=job.seq: seq in seen)
             self.keeper_comes_by(house, 2)
             station.answers()
-            until(lambda job=job: house.table.current(job.identity).phase != "generating")
+            until(lambda job=job: house.table.queries.current(job.identity).phase != "generating")
         assert [house.finished(job).attempts for job in jobs] == [0] * len(jobs)
         assert "abort" not in station.calls
 
@@ -710,8 +715,8 @@ class TestDrain:
             drained = pool.submit(house.workers[0].drain, DEADLINE)
             station.answers()
             drained.result(DEADLINE)
-        assert house.table.current(running.identity).status == "succeeded"
-        assert house.table.current(waiting.identity).status == "queued"
+        assert house.table.queries.current(running.identity).status == "succeeded"
+        assert house.table.queries.current(waiting.identity).status == "queued"
         assert station.calls == ["store"]
         assert house.slot() == "clean"
 
@@ -720,7 +725,7 @@ class TestDrain:
         job = house.gate.accept()
         station.begins()
         house.workers[0].drain(0)
-        kept = house.table.current(job.identity)
+        kept = house.table.queries.current(job.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
         assert station.calls == ["interrupt"]
         assert house.slot() == "clean"
@@ -731,7 +736,7 @@ class TestDrain:
         job = house.gate.accept()
         claim = station.begins()
         house.workers[0].drain(0)
-        kept = house.table.current(job.identity)
+        kept = house.table.queries.current(job.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
         assert station.calls == ["interrupt", "abort"]
         assert house.slot() == "unclean"
@@ -749,7 +754,7 @@ class TestDrain:
         station.heeds_interrupt = False
         station.interrupt = lambda _claim: station.answers(AttemptLost(BROKEN))
         house.workers[0].drain(0)
-        kept = house.table.current(job.identity)
+        kept = house.table.queries.current(job.identity)
         assert (kept.status, kept.attempts) == ("queued", 0)
         assert house.slot() == "unclean"
 
@@ -765,7 +770,7 @@ class TestDrain:
             assert not drained.done()
             station.may_store.set()
             drained.result(DEADLINE)
-        assert house.table.current(job.identity).status == "succeeded"
+        assert house.table.queries.current(job.identity).status == "succeeded"
 
     def test_no_job_is_taken_after_that(self, house: House) -> None:
         station = house.start()
@@ -773,7 +778,7 @@ class TestDrain:
         job = house.gate.accept()
         house.workers[0].wake()
         station.begins_nothing()
-        assert house.table.current(job.identity).status == "queued"
+        assert house.table.queries.current(job.identity).status == "queued"
 
 
 class TestElection:
@@ -852,7 +857,7 @@ class TestTwoWorkers:
         # The loser's process stood still: its lease ran out, and somebody noticed.
         house.sql("UPDATE jobs SET lease_expires = 0, owner = 'a/still'")
         house.sql("UPDATE slots SET lease_expires = 0, owner = 'a/still'")
-        until(lambda: house.table.current(job.identity).losses == 1)
+        until(lambda: house.table.queries.current(job.identity).losses == 1)
         assert house.slot() in ("unclean", "settling", "clean")
         winner = house.start("gpu1", host="b")
         again = winner.begins()
@@ -862,7 +867,7 @@ class TestTwoWorkers:
         until(lambda: not runner.attempts.unstored_task_ids())
         assert loser.calls == []
         assert not loser.storing.acquire(blocking=False)
-        assert house.table.current(job.identity).status == "running"
+        assert house.table.queries.current(job.identity).status == "running"
         winner.answers()
         assert house.finished(job).claims == 2
         assert house.told.get(timeout=DEADLINE) == job.identity
@@ -890,7 +895,9 @@ class TestRestoredDatabase:
         until(lambda: f"the claim of job {job.name} was lost" in caplog.text)
         assert not station.storing.acquire(blocking=False)
         assert station.discarded == []
-        assert house.table.of_user("bob", None, 9, None) == house.table.of_user("bob", "running", 9, None)
+        assert house.table.queries.of_user("bob", None, 9, None) == house.table.queries.of_user(
+            "bob", "running", 9, None
+        )
 
     @pytest.mark.parametrize(
         ("change", "discarded"),
@@ -910,24 +917,26 @@ class TestRestoredDatabase:
         [runner] = house.workers[0]._runners
         until(lambda: not runner.attempts.unstored_task_ids())
         assert station.discarded == discarded
-        assert house.table.of_user("bob", None, 9, None) == house.table.of_user("bob", "running", 9, None)
+        assert house.table.queries.of_user("bob", None, 9, None) == house.table.queries.of_user(
+            "bob", "running", 9, None
+        )
 
     def test_a_job_that_it_stores_by_the_row_alone_goes_back_to_the_queue(self, house: House) -> None:
         """The dump is of a moment when it was stored; its own heartbeats would keep it for ever."""
         rounds: list[float] = []
-        house.upkeep = lambda: rounds.append(time.monotonic()) or []
+        house.upkeep = lambda: rounds.append(time.monotonic())
         station = house.start()
         job = house.gate.accept()
         station.begins()
         station.may_store.clear()
         station.answers()
         station.stores()
-        stored = house.table.current(job.identity)
+        stored = house.table.queries.current(job.identity)
         assert stored.phase == "storing"
         # Upkeep comes by while it really is stored.
         before = len(rounds)
         until(lambda: len(rounds) >= before + 2)
-        assert house.table.current(job.identity).claims == 1
+        assert house.table.queries.current(job.identity).claims == 1
         station.may_store.set()
         house.finished(job)
         house.sql(
@@ -943,13 +952,6 @@ class TestRestoredDatabase:
 
 
 class TestUpkeep:
-    def test_waiters_hear_of_the_jobs_that_upkeep_failed(self, house: House) -> None:
-        lost = [Identity("u1", "txt2img", name) for name in ("one", "two")]
-        once = iter([lost])
-        house.upkeep = lambda: next(once, [])
-        house.start()
-        assert [house.told.get(timeout=DEADLINE) for _ in range(2)] == lost
-
     @pytest.mark.parametrize(
         ("error", "words"),
         [(LookupError("a bug"), "the worker's upkeep failed"), (DatabaseUnavailable(), "the database is unavailable")],
@@ -957,16 +959,16 @@ class TestUpkeep:
     def test_it_goes_on_after_trouble(
         self, house: House, caplog: pytest.LogCaptureFixture, error: Exception, words: str
     ) -> None:
-        trouble, lost = iter([error]), Identity("u1", "txt2img", "one")
+        trouble, done = iter([error]), threading.Event()
 
-        def upkeep() -> list[Identity]:
+        def upkeep() -> None:
             for each in trouble:
                 raise each
-            return [lost]
+            done.set()
 
         house.upkeep = upkeep
         house.start()
-        assert house.told.get(timeout=DEADLINE) == lost
+        assert done.wait(DEADLINE)
         assert words in caplog.text
 
     def test_files_of_deletions_are_tidied_before_anything_else(self, house: House) -> None:
@@ -1108,7 +1110,7 @@ class TestDatabaseTrouble:
         until(lambda: "the database can't be written; trying again" in caplog.text)
         house.workers[0].drain(0)
         lock.execute("COMMIT")
-        assert house.table.current(job.identity).status == "running"
+        assert house.table.queries.current(job.identity).status == "running"
         assert station.discarded == []
 
     def test_claiming_goes_on_when_the_database_is_back(self, house: House, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,137 @@
+"""Deleting jobs and images, and dropping the rows that nobody needs any more.
+
+A deletion commits the row first, which keeps what is needed to find the files (``debris``); the row goes when they are gone.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, false, func, not_, or_, select, tuple_, update
+
+from app.jobs.errors import JobNotFound, JobUnfinished
+from app.jobs.model import Identity, Job, to_json
+from app.jobs.rows import by_name, now_ms
+from app.jobs.sql import statements as sql
+from app.jobs.sql.database import Database
+from app.jobs.sql.schema import CLOCK, DEBRIS, DELETED, IDEMPOTENCY, JOBS, QUEUED, REFUSALS, RUNNING, USERS, db_now
+
+#: Rows that one transaction of the upkeep deletes at most.
+MOST_FORGOTTEN: Final = 500
+#: Far longer than a waiting client's process takes to see that its job has ended (app/jobs/waiters.py), in milliseconds.
+_SEEN_MS: Final = 10_000
+#: Above every number of a job.
+_AFTER_ALL: Final = 2**63 - 1
+
+
+class JobDeletion:
+    """Deletes jobs for good. Raises DatabaseUnavailable from every method."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def delete(self, user_id: str, type_: str, name: str) -> Job:
+        """Commit that a finished job is gone (its row stays as a mark, emptied) and return what it was.
+
+        :raises JobNotFound, JobUnfinished: nothing was changed.
+        """
+        with self.database.write("delete") as connection:
+            job = by_name(connection, Identity(user_id, type_, name), lock=True)
+            _mark_deleted(connection, job)
+            return job
+
+    def delete_image(self, user_id: str, type_: str, name: str, filename: str) -> tuple[Job, bool]:
+        """Commit that one image of a record is gone, and the record with its last one: (what it was, whether all went).
+
+        :raises JobNotFound: no such job, or it has no such image.
+        :raises JobUnfinished: nothing was changed.
+        """
+        with self.database.write("delete image") as connection:
+            job = by_name(connection, Identity(user_id, type_, name), lock=True)
+            left = [image for image in job.images if image["filename"] != filename]
+            if len(left) == len(job.images):
+                raise JobNotFound
+            if not left:
+                _mark_deleted(connection, job)
+            else:
+                connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(images=to_json(left), debris=True))
+            return job, not left
+
+    def debris(self, after: int = 0, limit: int = _AFTER_ALL) -> list[tuple[Job, bool]]:
+        """Rows above a number whose deleted files may still be on disk, each with whether the whole record was deleted."""
+        wanted = select(*sql.COLUMNS).where(DEBRIS, JOBS.c.seq > after).order_by(JOBS.c.seq).limit(limit)
+        with self.database.read() as connection:
+            return [(Job.of(row), row.status == "deleted") for row in connection.execute(wanted).all()]
+
+    def debris_removed(self, job: Job) -> None:
+        """The files of what was deleted of this job are gone."""
+        with self.database.write("debris removed") as connection:
+            connection.execute(update(JOBS).where(sql.ROW).values(debris=False), sql.row_of(job))
+
+    def forget_keys(self) -> int:
+        """Drop idempotency keys that have expired, at most :data:`MOST_FORGOTTEN`; how many."""
+        return self._forget(IDEMPOTENCY, IDEMPOTENCY.c.expires_at <= db_now())
+
+    def forget_deleted(self) -> int:
+        """Drop rows of deleted jobs, at most :data:`MOST_FORGOTTEN`; how many.
+
+        A row stays while files of it may be left, and while an idempotency key names it. It also stays until every client that
+        waited for the job has seen its end.
+        """
+        now = now_ms()
+        # A time in the future is one from before the clock was set back.
+        waited_for = JOBS.c.finished_at.between(now - _SEEN_MS, now)
+        named = select(IDEMPOTENCY.c.key).where(sql.KEY_NAMES_JOB).exists()
+        gone = and_(JOBS.c.status == DELETED, not_(DEBRIS), not_(func.coalesce(waited_for, false())), not_(named))
+        return self._forget(JOBS, gone)
+
+    def forget_users(self) -> int:
+        """Drop what fair queueing need not know of users any more, at most :data:`MOST_FORGOTTEN` rows; how many.
+
+        A user without unfinished jobs whose finish tag the clock has passed begins like a new one, and so does everybody once
+        nothing at all is unfinished.
+        """
+        virtual = select(CLOCK.c.virtual).scalar_subquery()
+        unfinished = select(CLOCK.c.unfinished).scalar_subquery()
+        idle = and_(USERS.c.unfinished <= 0, or_(USERS.c.finish <= virtual, unfinished <= 0))
+        return self._forget(USERS, idle)
+
+    def forget_refusals(self) -> int:
+        """Drop the refusals of jobs that have ended; how many."""
+        unfinished = or_(JOBS.c.status == QUEUED, JOBS.c.status == RUNNING)
+        ended = ~select(JOBS.c.seq).where(sql.REFUSES_JOB, unfinished).exists()
+        with self.database.read() as connection:
+            if connection.execute(select(REFUSALS.c.slot).where(ended).limit(1)).first() is None:
+                return 0
+        with self.database.write() as connection:
+            return connection.execute(delete(REFUSALS).where(ended)).rowcount
+
+    def _forget(self, table: Table, where: ColumnElement[bool]) -> int:
+        """Delete rows of a table, at most :data:`MOST_FORGOTTEN`; how many.
+
+        In batches that are chosen before, so that no writer waits long and PostgreSQL's autovacuum keeps up.
+        """
+        columns = list(table.primary_key.columns)
+        with self.database.read() as connection:
+            rows = connection.execute(select(*columns).where(where).limit(MOST_FORGOTTEN)).all()
+        if not rows:
+            return 0
+        key = columns[0].in_([row[0] for row in rows]) if len(columns) == 1 else tuple_(*columns).in_(map(tuple, rows))
+        with self.database.write() as connection:
+            # Asked again: a user may have come back, and a key may have been given anew.
+            return connection.execute(delete(table).where(key, where)).rowcount
+
+
+def _mark_deleted(connection: Connection, job: Job) -> None:
+    if not job.finished:
+        raise JobUnfinished
+    # Without its batch size nobody would know how many files may be left of it.
+    left = {name: value for name, value in job.args.items() if name == "batch_size"}
+    connection.execute(
+        update(JOBS)
+        .where(JOBS.c.seq == job.seq)
+        .values(
+            status="deleted", args=to_json(left), images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
+            debris=True,
+        )
+    )  # fmt: skip

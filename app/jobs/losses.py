@@ -1,0 +1,121 @@
+"""Jobs whose worker died, lost its lease or forgot them go back to the queue; those that nothing can serve any more fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, and_, false, func, or_, select, update
+
+from app.jobs.model import Failure, Identity, Job
+from app.jobs.rows import count_out, now_ms
+from app.jobs.sql import statements as sql
+from app.jobs.sql.database import Database
+from app.jobs.sql.schema import JOBS, QUEUED, RUNNING, SLOTS
+
+#: Attempts that our own process ended, so that the next loss fails the job.
+MAX_LOSSES: Final = 20
+
+
+class Losses:
+    """Takes jobs and slots from owners that are gone. Raises DatabaseUnavailable from every method."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def let_go(self, slot: str, owner: str) -> list[Job]:
+        """Give back what the rows say that this owner holds on a slot, though its runner has nothing in hand; the jobs.
+
+        So it is when the answer to a commit was lost: it was made, nobody knew, and this owner's beats would keep it for ever.
+        """
+        with self.database.write("let go") as connection:
+            mine = {"c_slot": slot, "c_owner": owner}
+            back = [Job.of(row) for row in sql.LET_JOB_GO.all(connection, mine)]
+            sql.LET_SLOT_GO.change(connection, mine)
+            return back
+
+    def take_over(self, host: str, owner: str) -> list[Job]:
+        """Give back what other processes of this host held (``flock`` says that they are dead); the jobs, see :meth:`_lose`."""
+        prefix = f"{host}/"
+
+        def dead(column: ColumnElement[Any]) -> ColumnElement[bool]:
+            return and_(func.substr(column, 1, len(prefix)) == prefix, column != owner)
+
+        jobs, slots = and_(JOBS.c.status == RUNNING, dead(JOBS.c.owner)), dead(SLOTS.c.owner)
+        with self.database.read() as connection:
+            nothing = not connection.execute(select(JOBS.c.seq).where(jobs)).first()
+            if nothing and not connection.execute(select(SLOTS.c.key).where(slots)).first():
+                return []
+        return self._lose(jobs, slots)
+
+    def reclaim(self, owner: str) -> list[Job]:
+        """Give back what any other owner held whose lease ran out; the jobs, see :meth:`_lose`."""
+        with self.database.read() as connection:
+            found = sql.LEASES.first(connection, {"p_owner": owner})
+        if found.late:
+            self._clip_leases()
+        return self._lose(sql.job_lapsed(owner), sql.slot_lapsed(owner)) if found.lapsed else []
+
+    def lose_unknown(self, owner: str, in_hand: Callable[[], Collection[str]]) -> list[Job]:
+        """Give back the jobs that this owner stores by their rows, but not in fact; the jobs, see :meth:`_lose`.
+
+        So it is after the database was restored from a dump of a moment when it did: its own heartbeats would keep them for ever.
+
+        :param in_hand: the task ids of the claims whose results this owner decodes or stores; asked after the rows were read, so
+            that one that ends meanwhile is not taken for unknown.
+        """
+        with self.database.read() as connection:
+            shown = [row.task_id for row in sql.STORED_BY.all(connection, {"p_owner": owner})]
+        unknown = set(shown) - set(in_hand()) if shown else set()
+        if not unknown:
+            return []
+        mine = and_(JOBS.c.status == RUNNING, JOBS.c.owner == owner, JOBS.c.phase == "storing")
+        return self._lose(and_(mine, JOBS.c.task_id.in_(unknown)), false())
+
+    def _clip_leases(self) -> None:
+        """Bound every lease by what a beat could have given: after the clock was set back, a dead owner's would last for hours.
+
+        A live owner loses nothing by it, for its next beat gives the same.
+        """
+        with self.database.write("clip leases") as connection:
+            connection.execute(update(JOBS).where(sql.JOB_LATE).values(sql.BEATEN))
+            connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(sql.BEATEN))
+
+    def _lose(self, jobs: ColumnElement[bool], slots: ColumnElement[bool]) -> list[Job]:
+        """Take these jobs and slots from their owners; the jobs as they were held, but for what became of them: ``status`` is
+        queued or failed, and ``error_slug`` says why.
+        """
+        with self.database.write("take over") as connection:
+            rows = [Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(jobs))]
+            lost = [row.seq for row in rows if row.losses >= MAX_LOSSES]
+            back = [row.seq for row in rows if row.losses < MAX_LOSSES]
+            count = JOBS.c.losses + 1
+            connection.execute(update(JOBS).where(JOBS.c.seq.in_(back)).values(losses=count, **sql.BACK))
+            connection.execute(
+                update(JOBS)
+                .where(JOBS.c.seq.in_(lost))
+                .values(
+                    status="failed", losses=count, finished_at=now_ms(), error_slug=sql.WORKER_LOST,
+                    error_detail="The gateway was stopped again and again while it worked at this job.", **sql.FREE,
+                )
+            )  # fmt: skip
+            count_out(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
+            connection.execute(update(SLOTS).where(slots).values(state="unclean", owner=None, lease_expires=None))
+            ends = dict.fromkeys(back, "queued") | dict.fromkeys(lost, "failed")
+            return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
+
+    def fail_queued(
+        self, failure: Failure, *, demands: Collection[int] = (), jobs: Collection[Identity] = ()
+    ) -> list[Job]:
+        """Fail every queued job with one of these demands, and these jobs where they are queued; the jobs as they were queued."""
+        with self.database.write("fail queued") as connection:
+            chosen = or_(JOBS.c.demand.in_(demands), JOBS.c.name.in_([job.name for job in jobs]))
+            found = connection.execute(select(*sql.COLUMNS).where(JOBS.c.status == QUEUED, chosen))
+            rows = [job for job in map(Job.of, found) if job.demand in demands or job.identity in jobs]
+            connection.execute(
+                update(JOBS)
+                .where(JOBS.c.seq.in_([row.seq for row in rows]))
+                .values(status="failed", finished_at=now_ms(), error_slug=failure.slug, error_detail=failure.detail)
+            )
+            count_out(connection, [row.user_id for row in rows])
+            return rows

@@ -1,0 +1,194 @@
+"""What is asked of the job table: jobs by name, pages of them, their places in the queue, and what waiting jobs need of a WebUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Final
+
+from sqlalchemy import and_, select
+
+from app.jobs import places
+from app.jobs.errors import JobLost, JobNotFound
+from app.jobs.model import Claim, Identity, Job, Place
+from app.jobs.rows import by_name, found
+from app.jobs.sql import statements as sql
+from app.jobs.sql.database import Database
+from app.jobs.sql.prepared import Prepared
+from app.jobs.sql.schema import DEMANDS, JOBS, QUEUED, REFUSALS, RUNNING, SUCCEEDED, db_now
+from app.runtime.jsontext import loads
+
+_LATE_BEAT_SECONDS: Final = 60.0
+#: Above every number of a job.
+_AFTER_ALL: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A queued job, the canonical JSON of what it needs of a WebUI, and the slots that it is not sent to again."""
+
+    job: Job
+    demand: str
+    slots: set[str]
+
+
+def _always(_job: Job) -> bool:
+    return True
+
+
+class JobQueries:
+    """Reads the job table and changes nothing. Raises DatabaseUnavailable from every method."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def get(self, user_id: str, type_: str, name: str) -> Job:
+        """One job by the names that clients use.
+
+        :raises JobNotFound: there is none, or it was deleted.
+        """
+        with self.database.read() as connection:
+            return by_name(connection, Identity(user_id, type_, name))
+
+    def current(self, job: Identity) -> Job:
+        """A job that was accepted, as it is now.
+
+        :raises JobNotFound: it was deleted.
+        :raises JobLost: there is no row of it any more.
+        """
+        with self.database.read() as connection:
+            row = sql.BY_NAME.first(connection, sql.named(job))
+            if row is None and sql.ANY_NAMED.first(connection, sql.named(job)) is None:
+                raise JobLost
+            return found(row)
+
+    def images(self, user_id: str, type_: str, name: str) -> list[dict[str, Any]]:
+        """The images of one job, its reference image last: a narrow look, for every picture that is served asks it.
+
+        :raises JobNotFound: there is no such job, or it was deleted.
+        """
+        with self.database.read() as connection:
+            row = sql.IMAGES.first(connection, sql.named(Identity(user_id, type_, name)))
+        if row is None:
+            raise JobNotFound
+        images, init_image = row
+        listed: list[dict[str, Any]] = loads(images) if images else []
+        return listed + ([loads(init_image)] if init_image else [])
+
+    def statuses(self, jobs: Collection[Identity]) -> dict[Identity, str]:
+        """The status of each of these jobs that has a row; a deleted one shows as ``deleted``."""
+        with self.database.read() as connection:
+            rows = connection.execute(sql.STATUSES, {"p_names": [job.name for job in jobs]})
+            found = {Identity(row.user_id, row.type, row.name): row.status for row in rows}
+        return {job: found[job] for job in jobs if job in found}
+
+    def history(
+        self, user_id: str, type_: str, limit: int, before: int | None, wanted: Callable[[Job], bool] = _always
+    ) -> list[Job]:
+        """Succeeded jobs of one type, newest first, below the number ``before``.
+
+        :param wanted: asked for each in turn; the first one that it refuses ends the list, and no later one is read.
+        """
+        return self._page(sql.HISTORY, {"p_user": user_id, "p_type": type_}, limit, before, wanted)
+
+    def of_user(
+        self, user_id: str, status: str | None, limit: int, before: int | None, wanted: Callable[[Job], bool] = _always
+    ) -> list[Job]:
+        """Jobs of both types in any state, or in one; parameters as :meth:`history` has them."""
+        if status is None:
+            return self._page(sql.OF_USER, {"p_user": user_id}, limit, before, wanted)
+        return self._page(sql.OF_USER_IN, {"p_user": user_id, "p_status": status}, limit, before, wanted)
+
+    def _page(
+        self,
+        statement: Prepared,
+        where: dict[str, Any],
+        limit: int,
+        before: int | None,
+        wanted: Callable[[Job], bool],
+    ) -> list[Job]:
+        page = {"p_before": _AFTER_ALL if before is None else before, "p_limit": limit}
+        with self.database.read() as connection, closing(statement.walk(connection, where | page)) as rows:
+            return [*takewhile(wanted, map(Job.of, rows))]
+
+    def succeeded(self, after: int, limit: int) -> list[Job]:
+        """Succeeded jobs in the order of acceptance, above the number ``after``: to walk through all of them."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                select(*sql.COLUMNS)
+                .where(JOBS.c.seq > after, JOBS.c.status == SUCCEEDED)
+                .order_by(JOBS.c.seq)
+                .limit(limit)
+            )
+            return [Job.of(row) for row in rows]
+
+    def rows_named(self, name: str, type_: str) -> list[tuple[Job, bool]]:
+        """Every row with this name, deleted ones too, each with whether its lease is live; for the sweep.
+
+        A lease that ran out a moment ago counts: its owner may be alive and just not have beaten yet, and may still finish.
+        """
+        live = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() - _LATE_BEAT_SECONDS).label("live")
+        with self.database.read() as connection:
+            rows = connection.execute(select(*sql.COLUMNS, live).where(JOBS.c.name == name, JOBS.c.type == type_))
+            return [(Job.of(row), bool(row.live)) for row in rows]
+
+    def place(self, job: Job) -> Place:
+        """Where an unfinished job stands in the queue, and how long it will take at the speed measured so far."""
+        if job.finished:
+            return Place(None, None)
+        with self.database.read() as connection:
+            return places.place(connection, job)
+
+    def seconds_until_room(self) -> float:
+        """Seconds until the next unfinished job is likely to end; for Retry-After."""
+        with self.database.read() as connection:
+            return places.seconds_until_room(connection)
+
+    def demands_after(self, known: int) -> Sequence[tuple[int, str]]:
+        """Demands with a number above ``known``, as (number, canonical JSON)."""
+        with self.database.read() as connection:
+            rows = sql.DEMANDS_AFTER.all(connection, {"p_known": known})
+            return [(row.id, row.body) for row in rows]
+
+    def queued_demands(self) -> Mapping[int, str]:
+        """The demands that queued jobs have."""
+        with self.database.read() as connection:
+            waiting = select(JOBS.c.demand).where(JOBS.c.status == QUEUED).distinct()
+            rows = connection.execute(select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id.in_(waiting)))
+            return {row.id: row.body for row in rows}
+
+    def refused(self) -> list[Refused]:
+        """The queued jobs that some WebUI is not to get again."""
+        with self.database.read() as connection:
+            rows = connection.execute(
+                select(*sql.COLUMNS, DEMANDS.c.body, REFUSALS.c.slot.label("refused_by"))
+                .select_from(REFUSALS.join(JOBS, sql.REFUSES_JOB).join(DEMANDS, DEMANDS.c.id == JOBS.c.demand))
+                .where(JOBS.c.status == QUEUED)
+                .order_by(JOBS.c.seq)
+            ).all()
+        found: dict[int, Refused] = {}
+        for row in rows:
+            found.setdefault(row.seq, Refused(Job.of(row), row.body, set())).slots.add(row.refused_by)
+        return list(found.values())
+
+    def owns(self, claim: Claim) -> bool:
+        """Whether the job's row still shows this claim."""
+        with self.database.read() as connection:
+            return sql.STILL_OWNED.first(connection, sql.owned_by(claim)) is not None
+
+    def shares_number(self, claim: Claim) -> bool:
+        """Whether the job's row shows another claim with the number of this one, whose files then have the same names.
+
+        So it is after the database has lost this claim but not the job, as a replica that lagged behind does.
+        """
+        with self.database.read() as connection:
+            row = sql.CLAIM_SHOWN.first(connection, sql.named(claim.job.identity))
+        return row is not None and row.claims == claim.attempt and row.task_id != claim.task_id
+
+    def seconds_since_look(self, claim: Claim) -> float | None:
+        """How long ago somebody looked at the claimed job; None when nobody did, or the claim is lost."""
+        with self.database.read() as connection:
+            row = sql.SECONDS_SINCE_LOOK.first(connection, sql.owned_by(claim))
+            return None if row is None else row.seconds

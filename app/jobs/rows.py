@@ -1,0 +1,45 @@
+"""What several modules of the job table do with a row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from app.jobs.errors import JobNotFound
+from app.jobs.model import Identity, Job
+from app.jobs.sql import statements as sql
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970 by this machine's clock."""
+    return time.time_ns() // 1_000_000
+
+
+def found(row: Any) -> Job:
+    """The job of a row.
+
+    :raises JobNotFound: there is none.
+    """
+    if row is None:
+        raise JobNotFound
+    return Job.of(row)
+
+
+def by_name(connection: Connection, job: Identity, *, lock: bool = False) -> Job:
+    """The job with these names; with ``lock`` no other writer changes it until the transaction ends.
+
+    :raises JobNotFound: there is none, or it was deleted.
+    """
+    return found((sql.LOCK_BY_NAME if lock else sql.BY_NAME).first(connection, sql.named(job)))
+
+
+def count_out(connection: Connection, users: Sequence[str]) -> None:
+    """Take finished jobs out of the counts of unfinished ones."""
+    if not users:
+        return
+    sql.COUNT_OUT.change(connection, {"p_count": len(users)})
+    for user_id in users:
+        sql.COUNT_USER_OUT.change(connection, {"p_user": user_id})
