@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app import api, config
+from app import api, config, startup
 from app.api.application import Application
-from app.services import build
 
 EXTENSION = "sd-gateway"
 
@@ -15,11 +14,11 @@ def create_app(settings: config.Config | None = None) -> Flask:
     """Assemble the WSGI application; its services stand in ``app.extensions["sd-gateway"]`` and are not started.
 
     :param settings: instead of those of the environment.
-    :raises app.config.ConfigError: for an unknown or malformed setting.
+    :raises app.config.CannotStart: a setting is unknown or malformed, or what it names can't be used.
     """
     settings = settings or config.load()
     app = Application("app", instance_path=str(settings.instance), static_folder=None)
-    services = build(settings)
+    services = startup.open_services(settings)
     app.extensions[EXTENSION] = services
     api.init_app(app, services)
     return app

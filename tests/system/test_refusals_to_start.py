@@ -140,7 +140,7 @@ def test_the_password_of_a_database_is_not_told(command: Sequence[str], folder: 
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
     (folder / "instance" / "data").mkdir()
     line = refusal(command, folder, SDG_DATABASE_URL=f"postgresql://me:sec%2Fret@127.0.0.1:{free_port()}/gateway")
-    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://127.0.0.1:")
+    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://…@127.0.0.1:")
     assert line.endswith("PostgreSQL must run and be reachable.")
     assert "sec" not in line
 
@@ -151,7 +151,7 @@ def test_a_database_that_can_only_be_read(folder: Path, postgresql: str) -> None
         read_only = "options=-c%20default_transaction_read_only%3Don"
         url = f"postgresql://gateway@127.0.0.1:{proxy.port}/postgres?{read_only}"
         line = refusal(GUNICORN, folder, obey_file_modes, SDG_DATABASE_URL=url)
-    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://127.0.0.1:")
+    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://…@127.0.0.1:")
     assert line.endswith(" can only be read. Name the primary server, not a read replica.")
 
 

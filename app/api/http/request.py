@@ -136,7 +136,7 @@ class GatewayRequest(flask.Request):
             connection.settimeout(patience)
 
     def client_gone(self) -> bool:
-        """Whether the client has hung up; False under another server than ours (:mod:`app.serving.gunicorn_worker`), which can't tell."""
+        """Whether the client has hung up; False under another server than :mod:`app.serving.gunicorn_worker`, which can't tell."""
         gone: Callable[[], bool] | None = getattr(self.environ.get("gunicorn.socket"), "gone", None)
         return gone is not None and gone()
 
