@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import socket
 import sqlite3
 import sys
@@ -15,14 +13,12 @@ import pytest
 
 from tests.postgresql import SOCKET
 from tests.proxy import TcpProxy
-from tests.system.harness import COMMAND, clean_environ, free_port, run
+from tests.system.harness import COMMAND, clean_environ, free_port, obey_file_modes, run
 
 GUNICORN = (sys.executable, "-m", "gunicorn", "wsgi:app")
 WORKER = (COMMAND, "worker")
 VERIFY = (COMMAND, "records", "verify")
 ADOPT = (COMMAND, "records", "adopt")
-#: From prctl(2) and capabilities(7).
-_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 ADVICE = "Let the gateway's user write there, or choose another place."
 
 
@@ -30,13 +26,6 @@ ADVICE = "Let the gateway's user write there, or choose another place."
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "instance").mkdir()
     return tmp_path
-
-
-def obey_file_modes() -> None:
-    """Take from root, for the program that is started next, the right to write where the mode of a file forbids it."""
-    if os.geteuid() == 0:
-        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
-            ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def refusal(command: Sequence[str], folder: Path, before: Callable[[], None] | None = None, **settings: object) -> str:
