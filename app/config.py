@@ -211,9 +211,10 @@ def _without_credentials(url: str) -> str:
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         INSTANCE,
-        "instance",
+        DEFAULT_INSTANCE,
         _path,
         "The folder of settings.toml and styles.toml, and of the defaults below that begin with `instance/`; environment only.",
+        shown="`instance` in a checkout, else `sd-gateway`",
     ),
     Setting("SDG_BIND", "127.0.0.1:8000", _bind, "Where gunicorn listens: `host:port` or `unix:path`."),
     Setting(PROCESSES, "2", _COUNT, "Web processes (gunicorn's own variable)."),
