@@ -91,11 +91,12 @@ def serve(context: click.Context, gunicorn_options: tuple[str, ...]) -> None:
     Further options are gunicorn's (-h lists them) and win over the settings.
     """
     instance = _loaded(load).instance
+    program = Gunicorn(gunicorn_options, context.command_path)
     try:
         instance.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(f"SDG_INSTANCE: {instance} can't be made: {error.strerror}.") from error
-    Gunicorn(gunicorn_options, context.command_path).run()
+    program.run()
 
 
 @main.command()
