@@ -55,7 +55,7 @@ test-oldest: $(STAMP) ## the tests within one process, with the oldest versions 
 	rm -rf $(OLDEST)
 	$(PYTHON) -m venv $(OLDEST)
 	$(BIN)/python .ci/oldest.py > $(OLDEST)/requirements.txt
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r $(OLDEST)/requirements.txt $$(grep ^setuptools= requirements.txt)
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(OLDEST)/bin/pytest $(PARALLEL) -m "$(IN_PROCESS)" --ignore tests/crash
 
@@ -63,7 +63,7 @@ test-oldest: $(STAMP) ## the tests within one process, with the oldest versions 
 wheel: $(STAMP) ## build dist/sd_gateway-*.whl
 	rm -rf build
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --use-pep517 --no-build-isolation --wheel-dir dist .
-	rm -rf build
+	rm -rf build sd_gateway.egg-info
 
 lint: $(STAMP) ## ruff and mypy (strict on app/)
 	$(BIN)/ruff check .
