@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from app.cli import main
 from app.config import SETTINGS
 from app.parameters import PARAMETERS, TYPES, Parameter
 from app.problems import PROBLEMS
@@ -33,6 +35,26 @@ def test_the_readmes_settings_are_the_codes() -> None:
         setting.name: setting.shown or (f"`{setting.default}`" if setting.default else "empty") for setting in SETTINGS
     }
     assert rows == [(setting.name, shown[setting.name], setting.sentence) for setting in SETTINGS]
+
+
+def commands(group: click.Group, name: str) -> Iterator[tuple[str, str]]:
+    """Every command below a group, with the first paragraph of its help."""
+    for short, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{name} {short}")
+        else:
+            yield f"{name} {short}", " ".join((command.help or "").split("\n\n")[0].split())
+
+
+def test_the_readmes_commands_are_those_of_the_program() -> None:
+    rows = re.findall(r"^\| `(sd-gateway [a-z ]+)` \| (.*) \|$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert rows == list(commands(main, "sd-gateway"))
+
+
+def test_the_readmes_targets_are_those_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.* ## ", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)`", (ROOT / "README.md").read_text("utf-8")))
+    assert named <= targets
 
 
 def bound(value: float | str) -> str:
