@@ -105,18 +105,16 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "With unknown-name: what would be accepted, by field.": "类型为 unknown-name 时：各字段可接受的名称。",
         "Of a POST whose job failed: the URL of the job.": "POST 的任务失败时：该任务的网址。",
         "The user.": "用户。",
-        "As posted.": "与请求中相同。",
         "Pixels.": "像素。",
+        "What was posted with the seed really used, and every optional field that took effect.": (
+            "提交的参数，含实际使用的种子，以及所有起作用的可选项。"
+        ),
         "The seed of the first image.": "第一张图片的种子。",
-        "Sampling steps.": "采样步数。",
-        "Images.": "图片张数。",
         "The sampler.": "采样器。",
         "The scheduler, named or the end of the sampler's name; absent: none.": (
             "调度器，由请求指定或取自采样器名的末尾；没有此项则未指定。"
         ),
         "The shortest name that means this model's file and no other.": "能唯一确定该模型文件的最短名称。",
-        "Where it takes effect.": "仅在起作用时给出。",
-        "img2img.": "仅用于 img2img。",
         "img2img: a data URI.": "仅用于 img2img：data URI。",
         "The file name.": "文件名。",
         "The URL of the image.": "图片的网址。",

@@ -52,6 +52,8 @@ _MOST_REFUSALS: Final = 3
 #: What the notes in ``Job.tried`` are about.
 _AMBIGUOUS, _WRONG_VALUES, _CANNOT = "ambiguous", "wrong values", "cannot"
 _ANY: Final = "any"
+#: The args that change nothing about how long a generation takes.
+_TIMELESS: Final = frozenset({"id", "prompt", "negative_prompt", "seed", "style", "cfg_scale", "resize_mode"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +120,9 @@ class Tolerance:
 
 def kind_of(job: Job) -> Hashable:
     """What generations have in common that should take the same time on one WebUI."""
-    args = job.args
-    fields = ("model", "sampler_name", "scheduler", "steps", "width", "height", "batch_size", "hr_upscaler", "hr_scale")
-    # A cfg_scale of 1 halves the work, and img2img does the steps by its strength.
-    return (
-        job.type, job.one_by_one, args["cfg_scale"] == 1, args.get("denoising_strength"), *(args.get(name) for name in fields),
-    )  # fmt: skip
+    fields = frozenset((name, value) for name, value in job.args.items() if name not in _TIMELESS)
+    # A cfg_scale of 1 halves the work.
+    return job.type, job.one_by_one, job.args["cfg_scale"] == 1, fields
 
 
 class Results:

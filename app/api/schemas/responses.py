@@ -175,7 +175,7 @@ class Job(Answer):
         required=True,
         metadata={
             "allOf": [{"$ref": "#/components/schemas/Args"}],
-            "description": "What was posted with the seed really used, and every optional that took effect.",
+            "description": "What was posted with the seed really used, and every optional field that took effect.",
         },
     )
     images = fields.List(
