@@ -135,9 +135,6 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The place in the queue: 1 starts next; null: not queued.": "队列中的位置：1 表示下一个开始；null 表示不在队列中。",
         "How much of it is done, 0 to 1.": "完成进度，0 到 1。",
         "Seconds until the job ends; null: unknown.": "预计还需多少秒结束；null 表示未知。",
-        "What was posted with the seed really used, and every optional that took effect.": (
-            "提交的参数，其中种子为实际使用的值；以及所有起作用的可选参数。"
-        ),
         "Empty until it succeeded.": "任务成功之前为空。",
         "img2img: the reference image.": "仅用于 img2img：参考图。",
         "What made the pictures; null until it is known.": "作图所用的 WebUI；未知之前为 null。",
