@@ -192,7 +192,8 @@ class Submissions:
         """The seed that the job will use; a random one leaves room for the rest of the batch."""
         seed = str(fields["seed"])
         if seed in RANDOM_SEEDS:
-            return str(self._random.randint(0, LARGEST_SEED - (fields["batch_size"] - 1)))
+            highest = LARGEST_SEED - (fields["batch_size"] - 1)
+            return str(self._random.randrange(highest + 1))
         return seed
 
     def _reference(self, fields: dict[str, Any]) -> Reference:
