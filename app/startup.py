@@ -32,6 +32,14 @@ def open_services(config: Config, parameters: Parameters = PARAMETERS) -> Servic
         return build(config, parameters)
 
 
+def try_services(config: Config) -> None:
+    """Open the services once and close them: gunicorn's master learns by that whether its processes can start.
+
+    :raises CannotStart: something can't be used.
+    """
+    open_services(config).database.close()
+
+
 def open_existing(config: Config) -> Services:
     """Build the services of a command on what exists: nothing is made or migrated.
 

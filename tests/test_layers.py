@@ -31,7 +31,7 @@ USERS_OF_SERVING = ("app.api", "app.cli")
 OWNERS = {
     "requests": ("app.webui",),
     "urllib3": ("app.webui",),
-    "gunicorn": ("app.serving",),
+    "gunicorn": ("app.serving", "app.api.http"),
     "orjson": ("app.runtime",),
     "PIL": ("app.records", "app.simulator"),
     "sqlalchemy": ("app.jobs", "app.migrations"),

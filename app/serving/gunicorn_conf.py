@@ -1,7 +1,7 @@
 """gunicorn's configuration: for ``sd-gateway serve``, and through gunicorn.conf.py for ``gunicorn wsgi:app`` in a checkout.
 
 gunicorn runs this file again at SIGHUP. Each process is one of threads (gthread). After the fork each one starts its services:
-exactly one of a host runs the worker. The application is known here by its name only, as gunicorn knows it.
+exactly one of a host runs the worker. What stands above this package is known here by its name, as gunicorn knows an application.
 """
 
 import ctypes
@@ -30,8 +30,8 @@ try:
 except CannotStart as error:
     sys.exit(f"sd-gateway: {error}")
 
-_APPLICATION: Final = "app:create_app()"
-wsgi_app = _APPLICATION
+wsgi_app = "app:create_app()"
+_TRIAL: Final = "app.startup:try_services"
 bind = _config.bind
 workers = _config.web_concurrency
 # gthread, with our way to end and to tell why it can't start.
@@ -91,14 +91,9 @@ def on_starting(server: Any) -> None:
             await_address(address)
         # With --user the processes run as somebody else, to whom what is made here would not belong.
         if server.cfg.uid == os.geteuid():
-            _services_of(import_app(_APPLICATION)).database.close()
+            import_app(_TRIAL)(_config)
     except CannotStart as error:
         sys.exit(f"sd-gateway: {error}")
-
-
-def _services_of(application: Any) -> Any:
-    """The services of a Flask application, which stand there for whoever has only that."""
-    return application.extensions["sd-gateway"]
 
 
 def when_ready(server: Any) -> None:
@@ -114,7 +109,7 @@ def post_worker_init(worker: Any) -> None:
     # pictures and answer requests, and Python's own 5 ms would be most of the gap between two pictures.
     sys.setswitchinterval(0.0005)
     give_memory_back()
-    services = _services_of(worker.wsgi)
+    services = worker.wsgi.extensions["sd-gateway"]
     services.start(worker=_config.worker == "embedded")
     services.drain_on(signal.SIGTERM)
     worker.sdg_services = services

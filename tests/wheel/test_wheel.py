@@ -143,12 +143,10 @@ def test_settings_and_gunicorns_options_are_honoured(place: Place) -> None:
 
 
 def test_serve_can_not_make_its_folder(place: Place) -> None:
-    (place.folder / "sd-gateway").touch()
+    place.folder.chmod(0o555)
     ended = place.run("serve")
-    assert (ended.returncode, ended.stderr) == (
-        1,
-        f"Error: SDG_INSTANCE: {place.instance} can't be made: File exists.\n",
-    )
+    said = f"Error: SDG_INSTANCE: {place.instance} can't be made: Permission denied.\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
 
 
 def test_pictures_on_postgresql_by_a_worker_of_its_own_survive_a_kill(
