@@ -128,6 +128,14 @@ def test_the_operation_ids_name_the_methods_of_a_generated_client(client):
         assert name.partition("_")[0] in verbs[method], path
 
 
+def test_no_class_of_a_generated_client_is_named_after_a_title(client):
+    """Generators name the class of an object or of an enumeration after its title; ours are in two languages."""
+    for name, schema in client.get("/openapi.json").json["components"]["schemas"].items():
+        assert "title" not in schema, name
+        for field, described in schema["properties"].items():
+            assert "title" not in described or not {"enum", "properties"} & set(described), (name, field)
+
+
 def texts(node, place=()):
     """Every summary, title and description of an OpenAPI document, with its place; none of the data in its examples."""
     if isinstance(node, dict):
