@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from flask import Flask
 
-from app import api, config
+from app import api, config, startup
 from app.api.application import Application
 from app.parameters import PARAMETERS, Parameters
-from app.services import build
 
 EXTENSION = "sd-gateway"
 
@@ -17,11 +16,11 @@ def create_app(settings: config.Config | None = None, parameters: Parameters = P
 
     :param settings: instead of those of the environment.
     :param parameters: the table of request fields.
-    :raises app.config.ConfigError: for an unknown or malformed setting.
+    :raises app.config.CannotStart: a setting is unknown or malformed, or what it names can't be used.
     """
     settings = settings or config.load()
     app = Application("app", instance_path=str(settings.instance), static_folder=None)
-    services = build(settings, parameters)
+    services = startup.open_services(settings, parameters)
     app.extensions[EXTENSION] = services
     api.init_app(app, services)
     return app

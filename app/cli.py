@@ -8,17 +8,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from app import startup
-from app.config import Config, ConfigError, effective, load
+from app.config import CannotStart, Config, effective, load
 from app.gateway.maintenance import Maintenance, Report
 from app.jobs.errors import JobsError
 from app.records.errors import RecordsError
 from app.runtime.malloc import give_memory_back
 from app.services import Services
+from app.serving.checks import failure_to_bind
+from app.serving.program import Gunicorn
 from app.simulator import FLAVOURS, SimulatorServer, SimulatorSettings, parse_fault
 
 _T = TypeVar("_T")
@@ -35,17 +37,16 @@ def _config() -> Config:
 
 
 def _loaded(read: Callable[[], _T]) -> _T:
+    """What a function returns; where it can't start, the command ends with that line."""
     try:
         return read()
-    except ConfigError as error:
-        raise click.ClickException(" ".join(str(error).split())) from error
+    except CannotStart as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _services(open_them: Callable[[Config], Services]) -> Services:
-    try:
-        return open_them(_config())
-    except startup.CannotStart as error:
-        raise click.ClickException(str(error)) from error
+    config = _config()
+    return _loaded(lambda: open_them(config))
 
 
 @click.group()
@@ -83,16 +84,19 @@ def _stop_signal() -> Callable[[], None]:
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("gunicorn_options", nargs=-1, type=click.UNPROCESSED)
-def serve(gunicorn_options: tuple[str, ...]) -> NoReturn:
-    """Serve the HTTP API by gunicorn, with every setting honoured; further options are passed on to gunicorn."""
+@click.pass_context
+def serve(context: click.Context, gunicorn_options: tuple[str, ...]) -> None:
+    """Serve the HTTP API with gunicorn; make the instance folder if it is missing.
+
+    Further options are gunicorn's (-h lists them) and win over the settings.
+    """
     instance = _loaded(load).instance
+    program = Gunicorn(gunicorn_options, context.command_path)
     try:
         instance.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(f"SDG_INSTANCE: {instance} can't be made: {error.strerror}.") from error
-    # This process becomes gunicorn's master, so that signals reach it directly.
-    command = [sys.executable, "-m", "gunicorn", "--config", "python:app.serving.gunicorn_conf", *gunicorn_options]
-    os.execv(sys.executable, command)  # noqa: S606 -- no shell is meant
+    program.run()
 
 
 @main.command()
@@ -177,7 +181,7 @@ def simulate(host: str, port: int, **values: Any) -> None:
         settings = SimulatorSettings(**values)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    failure = startup.failure_to_bind(host, port)
+    failure = failure_to_bind(host, port)
     if failure is not None:
         raise click.ClickException(f"can't listen at {host}:{port}: {failure.strerror}. Choose another --port.")
     wait_for_stop = _stop_signal()
@@ -246,10 +250,7 @@ def reindex(dry_run: bool) -> None:
 def adopt(dry_run: bool) -> None:
     """Make the database belong to the data folder after either was restored or replaced; a missing database is made."""
     config = _config()
-    try:
-        value = startup.adopt(config, dry_run=dry_run)
-    except startup.CannotStart as error:
-        raise click.ClickException(str(error)) from error
+    value = _loaded(lambda: startup.adopt(config, dry_run=dry_run))
     click.echo(startup.places(config), err=True)
     click.echo(f"database and data folder {'would' if dry_run else 'now'} carry the id {value}")
     if not dry_run:

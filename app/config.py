@@ -30,6 +30,7 @@ CRASH_AT = "SDG_TEST_CRASH_AT"
 
 #: Read before settings.toml, which lies there.
 INSTANCE = "SDG_INSTANCE"
+WEBUI_URLS = "SDG_WEBUI_URLS"
 
 
 def _checkout() -> Path | None:
@@ -39,11 +40,20 @@ def _checkout() -> Path | None:
 
 
 CHECKOUT = _checkout()
-#: The instance folder where ``SDG_INSTANCE`` names none: of the checkout, else below the current folder.
+#: Relative paths count from here: the checkout, else the folder in which the process was started, wherever it goes later.
+BASE = CHECKOUT or Path.cwd()
+#: The instance folder where ``SDG_INSTANCE`` names none.
 DEFAULT_INSTANCE = "instance" if CHECKOUT is not None else "sd-gateway"
 
 
-class ConfigError(Exception):
+class CannotStart(Exception):
+    """The text is one line that names the setting or the folder, and says what to do."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
+
+
+class ConfigError(CannotStart):
     """A setting that the gateway does not know or cannot read; the message names it."""
 
 
@@ -144,11 +154,11 @@ def _public_url(value: str) -> str:
 
 def _path(value: str) -> Path:
     path = Path(value).expanduser()
-    return path if path.is_absolute() else (CHECKOUT or Path.cwd()) / path
+    return path if path.is_absolute() else BASE / path
 
 
 def _database_url(value: str) -> str:
-    """Accept SQLite files and PostgreSQL; a relative SQLite path counts from the checkout, never from the current folder."""
+    """Accept SQLite files and PostgreSQL; a relative SQLite path counts from :data:`BASE`."""
     scheme, separator, rest = value.partition("://")
     if not separator:
         raise ValueError("must be a database URL such as sqlite:///path or postgresql://…")
@@ -201,9 +211,10 @@ def _without_credentials(url: str) -> str:
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         INSTANCE,
-        "instance",
+        DEFAULT_INSTANCE,
         _path,
         "The folder of settings.toml and styles.toml, and of the defaults below that begin with `instance/`; environment only.",
+        shown="`instance` in a checkout, else `sd-gateway`",
     ),
     Setting("SDG_BIND", "127.0.0.1:8000", _bind, "Where gunicorn listens: `host:port` or `unix:path`."),
     Setting(PROCESSES, "2", _COUNT, "Web processes (gunicorn's own variable)."),
@@ -215,7 +226,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Clients of each process that may wait for a picture; must be fewer than its threads.",
     ),
     Setting(
-        "SDG_WEBUI_URLS",
+        WEBUI_URLS,
         "http://127.0.0.1:7860",
         _text,
         "The WebUIs, comma separated, each `[name=]url`; the word `simulator` stands for an embedded simulated one.",
@@ -414,13 +425,17 @@ def effective() -> dict[str, str]:
     :raises ConfigError: for an unknown or malformed setting, naming it.
     """
     load()
-    return {name: without_secrets(text) for name, text in _texts(os.environ, _instance(os.environ)).items()}
+    texts = _texts(os.environ, _instance(os.environ))
+    shown = {name: without_secrets(text) for name, text in texts.items()}
+    return shown | {WEBUI_URLS: ",".join(without_secrets(url) for url in texts[WEBUI_URLS].split(","))}
 
 
-def without_secrets(urls: str) -> str:
-    """A URL, or several, without user and password, which may stand in the query too."""
-    urls = re.sub(r"(?i)\b(user|\w*pass\w*)=[^&,\s]*", r"\1=…", urls)
-    return re.sub(r"://[^/\s]*@", "://…@", urls)
+def without_secrets(url: str) -> str:
+    """A URL with … in place of user and password, which may stand in its query too. Any other text stays as it is."""
+    scheme, separator, rest = url.partition("://")
+    rest = re.sub(r"(?i)\b(user|\w*pass\w*)=[^&]*", r"\1=…", rest)
+    # Up to the last @: a password may hold one, and a slash.
+    return scheme + separator + re.sub(r"^.*@", "…@", rest)
 
 
 def load(environ: Mapping[str, str] | None = None, instance: Path | None = None) -> Config:
@@ -441,7 +456,7 @@ def load(environ: Mapping[str, str] | None = None, instance: Path | None = None)
     try:
         webuis = parse_webui_urls(values["webui_urls"], values["host_id"])
     except ValueError as error:
-        raise ConfigError(f"SDG_WEBUI_URLS: {error}") from error
+        raise ConfigError(f"{WEBUI_URLS}: {error}") from error
     if values["max_waiters"] >= values["threads"]:
         raise ConfigError("SDG_MAX_WAITERS: must be fewer than SDG_THREADS")
     if values["accel"] and not _only_this_machine_reaches(values["bind"]):

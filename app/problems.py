@@ -27,6 +27,8 @@ MEDIA_TYPE = "application/problem+json"
 
 INTERNAL_ERROR = "internal-error"
 
+_LONGEST_SHOWN = 64
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -108,6 +110,12 @@ _DETAIL_OF_STATUS: Mapping[int, str] = MappingProxyType(
         416: "The Range header asks for bytes that the file does not have.",
     }
 )
+
+
+def shown(text: str) -> str:
+    """A name that a client sent, fit for a message: short, and without anything that no UTF-8 text can hold."""
+    cut = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
+    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def problem(slug: str, detail: str, **extra: Any) -> dict[str, Any]:

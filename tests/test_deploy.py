@@ -73,7 +73,7 @@ def test_nginx_waits_longer_and_takes_more_than_the_gateway_does() -> None:
     assert int(found(r"proxy_read_timeout (\d+)s;", NGINX)) >= default("SDG_SYNC_TIMEOUT") + 30
     # The upstream's; the server's own stands deeper.
     kept = int(found(r"upstream [^}]*keepalive_timeout (\d+)s;", NGINX))
-    assert kept <= int(found(r"^keepalive = (\d+)$", (ROOT / "gunicorn.conf.py").read_text("utf-8"))) - 2
+    assert kept <= int(found(r"^keepalive = (\d+)$", (ROOT / "app/serving/gunicorn_conf.py").read_text("utf-8"))) - 2
 
 
 def test_nginx_the_units_and_the_example_of_their_settings_name_the_same_places() -> None:

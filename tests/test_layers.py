@@ -14,10 +14,9 @@ APP = Path(__file__).resolve().parent.parent / "app"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
-    ("app.serving",),
     ("app.startup", "app.services"),
     ("app.gateway",),
-    ("app.jobs", "app.webui", "app.records", "app.simulator", "app.migrations"),
+    ("app.jobs", "app.webui", "app.records", "app.simulator", "app.migrations", "app.serving"),
     ("app.config", "app.parameters", "app.problems"),
     ("app.runtime",),
 )
@@ -26,10 +25,13 @@ NEIGHBOURS = {
     ("app.startup", "app.services"),
     ("app.migrations", "app.jobs"),
 }
+#: gunicorn's side knows the application by name only, and is started from the top.
+USERS_OF_SERVING = ("app.api", "app.cli")
 #: The only users of a tool.
 OWNERS = {
     "requests": ("app.webui",),
     "urllib3": ("app.webui",),
+    "gunicorn": ("app.serving", "app.api.http"),
     "orjson": ("app.runtime",),
     "PIL": ("app.records", "app.simulator"),
     "sqlalchemy": ("app.jobs", "app.migrations"),
@@ -74,6 +76,13 @@ def test_imports_run_downwards(path: Path) -> None:
         there = room_of(name)
         downwards = floor_of(there) > floor_of(here)
         assert there == here or downwards or (here, there) in NEIGHBOURS, f"{here} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_only_api_and_command_use_the_serving_side(path: Path) -> None:
+    here = room_of(module_of(path))
+    used = [name for name in imports(path) if name.startswith("app.serving")]
+    assert here in (*USERS_OF_SERVING, "app.serving") or used == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)

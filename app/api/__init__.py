@@ -60,7 +60,7 @@ def _register_endpoints(app: Application, services: Services) -> None:
     delivery = Delivery(services.config.data_dir if services.config.accel else None)
     api.register_blueprint(archive.blueprint(services, presenter, delivery))
     api.register_blueprint(health.blueprint(services))
-    # Without operations, and behind all tags that have some.
+    # Behind all others: Swagger UI shows tags without operations too.
     api.spec.tag({"name": "errors", "description": docs.error_table()})
 
 

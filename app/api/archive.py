@@ -135,13 +135,10 @@ def _add_files(blp: Blueprint, services: Services, delivery: Delivery) -> None:
     @blp.answers(
         200,
         complete_args(services.parameters),
-        "The parameters. Those of one image have its own seed, and batch_size 1.",
+        "The parameters, ready to be posted again. Those of one image have its own seed, and batch_size 1.",
     )
     @blp.problems(*_OF_A_FILE, "file-missing", "storage-unavailable")
-    @blp.about(
-        "Parameters to post again · 请求作图参数",
-        "Get the parameters of a record or of one of its images, ready to be posted again.",
-    )
+    @blp.about("Parameters to post again · 请求作图参数", "Get the parameters of a record, or of one of its images.")
     def get_args(user: str, kind: Type, filename: str) -> dict[str, Any]:
         return archive.args(user, kind, filename)
 

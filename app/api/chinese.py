@@ -45,9 +45,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "List the jobs of a user in any state, or in one.": "列出用户的任务，可为任意状态，也可只列某一状态。",
         "Get one job in any state, for example to follow its progress.": "查询单个任务，无论其状态；可用于跟踪进度。",
         "Get the bytes of an image.": "获取图片的字节内容。",
-        "Get the parameters of a record or of one of its images, ready to be posted again.": (
-            "获取一条记录或其中一张图片的作图参数，可直接用于再次请求。"
-        ),
+        "Get the parameters of a record, or of one of its images.": "获取一条记录或其中一张图片的作图参数。",
         "Delete a whole record by its name, or one image by its file name. An unfinished job cannot be deleted.": (
             "按记录名删除整条记录，或按文件名删除单张图片。未完成的任务不能删除。"
         ),
@@ -85,8 +83,8 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The bytes that Range names.": "Range 所指定的字节。",
         "The copy that the client has is current.": "客户端已有的副本仍然有效。",
         "An image never changes under its name, so neither does this.": "同名图片的内容不会改变，因此该值也不会改变。",
-        "The parameters. Those of one image have its own seed, and batch_size 1.": (
-            "作图参数。单张图片的参数带有该图片自己的种子，且 batch_size 为 1。"
+        "The parameters, ready to be posted again. Those of one image have its own seed, and batch_size 1.": (
+            "作图参数，可直接用于再次请求。单张图片的参数带有该图片自己的种子，且 batch_size 为 1。"
         ),
         "The deleted files: those of the whole record, or of one image. A record goes with its last image.": (
             "已删除的文件：整条记录的文件，或单张图片的文件。最后一张图片删除后，记录随之删除。"

@@ -1,9 +1,7 @@
-"""The page at /docs: Swagger UI from its package, with nothing loaded from elsewhere, and the table of errors below it."""
+"""The page at /docs: Swagger UI from its package, with nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from html import escape
 from importlib import metadata, resources
 from types import MappingProxyType
 from typing import Final
@@ -25,10 +23,6 @@ _PAGE: Final = """<!DOCTYPE html>
 <link rel="stylesheet" href="docs/swagger-ui.css">
 <link rel="icon" type="image/png" href="docs/favicon-32x32.png">
 <div id="swagger-ui"></div>
-<div class="swagger-ui"><section class="wrapper renderedMarkdown" id="errors">
-<h2>Errors · 错误</h2>
-{errors}
-</section></div>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
 </html>
@@ -92,32 +86,17 @@ def introduction() -> str:
 
 def error_table() -> str:
     """Every problem there is, as Markdown."""
-    rows = "\n".join(f"| `{slug}` | {status} | {title} | {other} |" for slug, status, title, other in _rows())
+    rows = "\n".join(
+        f"| `{slug}` | {entry.status} | {entry.title} | {chinese(entry.title)} |" for slug, entry in PROBLEMS.items()
+    )
     head = "| type | status | title | 说明 |\n| --- | --- | --- | --- |"
     return f"{in_both_languages(_ERRORS)}\n\n{head}\n{rows}\n"
-
-
-def _rows() -> Iterable[tuple[str, int, str, str]]:
-    for slug, entry in PROBLEMS.items():
-        yield slug, entry.status, entry.title, chinese(entry.title)
-
-
-def _page() -> str:
-    """The page, with the table of errors: Swagger UI shows no tag that has no operations."""
-    said = "".join(f"<p>{escape(text.replace('`', ''))}</p>" for text in (_ERRORS, chinese(_ERRORS)))
-    head = "".join(f"<th>{name}</th>" for name in ("type", "status", "title", "说明"))
-    rows = "\n".join(
-        f"<tr><td><code>{slug}</code></td><td>{status}</td><td>{escape(title)}</td><td>{escape(other)}</td></tr>"
-        for slug, status, title, other in _rows()
-    )
-    return _PAGE.replace("{errors}", f"{said}\n<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>")
 
 
 def blueprint() -> Blueprint:
     """The page, its assets, and the way there from ``/``."""
     blp = Blueprint("docs", __name__)
     folder = str(resources.files("flask_swagger_ui") / "dist")
-    html = _page()
 
     @blp.get("/")
     def index() -> WerkzeugResponse:
@@ -125,7 +104,7 @@ def blueprint() -> Blueprint:
 
     @blp.get("/docs")
     def page() -> Response:
-        return Response(html, headers=dict(_POLICY), mimetype="text/html")
+        return Response(_PAGE, headers=dict(_POLICY), mimetype="text/html")
 
     @blp.get("/docs/start.js")
     def start() -> Response:

@@ -1,4 +1,4 @@
-"""gunicorn's gthread worker with bounds on its clients, and its logger, as gunicorn.conf.py names them.
+"""gunicorn's gthread worker with bounds on its clients, and its logger, as gunicorn_conf.py names them.
 
 A request gets a thread when its head has arrived, and loses it when its client does not keep up. This replaces of gunicorn 27:
 
@@ -55,8 +55,7 @@ from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker  # type: ignore[import-untyped]
 
 from app import problems as errors
-from app import startup
-from app.api.http.refusals import shown
+from app.config import CannotStart
 
 #: Seconds for a whole head, from its first byte; the first head of a connection, from the accept().
 _HEAD_SECONDS: Final = 10.0
@@ -439,8 +438,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         """Load the application; what it can't start with is told in one line."""
         try:
             super().load_wsgi()
-        except startup.ERRORS as error:
-            self.log.critical("the gateway can't start: %s", " ".join(str(error).split()))
+        except CannotStart as error:
+            self.log.critical("the gateway can't start: %s", error)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     # -- the main thread: connections without a request ----------------------------------------------------------------
@@ -635,7 +634,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             self.log.error("Error handling request %s", getattr(req, "uri", None), exc_info=exc)
             detail = "The gateway failed in an unexpected way; its log says why."
         else:
-            detail = f"The request can't be read as HTTP/1.1: {shown(str(exc))}"
+            detail = f"The request can't be read as HTTP/1.1: {errors.shown(str(exc))}"
             self.log.info("%s: %s", slug, detail)
         with contextlib.suppress(OSError):
             client.sendall(_refusal(slug, detail))

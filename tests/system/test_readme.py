@@ -25,6 +25,7 @@ import pytest
 from tests.system.harness import CHECKOUT, Stage
 
 README = CHECKOUT / "README.md"
+CHINESE = CHECKOUT / "README.zh.md"
 PRINTED = "127.0.0.1:8000"
 _NOT_RUN = "<!-- not run by the tests -->"
 _BLOCK = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -170,6 +171,38 @@ def test_the_commands_of_the_readme_give_the_printed_answers(stage: Stage) -> No
         problems += [f"exit code {code}"] if code else []
         wrong += [f"$ {command.text}\n  " + "\n  ".join(problems)] if problems else []
     assert not wrong, "\n".join(wrong)
+
+
+def blocks(text: str) -> list[tuple[str, str, bool]]:
+    """The kind and body of each code block, and whether the tests leave it out."""
+    return [
+        (block["kind"], block["body"], text[: block.start()].rstrip().endswith(_NOT_RUN))
+        for block in _BLOCK.finditer(text)
+    ]
+
+
+def named(text: str) -> dict[str, list[str]]:
+    """What a README names outside of its code blocks: endpoints, settings with their defaults, commands, and links."""
+    text = _BLOCK.sub("", text)
+    return {
+        "endpoints": re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", text),
+        "settings": re.findall(r"^\| `([A-Z_]+)` \|", text, re.MULTILINE),
+        "defaults": re.findall(r"^\| `[A-Z_]+` \| (`[^`]+`) \|", text, re.MULTILINE),
+        "commands": re.findall(r"^\| `((?:make|sd-gateway) [a-z -]+)` \|", text, re.MULTILINE),
+        "headings": ["#" * len(level) for level in re.findall(r"^(#+) ", text, re.MULTILINE)],
+        "links": [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("README")],
+        "words": sorted(set(re.findall(r"`([^`]+)`", text))),
+    }
+
+
+def test_the_chinese_readme_has_the_same_commands_answers_and_names() -> None:
+    """Its commands are those of README.md, which the test above runs."""
+    english, chinese = README.read_text("utf-8"), CHINESE.read_text("utf-8")
+
+    assert blocks(chinese) == blocks(english)
+    assert named(chinese) == named(english)
+    assert f"({CHINESE.name})" in english
+    assert f"({README.name})" in chinese
 
 
 SAMPLE = """

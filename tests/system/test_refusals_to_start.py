@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import socket
 import sqlite3
 import sys
@@ -15,14 +13,12 @@ import pytest
 
 from tests.postgresql import SOCKET
 from tests.proxy import TcpProxy
-from tests.system.harness import COMMAND, clean_environ, free_port, run
+from tests.system.harness import COMMAND, clean_environ, free_port, obey_file_modes, run
 
 GUNICORN = (sys.executable, "-m", "gunicorn", "wsgi:app")
 WORKER = (COMMAND, "worker")
 VERIFY = (COMMAND, "records", "verify")
 ADOPT = (COMMAND, "records", "adopt")
-#: From prctl(2) and capabilities(7).
-_PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 ADVICE = "Let the gateway's user write there, or choose another place."
 
 
@@ -30,13 +26,6 @@ ADVICE = "Let the gateway's user write there, or choose another place."
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "instance").mkdir()
     return tmp_path
-
-
-def obey_file_modes() -> None:
-    """Take from root, for the program that is started next, the right to write where the mode of a file forbids it."""
-    if os.geteuid() == 0:
-        for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
-            ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def refusal(command: Sequence[str], folder: Path, before: Callable[[], None] | None = None, **settings: object) -> str:
@@ -140,7 +129,7 @@ def test_the_password_of_a_database_is_not_told(command: Sequence[str], folder: 
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
     (folder / "instance" / "data").mkdir()
     line = refusal(command, folder, SDG_DATABASE_URL=f"postgresql://me:sec%2Fret@127.0.0.1:{free_port()}/gateway")
-    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://127.0.0.1:")
+    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://…@127.0.0.1:")
     assert line.endswith("PostgreSQL must run and be reachable.")
     assert "sec" not in line
 
@@ -151,7 +140,7 @@ def test_a_database_that_can_only_be_read(folder: Path, postgresql: str) -> None
         read_only = "options=-c%20default_transaction_read_only%3Don"
         url = f"postgresql://gateway@127.0.0.1:{proxy.port}/postgres?{read_only}"
         line = refusal(GUNICORN, folder, obey_file_modes, SDG_DATABASE_URL=url)
-    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://127.0.0.1:")
+    assert line.startswith("SDG_DATABASE_URL: postgresql+psycopg://…@127.0.0.1:")
     assert line.endswith(" can only be read. Name the primary server, not a read replica.")
 
 

@@ -1,4 +1,4 @@
-"""How ``gunicorn wsgi:app`` starts, and what it refuses to start with."""
+"""How ``gunicorn wsgi:app`` and ``sd-gateway serve`` start, and what they refuse to start with."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.harness import CHECKOUT, Gateway, Stage, listens
+from tests.system.harness import CHECKOUT, COMMAND, Gateway, Stage, children, listens
 
 DEFAULT_WEBUI_PORT = 7860
+
+
+def served(stage: Stage, *options: str) -> Gateway:
+    """A gateway that ``sd-gateway serve`` runs, with these options of gunicorn, in an instance folder that is not there yet."""
+    gateway = Gateway("served", stage.folder, None, SDG_INSTANCE=stage.folder / "not" / "there")
+    gateway.command = [COMMAND, "serve", *options]
+    return stage.add(gateway)
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +29,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Gate
             "--preload": stage.gateway(None, ready=False, options=["--preload"], cold=True),
             "unknown setting SDG_WEBUI_URL": stage.gateway(None, ready=False, SDG_WEBUI_URL="http://127.0.0.1:7860"),
             "SDG_THREADS": stage.gateway(None, ready=False, SDG_THREADS="many"),
+            "serve": served(stage, "--workers", "1"),
         }
     finally:
         stage.clear()
@@ -48,4 +56,13 @@ def test_without_settings_no_simulator_is_used(started: dict[str, Gateway]) -> N
     refused = gateway.post()
     assert (refused.status_code, refused.json()["type"]) == (503, "no-catalogue")
     assert gateway.http.get("/livez").json() == {"status": "ok"}
+    assert gateway.stop() == 0
+
+
+def test_serve_makes_its_folder_and_hands_options_on_to_gunicorn(started: dict[str, Gateway]) -> None:
+    gateway = started["serve"]
+    gateway.await_ready("degraded")
+    assert (gateway.log.parent / "not" / "there").is_dir()
+    # SDG_BIND is honoured, and --workers wins over WEB_CONCURRENCY.
+    assert len(children(gateway.running.pid)) == 1
     assert gateway.stop() == 0

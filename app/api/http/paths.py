@@ -8,8 +8,9 @@ from urllib.parse import unquote_to_bytes
 
 from flask import Request
 
-from app.api.http.refusals import InvalidRequest, NotFound, UnknownType, ValidationFailed, shown
+from app.api.http.refusals import InvalidRequest, NotFound, UnknownType, ValidationFailed
 from app.parameters import LONGEST_USER_ID, TYPES
+from app.problems import shown
 from app.records.layout import parse_filename
 
 

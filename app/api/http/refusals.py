@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-_LONGEST_SHOWN = 64
+from app.problems import shown
+
 _MOST_NAMED = 10
-
-
-def shown(text: str) -> str:
-    """A name that a client sent, fit for a message: short, and without anything that no UTF-8 text can hold."""
-    cut = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
-    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class RefusalError(Exception):

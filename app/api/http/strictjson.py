@@ -11,7 +11,8 @@ import math
 from collections import Counter
 from typing import Any, Final, NoReturn
 
-from app.api.http.refusals import InvalidJson, shown
+from app.api.http.refusals import InvalidJson
+from app.problems import shown
 
 #: What a body may hold: members of objects and items of lists together, at any depth. A request has some twenty.
 MOST_VALUES: Final = 10_000

@@ -105,7 +105,7 @@ IMG2IMG_JOB: Final[Mapping[str, Any]] = MappingProxyType(
             "url": f"/get_images/{USER}/img2img/{_IMG2IMG_NAME}-init.png",
             "width": 64,
             "height": 64,
-            "bytes": 139,
+            "bytes": 256,
             "media_type": "image/png",
         },
         "url": f"/jobs/{USER}/img2img/{_IMG2IMG_NAME}",

@@ -139,6 +139,9 @@ def _bound(bound: float | str, config: Config) -> float:
 
 def _about(parameter: Parameter, type_: Type) -> dict[str, Any]:
     metadata = {"title": parameter.title, "description": parameter.description}
+    if parameter.choices:
+        # Generated clients name the class of an enumeration after its title, and this one is for people.
+        metadata = {"description": f"{parameter.title}\n\n{parameter.description}"}
     default = parameter.default_of(type_)
     if default is not None and not parameter.shown_default:
         metadata["default"] = default

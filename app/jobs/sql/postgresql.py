@@ -116,7 +116,8 @@ def make_engine(url: URL, watchdog: Watchdog, **options: Any) -> Engine:
     given = {name: value for name, value in _CONNECTING.items() if name not in url.query}
     try:
         engine = create_engine(url, pool_pre_ping=True, connect_args=given, **options)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        # psycopg is not there, or the library that it needs.
         raise DriverMissing from error
     connection_class = _watched(engine.dialect.loaded_dbapi, watchdog)
     event.listen(engine, "do_connect", lambda _dialect, _record, args, named: connection_class.connect(*args, **named))

@@ -1,0 +1,131 @@
+"""gunicorn's configuration: for ``sd-gateway serve``, and through gunicorn.conf.py for ``gunicorn wsgi:app`` in a checkout.
+
+gunicorn runs this file again at SIGHUP. Each process is one of threads (gthread). After the fork each one starts its services:
+exactly one of a host runs the worker. What stands above this package is known here by its name, as gunicorn knows an application.
+"""
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+from typing import Any, Final
+
+from gunicorn.glogging import CONFIG_DEFAULTS  # type: ignore[import-untyped]  # the package ships no types
+from gunicorn.util import import_app  # type: ignore[import-untyped]
+
+# Whatever is imported of app imports all of it: here in the master, once for all processes and before the first one is forked.
+# Nothing is opened or started by that.
+from app.config import CannotStart, load
+from app.runtime.malloc import give_memory_back
+from app.serving.checks import await_address, room_for_connections
+
+# What was imported stays: a process that looked for garbage among it would get a copy of all of it by that.
+gc.freeze()
+
+try:
+    _config = load()
+    # For all processes: their limit of open files is the master's. What they need for their own files is left out.
+    worker_connections = room_for_connections(_config)
+except CannotStart as error:
+    sys.exit(f"sd-gateway: {error}")
+
+wsgi_app = "app:create_app()"
+_TRIAL: Final = "app.startup:try_services"
+bind = _config.bind
+workers = _config.web_concurrency
+# gthread, with our way to end and to tell why it can't start.
+worker_class = "app.serving.gunicorn_worker.Worker"
+# No work for an access log that is not written.
+logger_class = "app.serving.gunicorn_worker.Logger"
+threads = _config.threads
+# Waiting clients hold their connection; the kernel's queue takes what arrives in a burst.
+backlog = 2048
+keepalive = 5
+# The main thread of a gthread process beats by itself, however long a request waits.
+timeout = 30
+# Longer than draining may take, so that a stopping worker is never killed over it.
+graceful_timeout = int(_config.drain_timeout) + 10
+# Its default lies in the home folder, where two gateways of one user would meet.
+control_socket_disable = True
+accesslog = None
+errorlog = "-"
+# gunicorn's own loggers as they are, and the gateway's beside them, whose lines name the module.
+logconfig_dict = {
+    "formatters": {
+        "generic": CONFIG_DEFAULTS["formatters"]["generic"],
+        "app": {
+            "format": "%(asctime)s [%(process)d] [%(levelname)s] %(name)s: %(message)s",
+            "datefmt": "[%Y-%m-%d %H:%M:%S %z]",
+        },
+    },
+    "handlers": {
+        **CONFIG_DEFAULTS["handlers"],
+        "app": {"class": "logging.StreamHandler", "formatter": "app", "stream": "ext://sys.stderr"},
+    },
+    "loggers": {
+        "gunicorn.error": {
+            "level": "INFO",
+            "handlers": ["error_console"],
+            "propagate": False,
+            "qualname": "gunicorn.error",
+        },
+        # The database itself says when it was migrated.
+        "alembic": {"level": "WARNING", "handlers": ["error_console"], "propagate": False, "qualname": "alembic"},
+        "app": {"level": "INFO", "handlers": ["app"], "propagate": False, "qualname": "app"},
+    },
+}
+
+
+def on_starting(server: Any) -> None:
+    """Refuse to start, in one line, with what no process could work with."""
+    if server.cfg.is_ssl:
+        sys.exit("sd-gateway can't speak TLS: let nginx or another proxy in front of it do so.")
+    if server.cfg.preload_app:
+        # A database connection and the worker's threads do not survive the fork.
+        sys.exit("sd-gateway can't run with --preload: each process must open its own database connections.")
+    # Sockets that systemd or an earlier master hands over are bound already.
+    handed_over = server.master_pid != 0 or "LISTEN_PID" in os.environ or server.cfg.reuse_port
+    try:
+        for address in () if handed_over else server.cfg.address:
+            await_address(address)
+        # With --user the processes run as somebody else, to whom what is made here would not belong.
+        if server.cfg.uid == os.geteuid():
+            import_app(_TRIAL)(_config)
+    except CannotStart as error:
+        sys.exit(f"sd-gateway: {error}")
+
+
+def when_ready(server: Any) -> None:
+    """Let the first Ctrl-C do what SIGTERM does; a second one ends all at once."""
+    interrupts = iter([signal.SIGTERM])
+    signal.signal(signal.SIGINT, lambda *_: server.SIG_QUEUE.put_nowait(next(interrupts, signal.SIGINT)))
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start the services of a new process."""
+    _stop_with_the_master()
+    # A thread that waits for the interpreter asks for it after this long. The runner of a WebUI waits while other threads decode
+    # pictures and answer requests, and Python's own 5 ms would be most of the gap between two pictures.
+    sys.setswitchinterval(0.0005)
+    give_memory_back()
+    services = worker.wsgi.extensions["sd-gateway"]
+    services.start(worker=_config.worker == "embedded")
+    services.drain_on(signal.SIGTERM)
+    worker.sdg_services = services
+
+
+def _stop_with_the_master() -> None:
+    """Let the kernel send SIGTERM when the master dies: its processes would go on listening until their last waiter had gone, and a
+    new server could not have the port.
+    """
+    if sys.platform == "linux":
+        # prctl(2), PR_SET_PDEATHSIG. gunicorn itself notices a master that is dead already.
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """Finish or give back what runs, before the process ends."""
+    services = getattr(worker, "sdg_services", None)
+    if services is not None:
+        services.drain()
