@@ -430,6 +430,11 @@ def effective() -> dict[str, str]:
     return shown | {WEBUI_URLS: ",".join(without_secrets(url) for url in texts[WEBUI_URLS].split(","))}
 
 
+def has_sockets_of_systemd() -> bool:
+    """Whether systemd hands the listening sockets over (sd_listen_fds(3)), so that gunicorn binds none."""
+    return "LISTEN_PID" in os.environ
+
+
 def without_secrets(url: str) -> str:
     """A URL with … in place of user and password, which may stand in its query too. Any other text stays as it is."""
     scheme, separator, rest = url.partition("://")

@@ -7,16 +7,10 @@ may be shown to a client. It may also carry ``retry_after`` (seconds), ``errors`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
-
-from flask import Flask, Response, current_app
-from werkzeug.exceptions import HTTPException
-from werkzeug.wrappers import Response as WerkzeugResponse
 
 from app.runtime.jsontext import dumps
 
@@ -92,25 +86,6 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
     }
 )
 
-_SLUG_OF_STATUS: Mapping[int, str] = MappingProxyType(
-    {
-        404: "not-found",
-        405: "method-not-allowed",
-        413: "body-too-large",
-        415: "unsupported-media-type",
-        416: "range-not-satisfiable",
-    }
-)
-
-_DETAIL_OF_STATUS: Mapping[int, str] = MappingProxyType(
-    {
-        404: "There is no such path. id, type, filename and name are single path segments: "
-        "none may be empty or contain a slash, percent-encoded or not.",
-        405: "The Allow header lists the methods of this path.",
-        416: "The Range header asks for bytes that the file does not have.",
-    }
-)
-
 
 def shown(text: str) -> str:
     """A name that a client sent, fit for a message: short, and without anything that no UTF-8 text can hold."""
@@ -132,44 +107,11 @@ def problem(slug: str, detail: str, **extra: Any) -> dict[str, Any]:
     return {"type": slug, "title": entry.title, "status": entry.status, "detail": detail, **members}
 
 
-def respond(slug: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:
-    """A problem as an HTTP response under its own media type; parameters as :func:`problem` has them."""
+def encoded(slug: str, detail: str, **extra: Any) -> tuple[int, dict[str, str], bytes]:
+    """A problem as status, header and body of an answer; parameters as :func:`problem` has them."""
     body = problem(slug, detail, **extra)
-    response = Response(dumps(body), status=body["status"], mimetype=MEDIA_TYPE)
-    response.headers.extend({**HEADERS, **(headers or {})})
+    headers = {"Content-Type": MEDIA_TYPE, **HEADERS}
     retry_after = PROBLEMS[body["type"]].retry_after
     if retry_after is not None:
-        response.headers.setdefault("Retry-After", str(retry_after))
-    return response
-
-
-def register(app: Flask) -> None:
-    """Make every exception that leaves a view, and every refusal of Flask's own, a problem."""
-    app.register_error_handler(HTTPException, _http_refusal)
-    app.register_error_handler(Exception, _exception)
-
-
-def _http_refusal(error: HTTPException) -> Response | WerkzeugResponse:
-    """What Flask and Werkzeug raise: no route, wrong method, a Range that the file hasn't, a malformed request."""
-    code = error.code or 500
-    if code < HTTPStatus.BAD_REQUEST:  # Werkzeug raises redirects too
-        return error.get_response()
-    other = "invalid-request" if code < HTTPStatus.INTERNAL_SERVER_ERROR else INTERNAL_ERROR
-    slug = _SLUG_OF_STATUS.get(code, other)
-    detail = _DETAIL_OF_STATUS.get(code, PROBLEMS[slug].title + ".")
-    kept = {name: value for name, value in error.get_headers() if name in ("Allow", "Content-Range")}
-    return respond(slug, detail, headers=kept)
-
-
-def _exception(error: Exception) -> Response:
-    """A room's exception by its slug; anything else is a bug, of which only the log hears more."""
-    slug = getattr(error, "slug", None)
-    if not isinstance(slug, str) or slug not in PROBLEMS or slug == INTERNAL_ERROR:
-        current_app.logger.error("unexpected exception", exc_info=error)
-        return respond(INTERNAL_ERROR, "The gateway failed in an unexpected way; its log says why.")
-    if error.__cause__ is not None and PROBLEMS[slug].status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        current_app.logger.warning("%s", slug, exc_info=error)
-    retry_after = getattr(error, "retry_after", None)
-    headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
-    extra = {name: getattr(error, name, None) for name in ("errors", "accepted")}
-    return respond(slug, str(error), headers=headers, **extra)
+        headers["Retry-After"] = str(retry_after)
+    return body["status"], headers, dumps(body)

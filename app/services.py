@@ -303,9 +303,9 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
     database, records = identity.database, identity.records
     tables = Tables.of(database)
     table = tables.jobs
-    offers = Offers(tables.slots, tables.catalogues, presets, config.default_model, parameters)
     waiters = Waiters(table, config.max_waiters)
     hints = _Hints(waiters)
+    offers = Offers(tables.slots, tables.catalogues, presets, config.default_model, parameters, hints.look_wanted)
     announcer = Announcer(hints.transition)
     archive = Archive(table, records, announcer)
     return Services(
@@ -316,7 +316,7 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
         identity=identity,
         offers=offers,
         waiters=waiters,
-        submissions=Submissions(config, table, waiters, offers, records, announcer, hints.look_wanted),
+        submissions=Submissions(config, table, waiters, offers, records, announcer),
         archive=archive,
         maintenance=Maintenance(table, records),
         upkeep=Upkeep(table, Space(database), records, archive),

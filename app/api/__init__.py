@@ -7,17 +7,17 @@ from typing import cast
 
 from flask import Response, request
 
-from app import problems as errors
-from app.api import archive, docs, health
-from app.api import posts as generation
+from app import problems
+from app.api import docs, files, health, history, jobs, options, posts
 from app.api.application import Application
 from app.api.http.bodies import MEBIBYTE
 from app.api.http.delivery import Delivery
 from app.api.http.openapi import Api
+from app.api.http.problems import register_handlers
 from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
-from app.api.ports import Services
 from app.api.schemas.responses import InitImage, Webui, args
+from app.services import Services
 
 EXTENSION = "sd-gateway"
 #: Large bodies that a process has in memory at the same time; their pixels are decoded by as many.
@@ -34,7 +34,7 @@ def init_app(app: Application, services: Services) -> None:
     app.url_map.merge_slashes = False
     app.config[MAX_BODY] = services.config.max_body_mb * MEBIBYTE
     app.config[BODY_TURNS] = threading.BoundedSemaphore(_LARGE_AT_ONCE)
-    errors.register(app)
+    register_handlers(app)
     app.after_request(_finish)
     app.teardown_request(_let_go)
     app.register_blueprint(docs.blueprint())
@@ -50,22 +50,28 @@ def _register_endpoints(app: Application, services: Services) -> None:
         OPENAPI_JSON_PATH="openapi.json",
     )
     public_url = services.config.public_url
-    options = {"info": {"description": docs.introduction()}, "servers": [{"url": public_url or "/"}]}
-    api = Api(app, spec_kwargs=options)
+    described = {"info": {"description": docs.introduction()}, "servers": [{"url": public_url or "/"}]}
+    api = Api(app, spec_kwargs=described)
     for schema in (args(services.parameters), InitImage, Webui):
         # Named only by references, where apispec does not look.
         api.spec.components.schema(schema.__name__, schema=schema)
     presenter = Presenter(public_url, services.config.sync_timeout)
-    api.register_blueprint(generation.blueprint(services, presenter))
     delivery = Delivery(services.config.data_dir if services.config.accel else None)
-    api.register_blueprint(archive.blueprint(services, presenter, delivery))
-    api.register_blueprint(health.blueprint(services))
+    for blueprint in (
+        posts.blueprint(services, presenter),
+        history.blueprint(services, presenter),
+        files.blueprint(services, delivery),
+        jobs.blueprint(services, presenter),
+        options.blueprint(services),
+        health.blueprint(services),
+    ):
+        api.register_blueprint(blueprint)
     # Behind all others: Swagger UI shows tags without operations too.
     api.spec.tag({"name": "errors", "description": docs.error_table()})
 
 
 def _finish(response: Response) -> Response:
-    response.headers.update(errors.HEADERS)
+    response.headers.update(problems.HEADERS)
     return response
 
 

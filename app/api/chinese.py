@@ -35,8 +35,11 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         ),
         # The groups
         "Ask for pictures": "请求作图",
-        "Jobs, records and their files": "任务、作图记录及其文件",
-        "The gateway itself": "网关自身",
+        "What was made": "作图历史",
+        "Jobs in any state": "任意状态的任务",
+        "The files of records": "作图记录的文件",
+        "What a request may choose from": "请求中可选的内容",
+        "The state of the gateway": "网关状态",
         # What the endpoints do, take and answer
         "Make pictures from a prompt.": "根据提示词作图。",
         "Make pictures from a prompt and a reference image.": "根据提示词和参考图作图。",

@@ -1,24 +1,17 @@
-"""What a client may choose from, and whether the gateway lives and can make pictures."""
+"""Whether the gateway lives, and can make pictures."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from app.api.http.openapi import Blueprint
-from app.api.ports import Services
-from app.api.schemas.responses import Liveness, Options, Readiness
+from app.api.schemas.responses import Liveness, Readiness
+from app.services import Services
 
 
 def blueprint(services: Services) -> Blueprint:
     """The endpoints over these services."""
-    blp = Blueprint("gateway", __name__, description="The gateway itself")
-
-    @blp.route("/options")
-    @blp.answers(200, Options, "The names that all WebUIs together offer.")
-    @blp.problems("no-catalogue", "database-unavailable")
-    @blp.about("The names a request may use · 查询可选项", "List the names that a request may use.")
-    def list_options() -> dict[str, Any]:
-        return services.options()
+    blp = Blueprint("health", __name__, description="The state of the gateway")
 
     @blp.route("/livez")
     @blp.answers(200, Liveness, "The process answers; nothing else was checked.")

@@ -11,11 +11,11 @@ from app.api.http import prefer
 from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.http.request import GatewayRequest
-from app.api.ports import Services
 from app.api.schemas import examples
 from app.api.schemas.requests import picture_request
 from app.api.schemas.responses import Job
 from app.parameters import Type
+from app.services import Services
 
 _REFUSED = (
     "invalid-json",

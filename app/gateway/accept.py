@@ -6,7 +6,6 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, Protocol
@@ -78,10 +77,7 @@ class _Draft:
 
 
 class Submissions:
-    """The front door of the queue.
-
-    :param on_unknown: called when a request names what no WebUI is known to have, so that the worker asks them at once.
-    """
+    """The front door of the queue."""
 
     def __init__(
         self,
@@ -91,14 +87,12 @@ class Submissions:
         offers: Offers,
         records: RecordStore,
         announcer: Announcer,
-        on_unknown: Callable[[], None],
     ) -> None:
         self._table = table
         self._waiters = waiters
         self._offers = offers
         self._records = records
         self._announcer = announcer
-        self._on_unknown = on_unknown
         self._bounds = Bounds(config.max_queue, config.max_queue_per_user)
         self._references = ReferenceReader(config.max_output_pixels, _SIDES * config.max_side)
         self._random: Random = secrets.SystemRandom()
@@ -184,7 +178,7 @@ class Submissions:
         try:
             return try_once()
         except (UnknownNames, NoDefaultModel):
-            if not self._offers.look_again(self._on_unknown):
+            if not self._offers.look_again():
                 raise
         return try_once()
 

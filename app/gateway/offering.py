@@ -40,6 +40,8 @@ class Offers:
     """What a request may ask for: the table of its fields, the presets, and the catalogues of the configured WebUIs.
 
     The catalogues are read again only when one changed.
+
+    :param on_look: tells the workers of this host to ask their WebUIs at once; those of others see it within a second.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Offers:
         presets: Presets,
         default_model: str,
         parameters: Parameters = PARAMETERS,
+        on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self.presets = presets
         self.parameters = parameters
         self._slots = slots
         self._kept = kept
         self._configured_model = default_model
+        self._on_look = on_look
         self._lock = threading.Lock()
         self._versions: tuple[tuple[str, int], ...] = ()
         self._catalogues: dict[str, Catalogue] = {}
@@ -124,12 +128,10 @@ class Offers:
         """Whether a model is known for requests that name none, or a setting names one, however missing."""
         return bool(self._configured_model) or self.current()[1] is not None
 
-    def look_again(self, hint: Callable[[], None]) -> bool:
+    def look_again(self) -> bool:
         """Have the WebUIs asked again what they offer, and wait a moment for it.
 
         False where they were asked just now, or enough other requests wait for it already.
-
-        :param hint: tells the workers of this host to look at once; those of others see it within a second.
         """
         before = self._kept.sightings()
         if before.all_since(before.now - RECENT_SECONDS) or not self._slots.worker_alive():
@@ -137,25 +139,25 @@ class Offers:
         if not self._places.acquire(blocking=False):
             return False
         try:
-            self._look_in_turn(before.now, hint)
+            self._look_in_turn(before.now)
         finally:
             self._places.release()
         return True
 
-    def _look_in_turn(self, since: float, hint: Callable[[], None]) -> None:
+    def _look_in_turn(self, since: float) -> None:
         deadline = time.monotonic() + LOOK_PATIENCE_SECONDS
         # One request of a process polls for all that wait.
         if self._looking.acquire(timeout=LOOK_PATIENCE_SECONDS):
             try:
-                self._await_look(since, hint, deadline)
+                self._await_look(since, deadline)
             finally:
                 self._looking.release()
 
-    def _await_look(self, since: float, hint: Callable[[], None], deadline: float) -> None:
+    def _await_look(self, since: float, deadline: float) -> None:
         if self._kept.sightings().all_since(since):
             return
         wanted_at = self._kept.want_look()
-        hint()
+        self._on_look()
         while not self._kept.sightings().all_since(wanted_at) and time.monotonic() < deadline:
             time.sleep(_LOOK_PAUSE_SECONDS)
 

@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from enum import Enum
 from functools import partial
+from http import HTTPStatus
 from math import inf
 from typing import Any, Final
 
@@ -54,7 +55,7 @@ from gunicorn.http.message import Request  # type: ignore[import-untyped]
 from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker  # type: ignore[import-untyped]
 
-from app import problems as errors
+from app import problems
 from app.config import CannotStart
 
 #: Seconds for a whole head, from its first byte; the first head of a connection, from the accept().
@@ -110,8 +111,8 @@ _NETWORK_ERRORS: Final = frozenset(
 #: The problem of each exception; the first class that fits counts. RFC 9110 would allow 501 for an unknown Transfer-Encoding and
 #: 505 for an unknown version, but both are the client's to change.
 _SLUGS: Final = {
-    InvalidResponseHeader: errors.INTERNAL_ERROR,
-    InvalidResponseHeaderName: errors.INTERNAL_ERROR,
+    InvalidResponseHeader: problems.INTERNAL_ERROR,
+    InvalidResponseHeaderName: problems.INTERNAL_ERROR,
     LimitRequestLine: "uri-too-long",
     LimitRequestHeaders: "headers-too-large",
     ExpectationFailed: "expectation-failed",
@@ -630,11 +631,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
         """
         del addr
         slug = _slug(exc)
-        if slug == errors.INTERNAL_ERROR:
+        if slug == problems.INTERNAL_ERROR:
             self.log.error("Error handling request %s", getattr(req, "uri", None), exc_info=exc)
             detail = "The gateway failed in an unexpected way; its log says why."
         else:
-            detail = f"The request can't be read as HTTP/1.1: {errors.shown(str(exc))}"
+            detail = f"The request can't be read as HTTP/1.1: {problems.shown(str(exc))}"
             self.log.info("%s: %s", slug, detail)
         with contextlib.suppress(OSError):
             client.sendall(_refusal(slug, detail))
@@ -643,20 +644,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
 def _slug(error: Exception) -> str:
     """The problem that an exception stands for: all of gunicorn's are the client's fault, but for those about our own header."""
     kinds = (kind for kind in _SLUGS if isinstance(error, kind))
-    return _SLUGS.get(next(kinds, Exception), errors.INTERNAL_ERROR)
+    return _SLUGS.get(next(kinds, Exception), problems.INTERNAL_ERROR)
 
 
 def _refusal(slug: str, detail: str) -> bytes:
     """A whole answer, after which the connection ends."""
-    answer = errors.respond(slug, detail)
+    status, headers, body = problems.encoded(slug, detail)
     lines = [
-        f"HTTP/1.1 {answer.status}",
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         "Server: gunicorn",
         f"Date: {util.http_date()}",
         "Connection: close",
-        *(f"{name}: {value}" for name, value in answer.headers),
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
     ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + answer.get_data()
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 class Logger(GunicornLogger):  # type: ignore[misc]  # gunicorn ships no types

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 
 import app.api as package
-from app import problems as errors
+from app import problems
 from app.api.chinese import CHINESE
 from tests.api.conftest import nullable_as_json_schema
 from tests.api.fakes import IMG2IMG, TXT2IMG
@@ -99,10 +99,10 @@ def test_every_slug_is_documented_under_its_status(client):
             for slug in SLUG.findall(answer["description"]):
                 found.setdefault(slug, set()).add(int(status))
     # A wrong method has no operation to be documented under; the table lists it with all others.
-    assert set(errors.PROBLEMS) - set(found) == {"method-not-allowed"}
-    assert found == {slug: {errors.PROBLEMS[slug].status} for slug in found}
-    for slug in errors.PROBLEMS:
-        assert f"| `{slug}` | {errors.PROBLEMS[slug].status} |" in document["tags"][-1]["description"]
+    assert set(problems.PROBLEMS) - set(found) == {"method-not-allowed"}
+    assert found == {slug: {problems.PROBLEMS[slug].status} for slug in found}
+    for slug in problems.PROBLEMS:
+        assert f"| `{slug}` | {problems.PROBLEMS[slug].status} |" in document["tags"][-1]["description"]
 
 
 def test_the_endpoints_come_first_and_the_table_of_errors_last(client):
@@ -205,9 +205,9 @@ def check_example(document, schema, example, place):
 
 def test_the_examples_of_problems_are_of_their_slug(client):
     examples = client.get("/openapi.json").json["components"]["examples"]
-    assert set(examples) == set(errors.PROBLEMS)
+    assert set(examples) == set(problems.PROBLEMS)
     for slug, example in examples.items():
-        problem = errors.PROBLEMS[slug]
+        problem = problems.PROBLEMS[slug]
         assert {name: example["value"][name] for name in ("type", "title", "status")} == {
             "type": slug,
             "title": problem.title,

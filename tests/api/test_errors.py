@@ -5,36 +5,37 @@ import logging
 
 import pytest
 
-from app import problems as errors
+from app import problems
+from app.api.http.problems import respond
 from tests.api.fakes import TXT2IMG, domain_error
 
 
-@pytest.mark.parametrize("slug", errors.PROBLEMS)
+@pytest.mark.parametrize("slug", problems.PROBLEMS)
 def test_every_slug_is_answered_by_the_table(gateway, slug):
     app = gateway[0]
     with app.test_request_context():
         made = app.handle_user_exception(domain_error(slug, "Safe."))
-    entry = errors.PROBLEMS[slug]
+    entry = problems.PROBLEMS[slug]
     assert made.status_code == entry.status
     assert made.mimetype == "application/problem+json"
     assert {"type": slug, "title": entry.title, "status": entry.status}.items() <= made.json.items()
 
 
-@pytest.mark.parametrize("slug", errors.PROBLEMS)
+@pytest.mark.parametrize("slug", problems.PROBLEMS)
 def test_exactly_429_and_503_say_when_to_try_again(gateway, slug):
     app = gateway[0]
     with app.test_request_context():
         plain = app.handle_user_exception(domain_error(slug, "Safe."))
-        answered = errors.respond(slug, "A job that failed so.")
+        answered = respond(slug, "A job that failed so.")
         computed = app.handle_user_exception(domain_error(slug, "Safe.", retry_after=41.2))
     for made in (plain, answered):
         seconds = made.headers.get("Retry-After")
         assert (seconds is not None and int(seconds) >= 1) if made.status_code in (429, 503) else seconds is None
-    assert computed.headers.getlist("Retry-After") == ([] if slug == errors.INTERNAL_ERROR else ["42"])
+    assert computed.headers.getlist("Retry-After") == ([] if slug == problems.INTERNAL_ERROR else ["42"])
 
 
 def test_titles_and_slugs_are_unique():
-    titles = [entry.title for entry in errors.PROBLEMS.values()]
+    titles = [entry.title for entry in problems.PROBLEMS.values()]
     assert len(set(titles)) == len(titles)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Barrier, Event
 
@@ -112,21 +113,25 @@ class TestLookingAgain:
         host.slots.set_health("gpu0", "up")
         host.catalogues.put("gpu0", catalogue("a").to_json(), host.catalogues.now() - seconds_ago)
 
+    def look(self, host: Host, on_look: Callable[[], object]) -> bool:
+        host.offers._on_look = on_look
+        return host.offers.look_again()
+
     def test_it_waits_until_each_webui_that_is_up_was_asked(self, host: Host) -> None:
         self.known(host, seconds_ago=10)
-        assert host.offers.look_again(lambda: self.known(host, seconds_ago=0))
+        assert self.look(host, lambda: self.known(host, seconds_ago=0))
         assert not host.catalogues.look_wanted("gpu0")
 
     def test_webuis_that_were_asked_lately_are_left_alone(self, host: Host) -> None:
         self.known(host, seconds_ago=1)
-        assert not host.offers.look_again(pytest.fail)
+        assert not self.look(host, pytest.fail)
 
     def test_nobody_waits_for_webuis_that_are_down_or_that_no_worker_asks(self, host: Host, sqlite: Database) -> None:
-        assert not host.offers.look_again(pytest.fail)
+        assert not self.look(host, pytest.fail)
         self.known(host, seconds_ago=10)
         with sqlite.write() as connection:
             connection.execute(text("UPDATE workers SET beat_at = beat_at - 60"))
-        assert not host.offers.look_again(pytest.fail)
+        assert not self.look(host, pytest.fail)
 
     def test_one_that_does_not_answer_is_waited_for_for_a_moment(
         self, host: Host, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ from werkzeug.utils import send_file
 
 from app.api.http import conditions
 from app.api.http.refusals import FileGone, PreconditionFailed
-from app.api.ports import File
+from app.gateway.archive import File
 
 #: A stored file never changes under its name, so a cache may keep it for a year (31536000 s, the most that RFC 2616, section
 #: 14.21, allowed); it is somebody's own picture, so only the client's own cache may.

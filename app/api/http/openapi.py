@@ -15,7 +15,7 @@ from flask import Request, Response, current_app
 from marshmallow import Schema, ValidationError
 from webargs.flaskparser import FlaskParser
 
-from app import problems as errors
+from app import problems
 from app.api.chinese import chinese, translate
 from app.api.http.refusals import ValidationFailed
 from app.api.http.request import GatewayRequest
@@ -40,7 +40,7 @@ ALWAYS = (
     "uri-too-long",
     "expectation-failed",
     "headers-too-large",
-    errors.INTERNAL_ERROR,
+    problems.INTERNAL_ERROR,
 )
 
 
@@ -67,7 +67,7 @@ class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types
 
     def _register_responses(self) -> None:
         """Document no errors of that shape either, but an example of each of ours."""
-        for slug, entry in errors.PROBLEMS.items():
+        for slug, entry in problems.PROBLEMS.items():
             self.spec.components.example(slug, {"summary": entry.title, "value": problem_example(slug)})
 
     def _register_pagination_header(self) -> None:
@@ -162,7 +162,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
         """Document the errors of a view, besides those that any request may run into."""
         by_status: dict[int, list[str]] = defaultdict(list)
         for slug in (*ALWAYS, *slugs):
-            by_status[errors.PROBLEMS[slug].status].append(slug)
+            by_status[problems.PROBLEMS[slug].status].append(slug)
         responses = {status: _problem_response(status, group) for status, group in sorted(by_status.items())}
         return cast("Decorator", self.doc(responses=responses))
 
@@ -181,10 +181,10 @@ def _plain(value: Any) -> Any:
 
 
 def _problem_response(status: int, slugs: Sequence[str]) -> dict[str, Any]:
-    titles = {slug: errors.PROBLEMS[slug].title for slug in slugs}
+    titles = {slug: problems.PROBLEMS[slug].title for slug in slugs}
     named = "\n".join(f"* `{slug}`: {title} · {chinese(title)}" for slug, title in titles.items())
     examples = {slug: {"$ref": f"#/components/examples/{slug}"} for slug in slugs}
-    content = {errors.MEDIA_TYPE: {"schema": Problem, "examples": examples}}
+    content = {problems.MEDIA_TYPE: {"schema": Problem, "examples": examples}}
     response: dict[str, Any] = {"description": named, "content": content}
     if status in (429, 503):
         after = {"description": "The seconds after which to try again.", "schema": {"type": "integer", "minimum": 1}}

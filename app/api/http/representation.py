@@ -10,10 +10,10 @@ from urllib.parse import quote, urlencode
 
 from flask import Response, jsonify, request
 
-from app import problems as errors
+from app import problems
 from app.api.http import cursor
 from app.api.http.prefer import Preference
-from app.api.ports import JobView
+from app.api.http.problems import respond
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Presenter:
     public_url: str
     sync_timeout: float
 
-    def job(self, view: JobView) -> dict[str, Any]:
+    def job(self, view: Mapping[str, Any]) -> dict[str, Any]:
         """The job object of the contract."""
         return self._job(view, self._root())
 
-    def _job(self, view: JobView, root: str) -> dict[str, Any]:
+    def _job(self, view: Mapping[str, Any], root: str) -> dict[str, Any]:
         # Quoted once for all: the other segments are names that the gateway gave, of letters, digits, dots and dashes.
         user = quote(view["id"], safe="")
         images = f"{root}/get_images/{user}/{view['type']}/"
@@ -36,11 +36,11 @@ class Presenter:
             **view,
             "images": [_with_url(images, entry) for entry in view["images"]],
             "init_image": None if image is None else _with_url(images, image),
-            "error": None if view["error"] is None else errors.problem(**view["error"]),
+            "error": None if view["error"] is None else problems.problem(**view["error"]),
             "url": f"{root}/jobs/{user}/{view['type']}/{view['name']}",
         }
 
-    def posted(self, view: JobView, preference: Preference) -> Response:
+    def posted(self, view: Mapping[str, Any], preference: Preference) -> Response:
         """The answer to a POST: the finished job, the job as it is with 202, or why there is no picture."""
         if view["status"] == "succeeded":
             response = jsonify(self.job(view))
@@ -57,21 +57,23 @@ class Presenter:
         response.headers["Vary"] = "Prefer"
         return response
 
-    def page(self, member: str, views: Sequence[JobView], before: int | None, path: Sequence[str]) -> dict[str, Any]:
+    def page(
+        self, member: str, views: Sequence[Mapping[str, Any]], before: int | None, path: Sequence[str]
+    ) -> dict[str, Any]:
         """One page of jobs under ``member``, and ``next``: the URL of the page after it, which keeps the query."""
         following = None if before is None else self._next(path, before)
         root = self._root()
         return {member: [self._job(view, root) for view in views], "next": following}
 
-    def _ended_badly(self, view: JobView) -> Response:
+    def _ended_badly(self, view: Mapping[str, Any]) -> Response:
         error = view["error"] or {"slug": "job-cancelled", "detail": "The job was cancelled before it had a picture."}
-        return errors.respond(**error, url=self._job_url(view))
+        return respond(**error, url=self._job_url(view))
 
     def _next(self, path: Sequence[str], before: int) -> str:
         kept = {name: request.args[name] for name in ("limit", "status") if name in request.args}
         return self._url(*path) + "?" + urlencode({**kept, "before": cursor.encode(before)})
 
-    def _job_url(self, view: JobView) -> str:
+    def _job_url(self, view: Mapping[str, Any]) -> str:
         return self._url("jobs", view["id"], view["type"], view["name"])
 
     def _url(self, *segments: str) -> str:

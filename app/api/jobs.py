@@ -1,0 +1,37 @@
+"""The jobs of a user, in any state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.api.http.openapi import Blueprint
+from app.api.http.representation import Presenter
+from app.api.schemas.path_parameters import ID, NAME, PROBLEMS_OF_A_FILE, TYPE
+from app.api.schemas.requests import JobsQuery
+from app.api.schemas.responses import Job, Jobs
+from app.parameters import Type
+from app.services import Services
+
+
+def blueprint(services: Services, presenter: Presenter) -> Blueprint:
+    """The endpoints over these services."""
+    blp = Blueprint("jobs", __name__, description="Jobs in any state")
+    archive = services.archive
+
+    @blp.route("/jobs/<id>", parameters=[ID])
+    @blp.arguments(JobsQuery, location="query")
+    @blp.answers(200, Jobs, "Newest first; empty for an unknown user.")
+    @blp.problems("validation-failed", "not-found", "database-unavailable")
+    @blp.about("The jobs of a user · 查询用户任务", "List the jobs of a user in any state, or in one.")
+    def list_jobs(query: dict[str, Any], user: str) -> dict[str, Any]:
+        views, before = archive.jobs(user, query.get("status"), query["limit"], query.get("before"))
+        return presenter.page("jobs", views, before, ("jobs", user))
+
+    @blp.route("/jobs/<id>/<type>/<name>", parameters=[ID, TYPE, NAME])
+    @blp.answers(200, Job, "The job as it is now.")
+    @blp.problems(*PROBLEMS_OF_A_FILE)
+    @blp.about("One job · 查询任务", "Get one job in any state, for example to follow its progress.")
+    def get_job(user: str, kind: Type, name: str) -> dict[str, Any]:
+        return presenter.job(archive.job(user, kind, name))
+
+    return blp
