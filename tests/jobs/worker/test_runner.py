@@ -20,6 +20,7 @@ from app.jobs.errors import DatabaseUnavailable
 from app.jobs.events import Announcer, Transition
 from app.jobs.leases import Lease
 from app.jobs.model import Claim, Failure, Identity, Job, Success
+from app.jobs.queries import JobQueries
 from app.jobs.slots import Slots
 from app.jobs.sql import database as database_module
 from app.jobs.sql.database import Database
@@ -473,7 +474,7 @@ class TestSettling:
         house.finished(job)
 
 
-class CountingTable(JobTable):
+class CountingQueries(JobQueries):
     """Counts how often the keeper asked whether anybody looks."""
 
     asked = 0
@@ -487,15 +488,16 @@ class TestMonitor:
     @pytest.fixture
     def house(self, sqlite: Database, quick: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
         house = House(sqlite)
-        house.table = CountingTable(sqlite)
+        house.table = JobTable(sqlite)
+        house.table.queries = self.queries = CountingQueries(sqlite)
         house.gate = Gate(house.table)
         yield house
         for worker in house.workers:
             worker.drain(0)
 
     def keeper_comes_by(self, house: House, times: int = 5) -> None:
-        before = house.table.asked
-        until(lambda: house.table.asked >= before + times)
+        before = self.queries.asked
+        until(lambda: self.queries.asked >= before + times)
 
     def test_nobody_looks_so_the_webui_is_left_in_peace(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 3600.0)
