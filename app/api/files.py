@@ -14,6 +14,7 @@ from app.api.schemas.responses import Deleted, complete_args
 from app.parameters import Type
 from app.services import Services
 
+_PATH = (ID, TYPE, FILENAME)
 _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 _CONDITIONS: tuple[Mapping[str, Any], ...] = (
     {
@@ -40,10 +41,15 @@ _ETAG = {
 def blueprint(services: Services, delivery: Delivery) -> Blueprint:
     """The endpoints over these services; ``delivery`` sends the images."""
     blp = Blueprint("files", __name__, description="The files of records")
-    archive = services.archive
-    path = [ID, TYPE, FILENAME]
+    _add_images(blp, services, delivery)
+    _add_records(blp, services)
+    return blp
 
-    @blp.route("/get_images/<id>/<type>/<filename>", parameters=path)
+
+def _add_images(blp: Blueprint, services: Services, delivery: Delivery) -> None:
+    archive = services.archive
+
+    @blp.route("/get_images/<id>/<type>/<filename>", parameters=_PATH)
     @blp.answers(200, _BINARY, "The file.", media_type="image/png", headers=_ETAG)
     @blp.also(200, "The file.", content={"image/jpeg": {"schema": _BINARY}, "image/webp": {"schema": _BINARY}})
     @blp.also(206, "The bytes that Range names.", content={"image/*": {"schema": _BINARY}})
@@ -55,7 +61,11 @@ def blueprint(services: Services, delivery: Delivery) -> Blueprint:
     def get_image(user: str, kind: Type, filename: str) -> Response:
         return delivery.send(archive.file(user, kind, filename))
 
-    @blp.route("/get_args/<id>/<type>/<filename>", parameters=path)
+
+def _add_records(blp: Blueprint, services: Services) -> None:
+    archive = services.archive
+
+    @blp.route("/get_args/<id>/<type>/<filename>", parameters=_PATH)
     @blp.answers(
         200,
         complete_args(services.parameters),
@@ -66,7 +76,7 @@ def blueprint(services: Services, delivery: Delivery) -> Blueprint:
     def get_args(user: str, kind: Type, filename: str) -> dict[str, Any]:
         return archive.args(user, kind, filename)
 
-    @blp.route("/delete/<id>/<type>/<filename>", methods=["DELETE"], parameters=path)
+    @blp.route("/delete/<id>/<type>/<filename>", methods=["DELETE"], parameters=_PATH)
     @blp.answers(
         200,
         Deleted,
@@ -79,5 +89,3 @@ def blueprint(services: Services, delivery: Delivery) -> Blueprint:
     )
     def delete_files(user: str, kind: Type, filename: str) -> dict[str, Any]:
         return {"deleted": archive.delete(user, kind, filename)}
-
-    return blp

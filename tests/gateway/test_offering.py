@@ -139,7 +139,7 @@ class TestLookingAgain:
         monkeypatch.setattr(offers_module, "LOOK_PATIENCE_SECONDS", 0.1)
         self.known(host, seconds_ago=10)
         hints: list[None] = []
-        assert host.offers.look_again(lambda: hints.append(None))
+        assert self.look(host, lambda: hints.append(None))
         assert len(hints) == 1
 
     def test_of_many_requests_at_once_one_has_them_asked(self, host: Host) -> None:
@@ -153,7 +153,7 @@ class TestLookingAgain:
 
         def ask(_number: int) -> bool:
             together.wait()
-            return host.offers.look_again(hint)
+            return self.look(host, hint)
 
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(ask, range(8)))
@@ -169,7 +169,7 @@ class TestLookingAgain:
             self.known(host, seconds_ago=-1)
 
         with ThreadPoolExecutor(5) as pool:
-            asked = [pool.submit(host.offers.look_again, hint) for _ in range(5)]
+            asked = [pool.submit(self.look, host, hint) for _ in range(5)]
             first = next(as_completed(asked))
             one_was_refused.set()
             assert not first.result()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.jobs import table as table_module
+from app.jobs import deletion
 from app.jobs.errors import KeyOfDeletedJob
 from app.jobs.model import Failure, IdempotencyKey
 from app.jobs.slots import Slots
@@ -121,7 +121,7 @@ class TestDeletedJobs:
     def test_very_many_rows_go_in_batches(
         self, gate: Gate, table: JobTable, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(table_module, "MOST_FORGOTTEN", 3)
+        monkeypatch.setattr(deletion, "MOST_FORGOTTEN", 3)
         for number in range(7):
             job = gate.accept(key=IdempotencyKey(f"key {number}", "digest"))
             gate.run_next()

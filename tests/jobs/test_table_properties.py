@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import Row, text
 
-from app.jobs import table as table_module
+from app.jobs import losses
 from app.jobs.errors import (
     JobNotFound,
     JobUnfinished,
@@ -548,7 +548,7 @@ def empty(database: Database) -> None:
 
 @pytest.fixture
 def machine(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[TableMachine]]:
-    monkeypatch.setattr(table_module, "MAX_LOSSES", MAX_LOSSES)
+    monkeypatch.setattr(losses, "MAX_LOSSES", MAX_LOSSES)
     yield type("TableMachine", (TableMachine,), {"database": database})
     empty(database)
 
