@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, and_, false, func, or_, select, update
 
-from app.jobs.model import Failure, Identity, Job
+from app.jobs.model import Failure, Identity, Job, Status
 from app.jobs.rows import count_out, now_ms
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
@@ -101,7 +101,7 @@ class Losses:
             )  # fmt: skip
             count_out(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
             connection.execute(update(SLOTS).where(slots).values(state="unclean", owner=None, lease_expires=None))
-            ends = dict.fromkeys(back, "queued") | dict.fromkeys(lost, "failed")
+            ends: dict[int, Status] = {**dict.fromkeys(back, "queued"), **dict.fromkeys(lost, "failed")}
             return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
 
     def fail_queued(

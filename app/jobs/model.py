@@ -12,7 +12,7 @@ from app.runtime.jsontext import dumps, loads
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
-UNFINISHED: Final = ("queued", "running")
+UNFINISHED: Final[tuple[Status, ...]] = ("queued", "running")
 
 
 class Identity(NamedTuple):
@@ -63,7 +63,7 @@ class Job(NamedTuple):
     user_id: str
     type: Type
     name: str
-    status: str
+    status: Status
     created_at: int
     started_at: int | None
     finished_at: int | None

@@ -38,9 +38,7 @@ from app.parameters import (
 
 #: Faults that one answer lists; a body may hold thousands of unknown fields.
 _MOST_FAULTS = 20
-
-
-#: The kinds of fields that have no bounds but their own rules.
+#: The kinds of fields whose bounds are part of their own rules.
 _UNBOUNDED: Mapping[str, Callable[..., fields.Field[Any]]] = MappingProxyType(
     {"user id": UserId, "boolean": JsonBoolean, "seed": Seed, "image": OneImage}
 )
