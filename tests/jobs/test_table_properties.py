@@ -542,7 +542,7 @@ def empty(database: Database) -> None:
     with database.write() as connection:
         for table in METADATA.sorted_tables:
             if table is not CLOCK:
-                connection.execute(table.deletion.delete())
+                connection.execute(table.delete())
         connection.execute(text("UPDATE clock SET virtual = 0, unfinished = 0"))
 
 
