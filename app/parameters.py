@@ -73,8 +73,9 @@ class Parameter:
 
     @property
     def description(self) -> str:
-        """Both sentences, as two paragraphs."""
-        return f"{self.english}\n\n{self.chinese}"
+        """Both sentences, as two paragraphs; the Chinese one says a ``shown_default`` itself."""
+        english = f"{self.english} Default: {self.shown_default}." if self.shown_default else self.english
+        return f"{english}\n\n{self.chinese}"
 
     def default_of(self, type_: Type) -> Any:
         """Return what a job of this type stores where the field was left out; None stores nothing."""
@@ -227,7 +228,7 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "text",
         "Sampler · 采样器",
         "A sampler of `GET /options`.",
-        "`GET /options` 中的一种采样器。",
+        f"`GET /options` 中的一种采样器。默认为风格所指定的，否则为 `{DEFAULT_SAMPLER}`。",
         **_NAME,
         default=DEFAULT_SAMPLER,
         shown_default=f"the style's, else `{DEFAULT_SAMPLER}`",
@@ -238,7 +239,7 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "text",
         "Model · 模型",
         "A model of `GET /options`.",
-        "`GET /options` 中的一个模型。",
+        "`GET /options` 中的一个模型。默认为风格所指定的，否则为 `GET /options` 的 `default_model`。",
         **_NAME,
         shown_default="the style's, else `default_model` of `GET /options`",
         payload="override_settings.sd_model_checkpoint",
@@ -248,7 +249,7 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "text",
         "Scheduler · 调度器",
         "A scheduler of `GET /options`.",
-        "`GET /options` 中的一种调度器。",
+        "`GET /options` 中的一种调度器。默认由 WebUI 决定。",
         **_NAME,
         shown_default="the WebUI's own",
         payload="scheduler",
