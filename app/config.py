@@ -430,6 +430,11 @@ def effective() -> dict[str, str]:
     return shown | {WEBUI_URLS: ",".join(without_secrets(url) for url in texts[WEBUI_URLS].split(","))}
 
 
+def sockets_are_handed_over() -> bool:
+    """Whether systemd has started this process with sockets that listen already (sd_listen_fds(3))."""
+    return "LISTEN_PID" in os.environ
+
+
 def without_secrets(url: str) -> str:
     """A URL with … in place of user and password, which may stand in its query too. Any other text stays as it is."""
     scheme, separator, rest = url.partition("://")
