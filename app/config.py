@@ -430,8 +430,8 @@ def effective() -> dict[str, str]:
     return shown | {WEBUI_URLS: ",".join(without_secrets(url) for url in texts[WEBUI_URLS].split(","))}
 
 
-def has_sockets_of_systemd() -> bool:
-    """Whether systemd hands the listening sockets over (sd_listen_fds(3)), so that gunicorn binds none."""
+def sockets_are_handed_over() -> bool:
+    """Whether systemd has started this process with sockets that listen already (sd_listen_fds(3))."""
     return "LISTEN_PID" in os.environ
 
 

@@ -16,7 +16,7 @@ from gunicorn.util import import_app  # type: ignore[import-untyped]
 
 # Whatever is imported of app imports all of it: here in the master, once for all processes and before the first one is forked.
 # Nothing is opened or started by that.
-from app.config import CannotStart, has_sockets_of_systemd, load
+from app.config import CannotStart, load, sockets_are_handed_over
 from app.runtime.malloc import give_memory_back
 from app.serving.checks import await_address, room_for_connections
 
@@ -85,7 +85,7 @@ def on_starting(server: Any) -> None:
         # A database connection and the worker's threads do not survive the fork.
         sys.exit("sd-gateway can't run with --preload: each process must open its own database connections.")
     # Sockets that systemd or an earlier master hands over are bound already.
-    handed_over = server.master_pid != 0 or has_sockets_of_systemd() or server.cfg.reuse_port
+    handed_over = server.master_pid != 0 or sockets_are_handed_over() or server.cfg.reuse_port
     try:
         for address in () if handed_over else server.cfg.address:
             await_address(address)
