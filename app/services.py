@@ -13,16 +13,16 @@ from types import FrameType
 from typing import Any
 
 from app.config import SIMULATOR, Config, WebuiAddress
-from app.gateway.accept import Submissions
+from app.gateway.accept import Acceptance
 from app.gateway.archive import Archive
-from app.gateway.generate import WebuiBackend, hopeless_demands, restarts_needed, serving_webuis
+from app.gateway.generate import WebuiBackend, hopeless_requirements, restarts_needed, serving_webuis
 from app.gateway.identity import Belonging
 from app.gateway.maintenance import Maintenance, Upkeep
-from app.gateway.offering import Offers
+from app.gateway.offering import Offering
 from app.gateway.results import refused_everywhere
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import Failure, Identity
-from app.jobs.notifications import ACCEPTED, LOOK_WANTED, Wake
+from app.jobs.notifications import ACCEPTED, REFRESH_WANTED, Notifier
 from app.jobs.slot_keys import rename_slots
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
@@ -45,11 +45,11 @@ _FINISHED = b"finished "
 
 
 @dataclass
-class _Hints:
-    """Passes hints between the processes of this host, once the process has started; before that only within it."""
+class _Notifications:
+    """Passes notifications between the processes of this host, once the process has started; before that only within it."""
 
     waiters: Waiters
-    wake: Wake | None = None
+    wake: Notifier | None = None
     worker: Worker | None = None
 
     def transition(self, transition: Transition) -> None:
@@ -72,9 +72,9 @@ class _Hints:
         # A user id may hold spaces, so it comes last.
         self._tell(_FINISHED + f"{job.type} {job.name} {job.user_id}".encode())
 
-    def look_wanted(self) -> None:
+    def refresh_wanted(self) -> None:
         """Somebody wants to know anew what the WebUIs offer."""
-        self._tell(LOOK_WANTED)
+        self._tell(REFRESH_WANTED)
 
     def _tell(self, message: bytes) -> None:
         if self.wake is not None:
@@ -83,11 +83,11 @@ class _Hints:
             self.heard(message)
 
     def heard(self, message: bytes) -> None:
-        """Act on a hint from this process or another."""
+        """Act on a notification from this process or another."""
         if message == ACCEPTED and self.worker is not None:
             self.worker.wake()
-        elif message == LOOK_WANTED and self.worker is not None:
-            self.worker.look_again()
+        elif message == REFRESH_WANTED and self.worker is not None:
+            self.worker.refresh_soon()
         elif message.startswith(_FINISHED):
             parts = message.removeprefix(_FINISHED).decode("utf-8", "replace").split(" ", 2)
             if len(parts) == len(Identity._fields):
@@ -107,14 +107,14 @@ class Services:
     tables: Tables
     records: RecordStore
     identity: Belonging
-    offers: Offers
+    offering: Offering
     waiters: Waiters
-    submissions: Submissions
+    acceptance: Acceptance
     archive: Archive
     maintenance: Maintenance
     upkeep: Upkeep
     announcer: Announcer
-    hints: _Hints
+    notifications: _Notifications
     worker: Worker | None = None
     simulator: SimulatorServer | None = field(default=None, repr=False)
 
@@ -131,13 +131,13 @@ class Services:
     @property
     def parameters(self) -> Parameters:
         """The table of request fields."""
-        return self.offers.parameters
+        return self.offering.parameters
 
     # -- what the API asks -------------------------------------------------------------------------------------------
 
     def options(self) -> dict[str, Any]:
         """The names that a request may use."""
-        return self.offers.options()
+        return self.offering.options()
 
     def readiness(self) -> list[str]:
         """Why no picture can be made now, in words; empty when all is well.
@@ -147,7 +147,7 @@ class Services:
         self.database.check()
         self.records.folder.check()
         self.identity.check()
-        catalogues, default_model = self.offers.current()
+        catalogues, default_model = self.offering.current()
         reasons = {
             "No worker is running.": not self.slots.worker_alive(),
             "No WebUI answers.": not self.slots.any_up(),
@@ -163,12 +163,12 @@ class Services:
     # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self, *, worker: bool, elected: bool = True) -> None:
-        """Open the hint channel; with ``worker`` also start the worker, by default only if this host elects it."""
+        """Open the notification channel; with ``worker`` also start the worker, by default only if this host elects it."""
         folder = self.database.folder or self.config.data_dir
-        self.hints.wake = Wake(folder, self.hints.heard)
+        self.notifications.wake = Notifier(folder, self.notifications.heard)
         if worker:
             lock = HostLock(self.config.data_dir / f".worker-{self.config.host_id}.lock") if elected else None
-            self.worker = self.hints.worker = self._make_worker(lock)
+            self.worker = self.notifications.worker = self._make_worker(lock)
             self.worker.start()
 
     def _make_worker(self, lock: HostLock | None) -> Worker:
@@ -186,25 +186,27 @@ class Services:
             self.simulator.start()
             address = WebuiAddress(address.key, self.simulator.url)
         webui = Webui(address, job_timeout=self.config.job_timeout)
-        return WebuiBackend(webui, self.tables, self.records, self.offers, self.config)
+        return WebuiBackend(webui, self.tables, self.records, self.offering, self.config)
 
     def _look_after(self) -> None:
         """Fail the waiting jobs that no configured WebUI can serve any more; now and then, remove what is left over."""
         self.upkeep.step()
         self.table.deletion.forget_refusals()
-        catalogues, configured = self.offers.catalogues(), self.slots.configured()
-        hopeless = hopeless_demands(dict(self.table.queries.queued_demands()), catalogues, configured)
+        catalogues, configured = self.offering.catalogues(), self.slots.configured()
+        hopeless = hopeless_requirements(dict(self.table.queries.queued_requirements()), catalogues, configured)
         if hopeless:
             gone = Failure("no-longer-available", "No WebUI offers any more what this job was accepted with.")
-            self._fail_queued(gone, demands=hopeless)
+            self._fail_queued(gone, requirement_sets=hopeless)
         for refused in self.table.queries.refused():
-            serving = serving_webuis(refused.demand, catalogues, configured)
+            serving = serving_webuis(refused.requirements, catalogues, configured)
             failure = refused_everywhere(refused.job, refused.slots, serving)
             if failure is not None:
                 self._fail_queued(failure, jobs=[refused.job.identity])
 
-    def _fail_queued(self, failure: Failure, *, demands: Sequence[int] = (), jobs: Sequence[Identity] = ()) -> None:
-        for job in self.table.losses.fail_queued(failure, demands=demands, jobs=jobs):
+    def _fail_queued(
+        self, failure: Failure, *, requirement_sets: Sequence[int] = (), jobs: Sequence[Identity] = ()
+    ) -> None:
+        for job in self.table.losses.fail_queued(failure, requirement_sets=requirement_sets, jobs=jobs):
             self.announcer.announce(Transition("failed", job, slug=failure.slug))
 
     def begin_drain(self) -> None:
@@ -242,8 +244,8 @@ class Services:
         self.waiters.end()
         if self.simulator is not None:
             self.simulator.stop()
-        if self.hints.wake is not None:
-            wake, self.hints.wake = self.hints.wake, None
+        if self.notifications.wake is not None:
+            wake, self.notifications.wake = self.notifications.wake, None
             wake.close()
         self.database.close()
 
@@ -291,8 +293,8 @@ def _closed_on_failure(identity: Belonging) -> Iterator[None]:
 
 def identity_of(config: Config) -> Belonging:
     """The ids of the configured database and data folder, neither of which was touched."""
-    steps = crash_at(config.crash_at)
-    return Belonging(Database(config.database_url, steps), RecordStore(config.data_dir, steps))
+    failpoints = crash_at(config.crash_at)
+    return Belonging(Database(config.database_url, failpoints), RecordStore(config.data_dir, failpoints))
 
 
 def _presets(config: Config) -> Presets:
@@ -304,9 +306,11 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
     tables = Tables.of(database)
     table = tables.jobs
     waiters = Waiters(table, config.max_waiters)
-    hints = _Hints(waiters)
-    offers = Offers(tables.slots, tables.catalogues, presets, config.default_model, parameters, hints.look_wanted)
-    announcer = Announcer(hints.transition)
+    notifications = _Notifications(waiters)
+    offering = Offering(
+        tables.slots, tables.catalogues, presets, config.default_model, parameters, notifications.refresh_wanted
+    )
+    announcer = Announcer(notifications.transition)
     archive = Archive(table, records, announcer)
     return Services(
         config=config,
@@ -314,12 +318,12 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
         tables=tables,
         records=records,
         identity=identity,
-        offers=offers,
+        offering=offering,
         waiters=waiters,
-        submissions=Submissions(config, table, waiters, offers, records, announcer),
+        acceptance=Acceptance(config, table, waiters, offering, records, announcer),
         archive=archive,
         maintenance=Maintenance(table, records),
         upkeep=Upkeep(table, Space(database), records, archive),
         announcer=announcer,
-        hints=hints,
+        notifications=notifications,
     )

@@ -70,14 +70,21 @@ class _Table:
 
     table: JobTable
     model: Job
-    demand: str
+    requirements: str
 
     def new(self, number: int) -> NewJob:
         """A request of one of the waiting users."""
         job = self.model
         name = f"{job.name[:19]}{0xF0000000 + number:08x}"
         return NewJob(
-            f"waiting{number % 10}", job.type, name, job.created_at, job.args, None, demand=self.demand, cost=job.cost
+            f"waiting{number % 10}",
+            job.type,
+            name,
+            job.created_at,
+            job.args,
+            None,
+            requirements=self.requirements,
+            cost=job.cost,
         )
 
 
@@ -86,12 +93,12 @@ def _opened(database: Path) -> _Table:
     slots = Slots(opened)
     slots.register(_OWNER, "bench", [_SLOT], only=True)
     # There is no WebUI that could be seen idle.
-    if slots.begin_settling(_SLOT, _OWNER) is not None:
-        slots.end_settling(_SLOT, _OWNER, "clean")
+    if slots.begin_quiescing(_SLOT, _OWNER) is not None:
+        slots.end_quiescing(_SLOT, _OWNER, "clean")
     table = JobTable(opened)
-    [(_, demand), *_] = table.queries.demands_after(0)
+    [(_, requirements), *_] = table.queries.requirements_after(0)
     [model, *_] = table.queries.of_user("waiting", "succeeded", 1, None)
-    return _Table(table, model, demand)
+    return _Table(table, model, requirements)
 
 
 def _in_process(bench: Bench, stage: Stage, gateways: list[Gateway]) -> tuple[dict[int, Sample], dict[int, Sample]]:

@@ -80,8 +80,8 @@ def hurry(monkeypatch: Any) -> None:
 def make_clean(slots: Slots, *keys: str) -> None:
     """Make new slots clean, as if their WebUIs had been seen idle."""
     for key in keys:
-        assert slots.begin_settling(key, "nobody") is not None
-        slots.end_settling(key, "nobody", "clean")
+        assert slots.begin_quiescing(key, "nobody") is not None
+        slots.end_quiescing(key, "nobody", "clean")
 
 
 class Gateway:
@@ -126,7 +126,7 @@ class Gateway:
         if type_ == "img2img":
             posted = {"init_images": png_base64()} | posted
         fingerprint = json.dumps(posted, sort_keys=True)
-        return self.services.submissions.post(type_, posted, fingerprint=fingerprint, idempotency_key=key, wait=wait)
+        return self.services.acceptance.post(type_, posted, fingerprint=fingerprint, idempotency_key=key, wait=wait)
 
     def accept(self, type_: str = "txt2img", **fields: Any) -> dict[str, Any]:
         """Post a request and don't wait."""

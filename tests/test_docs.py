@@ -241,7 +241,7 @@ NOT_THESE = {
     "backend": ("station",),
     "monitor": ("keeper",),
     "WorkerContext": ("desk",),
-    "quiesce": ("settles", "settled", "settling"),
+    "quiesce": ("settles", "settled", "quiescing"),
     "heartbeat": ("beat", "beats"),
     "poll": ("looks at progress",),
     "requirements": ("demand", "demands"),

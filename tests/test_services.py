@@ -1,4 +1,4 @@
-"""One process's objects, built and wired: readiness, hints, draining, and the whole way from request to picture."""
+"""One process's objects, built and wired: readiness, notifications, draining, and the whole way from request to picture."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestBuild:
     def test_nothing_runs_before_the_start(self, gateway: Gateway, server: SimulatorServer) -> None:
         assert gateway.services.worker is None
-        assert gateway.services.hints.wake is None
+        assert gateway.services.notifications.wake is None
         assert stats(server)["generations"] == 0
         gateway.services.drain()
 
@@ -75,7 +75,7 @@ class TestReadiness:
         gateway.accept()
         until(lambda: services.readiness() == ["No WebUI answers."])
         services.drain()
-        gateway.sql("UPDATE workers SET beat_at = 0")
+        gateway.sql("UPDATE workers SET heartbeat_at = 0")
         assert services.readiness() == ["No worker is running.", "No WebUI answers."]
 
     def test_a_webui_that_was_never_there_leaves_the_rest_alone(self, tmp_path: Path, migrated_sqlite: Path) -> None:
@@ -122,7 +122,7 @@ class TestHints:
             monkeypatch.setattr(timing, "CLAIM_POLL_SECONDS", NEVER)
             two.post()
             assert two.post()["status"] == "succeeded"
-            assert one.services.hints.wake is not None
+            assert one.services.notifications.wake is not None
 
     def test_a_second_elected_process_waits_for_the_first(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer
@@ -142,7 +142,7 @@ class TestHints:
         [b"", b"nonsense", b"finished ", b"finished x", b"finished txt2img", b"finished \xff \xff \xff", b"accepted"],
     )
     def test_a_hint_that_means_nothing_does_nothing(self, gateway: Gateway, message: bytes) -> None:
-        gateway.services.hints.heard(message)
+        gateway.services.notifications.heard(message)
 
 
 class TestSimulatorSetting:

@@ -36,7 +36,7 @@ def init_app(app: Application, services: Services) -> None:
     app.config[BODY_TURNS] = threading.BoundedSemaphore(_LARGE_AT_ONCE)
     register_handlers(app)
     app.after_request(_finish)
-    app.teardown_request(_let_go)
+    app.teardown_request(_release_body)
     app.register_blueprint(docs.blueprint())
     _register_endpoints(app, services)
 
@@ -75,6 +75,6 @@ def _finish(response: Response) -> Response:
     return response
 
 
-def _let_go(_error: BaseException | None) -> None:
+def _release_body(_error: BaseException | None) -> None:
     """Let the next large body have its turn, however this request ended; before a slow client reads the answer."""
-    cast("GatewayRequest", request).let_go()
+    cast("GatewayRequest", request).release_body()

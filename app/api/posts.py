@@ -124,7 +124,7 @@ def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str
     # Only a repeated key is compared, and a reference image is megabytes.
     fingerprint = posted.fingerprint if key is not None else ""
     posted.forget_document()
-    view = services.submissions.post(
+    view = services.acceptance.post(
         kind,
         fields,
         fingerprint=fingerprint,

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, Final, Protocol
 
 from app.config import Config
-from app.gateway.offering import Offers
+from app.gateway.offering import Offering
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import IdempotencyKey, Job, NewJob
@@ -45,7 +45,7 @@ class BadReferenceImage(Exception):
 class Client(Protocol):
     """The sender of a request, who waits for the answer."""
 
-    def let_go(self) -> None:
+    def release_body(self) -> None:
         """Free what was posted: it is in its row, and its reference image on disk."""
         ...
 
@@ -57,7 +57,7 @@ class Client(Protocol):
 class _Patient:
     """A client of this process, which keeps what it posted and never hangs up."""
 
-    def let_go(self) -> None:
+    def release_body(self) -> None:
         """Free nothing."""
 
     def client_gone(self) -> bool:
@@ -76,7 +76,7 @@ class _Draft:
     reference: Reference | None
 
 
-class Submissions:
+class Acceptance:
     """The front door of the queue."""
 
     def __init__(
@@ -84,13 +84,13 @@ class Submissions:
         config: Config,
         table: JobTable,
         waiters: Waiters,
-        offers: Offers,
+        offering: Offering,
         records: RecordStore,
         announcer: Announcer,
     ) -> None:
         self._table = table
         self._waiters = waiters
-        self._offers = offers
+        self._offering = offering
         self._records = records
         self._announcer = announcer
         self._bounds = Bounds(config.max_queue, config.max_queue_per_user)
@@ -124,7 +124,7 @@ class Submissions:
             job = known or self._accept(type_, fields, key)
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
-            client.let_go()
+            client.release_body()
             ended = self._waiters.wait(job.identity, wait, client.client_gone)
             return self._describe(ended or self._table.queries.current(job.identity))
 
@@ -163,7 +163,7 @@ class Submissions:
             created_at=now,
             args=resolved.args,
             init_image=_init_image(name, reference) if reference is not None else None,
-            demand=resolved.demand.to_json(),
+            requirements=resolved.requirements.to_json(),
             cost=_cost(type_, resolved),
         )
         return _Draft(new, reference)
@@ -172,13 +172,13 @@ class Submissions:
         """Check the names; what is unknown may have been added to a WebUI since it was asked, so they are asked again."""
 
         def try_once() -> Resolved:
-            catalogues, default_model = self._offers.known()
-            return resolve(type_, fields, catalogues, self._offers.presets, default_model, self._offers.parameters)
+            catalogues, default_model = self._offering.known()
+            return resolve(type_, fields, catalogues, self._offering.presets, default_model, self._offering.parameters)
 
         try:
             return try_once()
         except (UnknownNames, NoDefaultModel):
-            if not self._offers.look_again():
+            if not self._offering.refresh_soon():
                 raise
         return try_once()
 

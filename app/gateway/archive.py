@@ -115,9 +115,9 @@ class Archive:
         """
         job = self._table.queries.get(user_id, type_, name)
         if job.status == "running":
-            # Only a hint to its worker: where the disk is full, a job can still be looked at.
+            # Only a notification to its worker: where the disk is full, a job can still be looked at.
             with suppress(DatabaseUnavailable):
-                self._table.looked_at(job)
+                self._table.watched(job)
         return self._describe(job)
 
     def file(self, user_id: str, type_: str, filename: str) -> File:
@@ -190,12 +190,12 @@ class Archive:
             self._records.remove_files(job.user_id, job.type, job.name, dict.fromkeys(named))
         else:
             self._records.remove(job.user_id, job.type, job.name, claims=job.claims, images=batch_size(job))
-        self._table.deletion.debris_removed(job)
+        self._table.deletion.unlinked(job)
 
     def tidy(self) -> int:
         """Unlink what a crash left of deletions whose rows were committed; how many rows that concerned."""
         done = after = 0
-        while page := self._table.deletion.debris(after, _BATCH):
+        while page := self._table.deletion.pending_unlink(after, _BATCH):
             for job, whole in page:
                 try:
                     self._unlink(job, None if whole else unnamed_images(job))

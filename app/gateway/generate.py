@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from app.config import Config
 from app.gateway.memory import WebuiMemory
-from app.gateway.offering import Offers
+from app.gateway.offering import Offering
 from app.gateway.results import CheckedReplies, Replies, Results, Tolerance
 from app.gateway.sending import Sending
 from app.gateway.served import Served
@@ -28,7 +28,7 @@ from app.jobs.worker.backend import Answer, AttemptLost, BackendDown, Checked, L
 from app.records.store import RecordStore
 from app.webui import bounds, payloads
 from app.webui.answers import made_with
-from app.webui.catalogue import Catalogue, Demand
+from app.webui.catalogue import Catalogue, Requirements
 from app.webui.client import Webui
 from app.webui.doubts import is_hopeless
 from app.webui.driver import Driver
@@ -41,16 +41,16 @@ _LOG = logging.getLogger(__name__)
 class WebuiBackend:
     """One WebUI, as the worker drives it (see :class:`app.jobs.worker.backend.Backend`)."""
 
-    def __init__(self, webui: Webui, tables: Tables, records: RecordStore, offers: Offers, config: Config) -> None:
+    def __init__(self, webui: Webui, tables: Tables, records: RecordStore, offering: Offering, config: Config) -> None:
         self.key = webui.key
         self.name = webui.name
         self._webui = webui
-        self._offers = offers
+        self._offering = offering
         self._memory = WebuiMemory(webui, tables.slots)
-        self._served = Served(webui, tables.jobs, tables.catalogues, offers, self._memory)
+        self._served = Served(webui, tables.jobs, tables.catalogues, offering, self._memory)
         pace = Pace()
-        self._sending = Sending(webui, records, offers, self._served, self._memory, pace)
-        self._results = Results(self.key, records, offers, Tolerance.of(config), pace, self._memory.overrides)
+        self._sending = Sending(webui, records, offering, self._served, self._memory, pace)
+        self._results = Results(self.key, records, offering, Tolerance.of(config), pace, self._memory.overrides)
         self._driver = Driver(webui, config.job_timeout)
 
     # -- what it offers ----------------------------------------------------------------------------------------------
@@ -69,18 +69,18 @@ class WebuiBackend:
             raise BackendDown(reason(error)) from error
         if not self._sending.busy and shown == self._memory.shown:
             self._memory.learn_loaded(catalogue)
-        return self._offers.has_default_model() and not self._memory.doubt.hopeless
+        return self._offering.has_default_model() and not self._memory.doubt.hopeless
 
     def outdated(self) -> bool:
         """Whether an answer has shown since the last refresh began that the catalogue has changed."""
         return self._served.outdated.is_set()
 
     def serving(self, *, fresh: bool = True) -> Serving:
-        """The demands that this WebUI can serve; ``fresh`` reads what is new in the database first."""
+        """The requirements that this WebUI can serve; ``fresh`` reads what is new in the database first."""
         return self._served.serving(fresh=fresh)
 
     def knows(self, claim: Claim) -> bool:
-        """Whether the claimed job's demand is the one that is known by its number; if not, all are read again."""
+        """Whether the claimed job's requirements are those known by their number; if not, all are read again."""
         return self._served.knows(claim)
 
     # -- one attempt -------------------------------------------------------------------------------------------------
@@ -192,19 +192,23 @@ class WebuiBackend:
             memory.doubt.fails(model.checkpoint)
 
 
-def hopeless_demands(demands: dict[int, str], catalogues: dict[str, Catalogue], configured: Sequence[str]) -> list[int]:
-    """The demands that no configured WebUI can serve; none while the catalogue of one of them was never seen."""
+def hopeless_requirements(
+    requirement_sets: dict[int, str], catalogues: dict[str, Catalogue], configured: Sequence[str]
+) -> list[int]:
+    """The requirements that no configured WebUI can serve; none while the catalogue of one of them was never seen."""
     if not configured or any(key not in catalogues for key in configured):
         return []
-    parsed = {number: Demand.from_json(body) for number, body in demands.items()}
+    parsed = {number: Requirements.from_json(body) for number, body in requirement_sets.items()}
     return [
-        number for number, demand in parsed.items() if not any(catalogues[key].serves(demand) for key in configured)
+        number
+        for number, requirements in parsed.items()
+        if not any(catalogues[key].serves(requirements) for key in configured)
     ]
 
 
-def serving_webuis(demand: str, catalogues: Mapping[str, Catalogue], configured: Iterable[str]) -> list[str]:
-    """The configured WebUIs that offer everything that a job with this demand (canonical JSON) needs."""
-    parsed = Demand.from_json(demand)
+def serving_webuis(requirements: str, catalogues: Mapping[str, Catalogue], configured: Iterable[str]) -> list[str]:
+    """The configured WebUIs that offer everything that a job with these requirements (canonical JSON) needs."""
+    parsed = Requirements.from_json(requirements)
     return [key for key in configured if key in catalogues and catalogues[key].serves(parsed)]
 
 

@@ -172,7 +172,7 @@ class Maintenance:
             created_at=milliseconds(document["created_at"]),
             args=document["args"],
             init_image=document["init_image"],
-            demand="",
+            requirements="",
             cost=0.0,
         )
         success = Success(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from app.jobs.catalogues import Catalogues, Offer
+from app.jobs.catalogues import Catalogues, CurrentCatalogues
 from app.jobs.slots import Slots
 from app.parameters import PARAMETERS, Parameters
 from app.webui.catalogue import Catalogue
@@ -36,7 +36,7 @@ class NoCatalogue(Exception):
         super().__init__("No WebUI has answered yet, so what it offers is unknown.")
 
 
-class Offers:
+class Offering:
     """What a request may ask for: the table of its fields, the presets, and the catalogues of the configured WebUIs.
 
     The catalogues are read again only when one changed.
@@ -63,7 +63,7 @@ class Offers:
         self._versions: tuple[tuple[str, int], ...] = ()
         self._catalogues: dict[str, Catalogue] = {}
         #: Held by the request that waits until the WebUIs were asked.
-        self._looking = threading.Lock()
+        self._refreshing = threading.Lock()
         self._places = threading.BoundedSemaphore(_MOST_LOOKING)
         #: (name of a model, WebUI) whose choice among several files was logged.
         self._guessed: set[tuple[str, str]] = set()
@@ -72,7 +72,7 @@ class Offers:
         """The catalogue of each configured WebUI, by its slot's key; empty when none was ever seen."""
         return self._read(self._kept.offer())
 
-    def _read(self, offer: Offer) -> dict[str, Catalogue]:
+    def _read(self, offer: CurrentCatalogues) -> dict[str, Catalogue]:
         with self._lock:
             if offer.versions != self._versions:
                 bodies = self._kept.bodies([key for key, _ in offer.versions])
@@ -128,7 +128,7 @@ class Offers:
         """Whether a model is known for requests that name none, or a setting names one, however missing."""
         return bool(self._configured_model) or self.current()[1] is not None
 
-    def look_again(self) -> bool:
+    def refresh_soon(self) -> bool:
         """Have the WebUIs asked again what they offer, and wait a moment for it.
 
         False where they were asked just now, or enough other requests wait for it already.
@@ -147,16 +147,16 @@ class Offers:
     def _look_in_turn(self, since: float) -> None:
         deadline = time.monotonic() + LOOK_PATIENCE_SECONDS
         # One request of a process polls for all that wait.
-        if self._looking.acquire(timeout=LOOK_PATIENCE_SECONDS):
+        if self._refreshing.acquire(timeout=LOOK_PATIENCE_SECONDS):
             try:
-                self._await_look(since, deadline)
+                self._await_refresh(since, deadline)
             finally:
-                self._looking.release()
+                self._refreshing.release()
 
-    def _await_look(self, since: float, deadline: float) -> None:
+    def _await_refresh(self, since: float, deadline: float) -> None:
         if self._kept.sightings().all_since(since):
             return
-        wanted_at = self._kept.want_look()
+        wanted_at = self._kept.want_refresh()
         self._on_look()
         while not self._kept.sightings().all_since(wanted_at) and time.monotonic() < deadline:
             time.sleep(_LOOK_PAUSE_SECONDS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from app.config import Config
-from app.gateway.offering import Offers
+from app.gateway.offering import Offering
 from app.jobs.model import Claim, Failure, Job, Success
 from app.jobs.view import describe
 from app.jobs.worker.backend import Checked, Retry
@@ -24,7 +24,7 @@ from app.records.layout import DOCUMENT_FORMAT, image_filename
 from app.records.store import RecordStore
 from app.webui.answers import Generation, Picture, read_generation, read_upscaled
 from app.webui.bounds import AnswerBounds
-from app.webui.catalogue import Demand
+from app.webui.catalogue import Requirements
 from app.webui.errors import (
     Ambiguous,
     BadAnswer,
@@ -132,14 +132,14 @@ class Results:
         self,
         slot: str,
         records: RecordStore,
-        offers: Offers,
+        offering: Offering,
         tolerance: Tolerance,
         pace: Pace,
         overrides: OptionOverrides,
     ) -> None:
         self._slot = slot
         self._records = records
-        self._offers = offers
+        self._offering = offering
         self._tolerance = tolerance
         self._pace = pace
         self._overrides = overrides
@@ -246,8 +246,10 @@ class Results:
     def _cannot(self, error: Cannot, claim: Claim) -> Failure | Retry:
         """Once on each other WebUI that is up and serves it: one broken GPU must not fail a job that another can make."""
         refusing = {note["slot"] for note in claim.job.tried if note["why"] == _CANNOT} | {self._slot}
-        catalogues, demand = self._offers.catalogues(), Demand.from_json(claim.demand)
-        others = [key for key in self._offers.up() - refusing if key in catalogues and catalogues[key].serves(demand)]
+        catalogues, requirements = self._offering.catalogues(), Requirements.from_json(claim.requirements)
+        others = [
+            key for key in self._offering.up() - refusing if key in catalogues and catalogues[key].serves(requirements)
+        ]
         if not others or len(refusing) >= _MOST_REFUSALS:
             return _failure(error)
         note = {"why": _CANNOT, "slot": self._slot, "detail": str(error)}

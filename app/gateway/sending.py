@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from app.gateway.memory import WebuiMemory
-from app.gateway.offering import Offers
+from app.gateway.offering import Offering
 from app.gateway.results import Replies, kind_of
 from app.gateway.served import Served
 from app.jobs.errors import DatabaseUnavailable
@@ -64,11 +64,11 @@ class Sending:
     """Sends jobs to one WebUI, one at a time."""
 
     def __init__(
-        self, webui: Webui, records: RecordStore, offers: Offers, served: Served, memory: WebuiMemory, pace: Pace
+        self, webui: Webui, records: RecordStore, offering: Offering, served: Served, memory: WebuiMemory, pace: Pace
     ) -> None:
         self._webui = webui
         self._records = records
-        self._offers = offers
+        self._offering = offering
         self._served = served
         self._memory = memory
         self._pace = pace
@@ -137,9 +137,9 @@ class Sending:
 
     def _payload(self, attempt: Attempt, model: Model) -> dict[str, Any]:
         job, task_id = attempt.claim.job, attempt.claim.task_id
-        offers = self._offers
+        offering = self._offering
         target = payloads.Target(
-            self._served.catalogue, model, offers.presets, self._memory.overrides, offers.parameters
+            self._served.catalogue, model, offering.presets, self._memory.overrides, offering.parameters
         )
         if job.type == "txt2img":
             return payloads.txt2img(job.args, target, task_id, one_by_one=job.one_by_one)

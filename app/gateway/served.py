@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from app.gateway.memory import WebuiMemory
-from app.gateway.offering import Offers
+from app.gateway.offering import Offering
 from app.jobs.catalogues import Catalogues
 from app.jobs.model import Claim
 from app.jobs.table import JobTable, Serving
 from app.webui import payloads
-from app.webui.catalogue import Catalogue, Demand
+from app.webui.catalogue import Catalogue, Requirements
 from app.webui.client import Webui
 from app.webui.errors import ModelVanished, WebuiError
 from app.webui.models import Model
@@ -23,18 +23,20 @@ _LOG = logging.getLogger(__name__)
 
 
 class Served:
-    """The catalogue of one WebUI, and the demands judged by it. Safe under threads."""
+    """The catalogue of one WebUI, and the requirements judged by it. Safe under threads."""
 
-    def __init__(self, webui: Webui, table: JobTable, kept: Catalogues, offers: Offers, memory: WebuiMemory) -> None:
+    def __init__(
+        self, webui: Webui, table: JobTable, kept: Catalogues, offering: Offering, memory: WebuiMemory
+    ) -> None:
         self._webui = webui
         self._table = table
         self._kept = kept
-        self._offers = offers
+        self._offering = offering
         self._memory = memory
         #: Guards what follows.
         self._lock = threading.Lock()
         self._catalogue = Catalogue()
-        self._demands: dict[int, Demand] = {}
+        self._requirements: dict[int, Requirements] = {}
         self._unservable: frozenset[int] = frozenset()
         #: Names that stand for several models, of which one was taken for a job of version 0.1.0.
         self._guessed: set[str] = set()
@@ -79,58 +81,62 @@ class Served:
 
     def _keep(self, catalogue: Catalogue, asked_at: float) -> None:
         self._kept.put(self._webui.key, catalogue.to_json(), asked_at)
-        self._offers.keep_default_model()
+        self._offering.keep_default_model()
         with self._lock:
             self._catalogue = catalogue
-            self._unservable = self._judge(self._demands)
+            self._unservable = self._judge(self._requirements)
 
-    # -- the demands of jobs -----------------------------------------------------------------------------------------
+    # -- the requirements of jobs -----------------------------------------------------------------------------------------
 
     def serving(self, *, fresh: bool) -> Serving:
-        """The demands that this WebUI can serve; ``fresh`` reads what is new in the database first."""
+        """The requirements that this WebUI can serve; ``fresh`` reads what is new in the database first."""
         with self._lock:
             if fresh:
                 self._memory.learn_stored()
-                self._learn_demands()
+                self._learn_requirements()
             doubt = self._memory.doubt
-            return Serving(max(self._demands, default=0), self._unservable | self._doubted(doubt.model), doubt.stored)
+            return Serving(
+                max(self._requirements, default=0), self._unservable | self._doubted(doubt.model), doubt.stored
+            )
 
     def knows(self, claim: Claim) -> bool:
-        """Whether the claimed job's demand is the one that is known by its number; if not, all are read again."""
+        """Whether the claimed job's requirements are those known by their number; if not, all are read again."""
         with self._lock:
-            known = self._demands.get(claim.job.demand) == Demand.from_json(claim.demand)
+            known = self._requirements.get(claim.job.requirements_id) == Requirements.from_json(claim.requirements)
             if not known:
-                self._forget_demands()
+                self._forget_requirements()
             return known
 
-    def _learn_demands(self) -> None:
-        """Read the demands that are new; all of them when the newest known one has another number or is gone."""
-        newest = max(self._demands, default=0)
-        found = self._read_demands(newest - 1)
-        if found.get(newest) != self._demands.get(newest):
-            self._forget_demands()
-            found = self._read_demands(0)
-        new = {number: demand for number, demand in found.items() if number not in self._demands}
-        self._demands |= new
+    def _learn_requirements(self) -> None:
+        """Read the requirements that are new; all of them when the newest known one has another number or is gone."""
+        newest = max(self._requirements, default=0)
+        found = self._read_requirements(newest - 1)
+        if found.get(newest) != self._requirements.get(newest):
+            self._forget_requirements()
+            found = self._read_requirements(0)
+        new = {number: requirements for number, requirements in found.items() if number not in self._requirements}
+        self._requirements |= new
         self._unservable |= self._judge(new)
 
-    def _read_demands(self, after: int) -> dict[int, Demand]:
-        return {number: Demand.from_json(body) for number, body in self._table.queries.demands_after(after)}
+    def _read_requirements(self, after: int) -> dict[int, Requirements]:
+        return {number: Requirements.from_json(body) for number, body in self._table.queries.requirements_after(after)}
 
-    def _forget_demands(self) -> None:
-        self._demands, self._unservable = {}, frozenset()
+    def _forget_requirements(self) -> None:
+        self._requirements, self._unservable = {}, frozenset()
 
-    def _judge(self, demands: Mapping[int, Demand]) -> frozenset[int]:
-        return frozenset(number for number, demand in demands.items() if not self._catalogue.serves(demand))
+    def _judge(self, requirement_sets: Mapping[int, Requirements]) -> frozenset[int]:
+        return frozenset(
+            number for number, requirements in requirement_sets.items() if not self._catalogue.serves(requirements)
+        )
 
     def _doubted(self, checkpoint: str | None) -> frozenset[int]:
-        """The demands for a model that may be broken in the WebUI's memory."""
+        """The requirements for a model that may be broken in the WebUI's memory."""
         if checkpoint is None:
             return frozenset()
         return frozenset(
             number
-            for number, demand in self._demands.items()
-            if (model := self._catalogue.model_of(demand)) is not None and model.checkpoint == checkpoint
+            for number, requirements in self._requirements.items()
+            if (model := self._catalogue.model_of(requirements)) is not None and model.checkpoint == checkpoint
         )
 
     def model_of(self, claim: Claim) -> Model:
@@ -138,14 +144,14 @@ class Served:
 
         :raises NoLongerAvailable: the WebUI has it no more.
         """
-        demand, catalogue = Demand.from_json(claim.demand), self._catalogue
-        model = payloads.model_of(demand, catalogue)
-        if catalogue.model(demand.model) is None and demand.model not in self._guessed:
-            self._guessed.add(demand.model)
+        requirements, catalogue = Requirements.from_json(claim.requirements), self._catalogue
+        model = payloads.model_of(requirements, catalogue)
+        if catalogue.model(requirements.model) is None and requirements.model not in self._guessed:
+            self._guessed.add(requirements.model)
             _LOG.warning(
                 "WebUI %s has several models called %r; jobs that version 0.1.0 accepted use %r",
                 self._webui.name,
-                demand.model,
+                requirements.model,
                 model.title,
             )
         return model

@@ -15,7 +15,7 @@ from app.jobs.sql.schema import CATALOGUES, NOTES, SLOTS, db_now
 
 _DEFAULT_MODEL: Final = "default_model"
 #: When somebody last wanted the WebUIs to be asked what they offer, by the database's clock; written once a second at most.
-_LOOK_WANTED: Final = "look_wanted_at"
+_REFRESH_WANTED: Final = "refresh_wanted_at"
 _WANTED_AGAIN_SECONDS: Final = 1.0
 #: Nothing of ours can run on the WebUI: the slot is clean, or was never used.
 _FREE: Final[ColumnElement[bool]] = or_(
@@ -24,7 +24,7 @@ _FREE: Final[ColumnElement[bool]] = or_(
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class CurrentCatalogues:
     """(key, version) of the catalogue of each configured WebUI that was ever seen, and the model of requests that name none."""
 
     versions: tuple[tuple[str, int], ...]
@@ -86,36 +86,36 @@ class Catalogues:
         seen_at = {row.key: _past(row.seen_at, now) for row in rows}
         return Sightings(now, {key: seen_at[key] for key in configured if key in seen_at})
 
-    def want_look(self) -> float:
+    def want_refresh(self) -> float:
         """Ask the workers of all hosts to ask their WebUIs what they offer; the time of the request that holds.
 
         A WebUI that was asked at that time or later was asked because of it. A request of the last second stands for this one.
         """
         now = self.now()
         with self.database.read() as connection:
-            wanted = connection.execute(select(NOTES.c.value).where(NOTES.c.key == _LOOK_WANTED)).scalar()
+            wanted = connection.execute(select(NOTES.c.value).where(NOTES.c.key == _REFRESH_WANTED)).scalar()
         # One from the future is from before the clock was set back.
         if wanted is not None and now - _WANTED_AGAIN_SECONDS <= float(wanted) <= now:
             return float(wanted)
         with self.database.write(flushed=False) as connection:
-            connection.execute(delete(NOTES).where(NOTES.c.key == _LOOK_WANTED))
-            connection.execute(insert(NOTES).values(key=_LOOK_WANTED, value=repr(now)))
+            connection.execute(delete(NOTES).where(NOTES.c.key == _REFRESH_WANTED))
+            connection.execute(insert(NOTES).values(key=_REFRESH_WANTED, value=repr(now)))
         return now
 
-    def look_wanted(self, key: str) -> bool:
+    def refresh_wanted(self, key: str) -> bool:
         """Whether somebody has wanted a look at what the WebUIs offer since this one was asked last."""
         with self.database.read() as connection:
-            row = sql.LOOK_WANTED.first(connection, {"p_key": _LOOK_WANTED, "p_slot": key})
+            row = sql.REFRESH_WANTED.first(connection, {"p_key": _REFRESH_WANTED, "p_slot": key})
         return row is not None and _past(row.seen_at, row.now) < float(row.value) <= row.now
 
-    def offer(self) -> Offer:
+    def offer(self) -> CurrentCatalogues:
         """Which catalogues count now, and the default model; one cheap look for every request."""
         with self.database.read() as connection:
-            rows = sql.OFFER.all(connection, {"p_key": _DEFAULT_MODEL})
+            rows = sql.CURRENT_CATALOGUES.all(connection, {"p_key": _DEFAULT_MODEL})
         versions = {row.key: row.version for row in rows if row.kind == "catalogue"}
         configured = keys_of(row.text for row in rows if row.kind == "webuis")
         default_model = next((row.text for row in rows if row.kind == "note"), None)
-        return Offer(tuple((key, versions[key]) for key in configured if key in versions), default_model)
+        return CurrentCatalogues(tuple((key, versions[key]) for key in configured if key in versions), default_model)
 
     def bodies(self, keys: Collection[str]) -> dict[str, str]:
         """The kept catalogues of these WebUIs."""

@@ -1,6 +1,7 @@
 """Deleting jobs and images, and dropping the rows that nobody needs any more.
 
-A deletion commits the row first, which keeps what is needed to find the files (``debris``); the row goes when they are gone.
+A deletion commits the row first, which keeps what is needed to find the files (``pending_unlink``); the row goes when they
+are gone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ from app.jobs.model import Identity, Job, to_json
 from app.jobs.rows import by_name, now_ms
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
-from app.jobs.sql.schema import CLOCK, DEBRIS, DELETED, IDEMPOTENCY, JOBS, QUEUED, REFUSALS, RUNNING, USERS, db_now
+from app.jobs.sql.schema import (
+    CLOCK,
+    DELETED,
+    IDEMPOTENCY,
+    JOBS,
+    PENDING_UNLINK,
+    QUEUED,
+    REFUSALS,
+    RUNNING,
+    USERS,
+    db_now,
+)
 
 #: Rows that one transaction of the upkeep deletes at most.
 MOST_FORGOTTEN: Final = 500
@@ -54,19 +66,21 @@ class JobDeletion:
             if not left:
                 _mark_deleted(connection, job)
             else:
-                connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(images=to_json(left), debris=True))
+                connection.execute(
+                    update(JOBS).where(JOBS.c.seq == job.seq).values(images=to_json(left), pending_unlink=True)
+                )
             return job, not left
 
-    def debris(self, after: int = 0, limit: int = _AFTER_ALL) -> list[tuple[Job, bool]]:
+    def pending_unlink(self, after: int = 0, limit: int = _AFTER_ALL) -> list[tuple[Job, bool]]:
         """Rows above a number whose deleted files may still be on disk, each with whether the whole record was deleted."""
-        wanted = select(*sql.COLUMNS).where(DEBRIS, JOBS.c.seq > after).order_by(JOBS.c.seq).limit(limit)
+        wanted = select(*sql.COLUMNS).where(PENDING_UNLINK, JOBS.c.seq > after).order_by(JOBS.c.seq).limit(limit)
         with self.database.read() as connection:
             return [(Job.of(row), row.status == "deleted") for row in connection.execute(wanted).all()]
 
-    def debris_removed(self, job: Job) -> None:
+    def unlinked(self, job: Job) -> None:
         """The files of what was deleted of this job are gone."""
-        with self.database.write("debris removed") as connection:
-            connection.execute(update(JOBS).where(sql.ROW).values(debris=False), sql.row_of(job))
+        with self.database.write("unlinked") as connection:
+            connection.execute(update(JOBS).where(sql.ROW).values(pending_unlink=False), sql.row_of(job))
 
     def forget_keys(self) -> int:
         """Drop idempotency keys that have expired, at most :data:`MOST_FORGOTTEN`; how many."""
@@ -82,7 +96,9 @@ class JobDeletion:
         # A time in the future is one from before the clock was set back.
         waited_for = JOBS.c.finished_at.between(now - _SEEN_MS, now)
         named = select(IDEMPOTENCY.c.key).where(sql.KEY_NAMES_JOB).exists()
-        gone = and_(JOBS.c.status == DELETED, not_(DEBRIS), not_(func.coalesce(waited_for, false())), not_(named))
+        gone = and_(
+            JOBS.c.status == DELETED, not_(PENDING_UNLINK), not_(func.coalesce(waited_for, false())), not_(named)
+        )
         return self._forget(JOBS, gone)
 
     def forget_users(self) -> int:
@@ -132,6 +148,6 @@ def _mark_deleted(connection: Connection, job: Job) -> None:
         .where(JOBS.c.seq == job.seq)
         .values(
             status="deleted", args=to_json(left), images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
-            debris=True,
+            pending_unlink=True,
         )
     )  # fmt: skip

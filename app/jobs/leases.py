@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from app.jobs.sql.statements import LEASE_SECONDS
-from app.runtime.failpoints import UNWATCHED, Steps
+from app.runtime.failpoints import UNWATCHED, Failpoints
 
 #: A lease that ends within so many seconds counts as lost: clocks differ a little, and what is sent needs time to arrive.
 MARGIN_SECONDS: Final = 2.0
@@ -30,8 +30,8 @@ def now() -> float:
 class Leases:
     """When the leases of one owner on WebUIs were renewed last, by the task ids of its attempts. Safe under threads."""
 
-    def __init__(self, steps: Steps = UNWATCHED) -> None:
-        self._steps = steps
+    def __init__(self, failpoints: Failpoints = UNWATCHED) -> None:
+        self._failpoints = failpoints
         #: The last heartbeat that was committed: when it was sent, and the tasks whose slots it found to be the owner's. One value,
         #: so that it is read and replaced whole without a lock.
         self._heartbeat: tuple[float, frozenset[str]] = (-math.inf, frozenset())
@@ -45,7 +45,7 @@ class Leases:
 
         :param leased_at: :func:`now` before the statement that began the lease was sent.
         """
-        self._steps.reach("check lease")
+        self._failpoints.reach("check lease")
         sent_at, renewed = self._heartbeat
         # A heartbeat renews only what was not lost before: a lease that it did not find is as old as it was.
         since = max(leased_at, sent_at) if task_id in renewed else leased_at

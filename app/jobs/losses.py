@@ -23,15 +23,15 @@ class Losses:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def let_go(self, slot: str, owner: str) -> list[Job]:
+    def release_orphans(self, slot: str, owner: str) -> list[Job]:
         """Give back what the rows say that this owner holds on a slot, though its runner has nothing in hand; the jobs.
 
-        So it is when the answer to a commit was lost: it was made, nobody knew, and this owner's beats would keep it for ever.
+        So it is when the answer to a commit was lost: it was made, nobody knew, and this owner's heartbeats would keep it for ever.
         """
-        with self.database.write("let go") as connection:
+        with self.database.write("release orphans") as connection:
             mine = {"c_slot": slot, "c_owner": owner}
-            back = [Job.of(row) for row in sql.LET_JOB_GO.all(connection, mine)]
-            sql.LET_SLOT_GO.change(connection, mine)
+            back = [Job.of(row) for row in sql.RELEASE_JOB.all(connection, mine)]
+            sql.RELEASE_SLOT.change(connection, mine)
             return back
 
     def take_over(self, host: str, owner: str) -> list[Job]:
@@ -73,13 +73,13 @@ class Losses:
         return self._lose(and_(mine, JOBS.c.task_id.in_(unknown)), false())
 
     def _clip_leases(self) -> None:
-        """Bound every lease by what a beat could have given: after the clock was set back, a dead owner's would last for hours.
+        """Shorten every lease to at most one heartbeat: after the clock was set back, a dead owner's would last for hours.
 
-        A live owner loses nothing by it, for its next beat gives the same.
+        A live owner loses nothing by it, for its next heartbeat gives the same.
         """
         with self.database.write("clip leases") as connection:
-            connection.execute(update(JOBS).where(sql.JOB_LATE).values(sql.BEATEN))
-            connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(sql.BEATEN))
+            connection.execute(update(JOBS).where(sql.JOB_LATE).values(sql.RENEWED))
+            connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(sql.RENEWED))
 
     def _lose(self, jobs: ColumnElement[bool], slots: ColumnElement[bool]) -> list[Job]:
         """Take these jobs and slots from their owners; the jobs as they were held, but for what became of them: ``status`` is
@@ -105,13 +105,15 @@ class Losses:
             return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
 
     def fail_queued(
-        self, failure: Failure, *, demands: Collection[int] = (), jobs: Collection[Identity] = ()
+        self, failure: Failure, *, requirement_sets: Collection[int] = (), jobs: Collection[Identity] = ()
     ) -> list[Job]:
-        """Fail every queued job with one of these demands, and these jobs where they are queued; the jobs as they were queued."""
+        """Fail every queued job with one of these requirements, and these jobs if they are queued; the jobs as they were."""
         with self.database.write("fail queued") as connection:
-            chosen = or_(JOBS.c.demand.in_(demands), JOBS.c.name.in_([job.name for job in jobs]))
+            chosen = or_(JOBS.c.requirements_id.in_(requirement_sets), JOBS.c.name.in_([job.name for job in jobs]))
             found = connection.execute(select(*sql.COLUMNS).where(JOBS.c.status == QUEUED, chosen))
-            rows = [job for job in map(Job.of, found) if job.demand in demands or job.identity in jobs]
+            rows = [
+                job for job in map(Job.of, found) if job.requirements_id in requirement_sets or job.identity in jobs
+            ]
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_([row.seq for row in rows]))

@@ -31,7 +31,7 @@ class Identity(NamedTuple):
 class NewJob:
     """A request that passed every check and asks to be accepted.
 
-    ``cost`` is the work that fair queueing charges for it; ``demand`` the canonical JSON of the names that a WebUI must
+    ``cost`` is the work that fair queueing charges for it; ``requirements`` the canonical JSON of the names that a WebUI must
     offer; ``created_at`` milliseconds since 1970, UTC.
     """
 
@@ -41,7 +41,7 @@ class NewJob:
     created_at: int
     args: dict[str, Any]
     init_image: dict[str, Any] | None
-    demand: str
+    requirements: str
     cost: float
 
 
@@ -77,7 +77,7 @@ class Job(NamedTuple):
     cost: float
     start_tag: float
     #: The number of what a WebUI must offer for it; 0 for a record that was read from the folder, which is never claimed.
-    demand: int
+    requirements_id: int
     claims: int
     attempts: int
     losses: int
@@ -141,8 +141,8 @@ class Claim:
     owner: str
     slot: str
     task_id: str
-    #: What a WebUI must offer for the job, as canonical JSON. Like a job's, a demand's number holds within one transaction only.
-    demand: str
+    #: What a WebUI must offer for the job, as canonical JSON. Like a job's, their number holds within one transaction only.
+    requirements: str
     leased_at: float
 
     @property
@@ -153,7 +153,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One WebUI's row. ``state``: clean, held, unclean, settling or suspect; ``health``: up, down or unknown."""
+    """One WebUI's row. ``state``: clean, held, unclean, quiescing or suspect; ``health``: up, down or unknown."""
 
     key: str
     state: str

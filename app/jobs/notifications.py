@@ -1,6 +1,6 @@
-"""Hints between the processes of one host: "a job was accepted", "this job is finished", "look at the WebUIs again".
+"""Notifications between the processes of one host: "a job was accepted", "this job is finished", "look at the WebUIs again".
 
-Each process binds a Unix datagram socket in one folder beside the database and sends to all the others. A lost hint costs
+Each process binds a Unix datagram socket in one folder beside the database and sends to all the others. A lost notification costs
 nothing but time, for everybody who waits also polls the database.
 """
 
@@ -22,11 +22,11 @@ _LONGEST_PATH: Final = 100
 #: More than the longest name of a job takes: a user id is at most 64 characters of up to 4 bytes.
 _LONGEST_MESSAGE: Final = 1024
 ACCEPTED: Final = b"accepted"
-#: A request named what no WebUI was known to have; see :meth:`app.jobs.slots.Slots.want_look`.
-LOOK_WANTED: Final = b"look wanted"
+#: A request named what no WebUI was known to have; see :meth:`app.jobs.slots.Slots.want_refresh`.
+REFRESH_WANTED: Final = b"look wanted"
 
 
-class Wake:
+class Notifier:
     """This process's socket and those of its neighbours.
 
     ``on_hint`` is called from one background thread with each message of another process, and from the caller's thread with
@@ -54,7 +54,7 @@ class Wake:
         return f"/proc/self/fd/{self._folder_fd}/{name}"
 
     def tell(self, message: bytes) -> None:
-        """Hand a hint to this process and to every other process of the host; never blocks, never fails."""
+        """Hand a notification to this process and to every other process of the host; never blocks, never fails."""
         self._on_hint(message)
         for name in self._neighbours():
             try:

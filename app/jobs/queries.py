@@ -17,10 +17,10 @@ from app.jobs.rows import by_name, found
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.prepared import Prepared
-from app.jobs.sql.schema import DEMANDS, JOBS, QUEUED, REFUSALS, RUNNING, SUCCEEDED, db_now
+from app.jobs.sql.schema import JOBS, QUEUED, REFUSALS, REQUIREMENTS, RUNNING, SUCCEEDED, db_now
 from app.runtime.jsontext import loads
 
-_LATE_BEAT_SECONDS: Final = 60.0
+_LATE_HEARTBEAT_SECONDS: Final = 60.0
 #: Above every number of a job.
 _AFTER_ALL: Final = 2**63 - 1
 
@@ -30,7 +30,7 @@ class Refused:
     """A queued job, the canonical JSON of what it needs of a WebUI, and the slots that it is not sent to again."""
 
     job: Job
-    demand: str
+    requirements: str
     slots: set[str]
 
 
@@ -127,9 +127,9 @@ class JobQueries:
     def rows_named(self, name: str, type_: str) -> list[tuple[Job, bool]]:
         """Every row with this name, deleted ones too, each with whether its lease is live; for the sweep.
 
-        A lease that ran out a moment ago counts: its owner may be alive and just not have beaten yet, and may still finish.
+        A lease that ran out a moment ago counts: its owner may be alive and just not have renewed yet, and may still finish.
         """
-        live = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() - _LATE_BEAT_SECONDS).label("live")
+        live = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() - _LATE_HEARTBEAT_SECONDS).label("live")
         with self.database.read() as connection:
             rows = connection.execute(select(*sql.COLUMNS, live).where(JOBS.c.name == name, JOBS.c.type == type_))
             return [(Job.of(row), bool(row.live)) for row in rows]
@@ -146,25 +146,29 @@ class JobQueries:
         with self.database.read() as connection:
             return places.seconds_until_room(connection)
 
-    def demands_after(self, known: int) -> Sequence[tuple[int, str]]:
-        """Demands with a number above ``known``, as (number, canonical JSON)."""
+    def requirements_after(self, known: int) -> Sequence[tuple[int, str]]:
+        """Requirements with a number above ``known``, as (number, canonical JSON)."""
         with self.database.read() as connection:
-            rows = sql.DEMANDS_AFTER.all(connection, {"p_known": known})
+            rows = sql.REQUIREMENTS_AFTER.all(connection, {"p_known": known})
             return [(row.id, row.body) for row in rows]
 
-    def queued_demands(self) -> Mapping[int, str]:
-        """The demands that queued jobs have."""
+    def queued_requirements(self) -> Mapping[int, str]:
+        """The requirements that queued jobs have."""
         with self.database.read() as connection:
-            waiting = select(JOBS.c.demand).where(JOBS.c.status == QUEUED).distinct()
-            rows = connection.execute(select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id.in_(waiting)))
+            waiting = select(JOBS.c.requirements_id).where(JOBS.c.status == QUEUED).distinct()
+            rows = connection.execute(
+                select(REQUIREMENTS.c.id, REQUIREMENTS.c.body).where(REQUIREMENTS.c.id.in_(waiting))
+            )
             return {row.id: row.body for row in rows}
 
     def refused(self) -> list[Refused]:
         """The queued jobs that some WebUI is not to get again."""
         with self.database.read() as connection:
             rows = connection.execute(
-                select(*sql.COLUMNS, DEMANDS.c.body, REFUSALS.c.slot.label("refused_by"))
-                .select_from(REFUSALS.join(JOBS, sql.REFUSES_JOB).join(DEMANDS, DEMANDS.c.id == JOBS.c.demand))
+                select(*sql.COLUMNS, REQUIREMENTS.c.body, REFUSALS.c.slot.label("refused_by"))
+                .select_from(
+                    REFUSALS.join(JOBS, sql.REFUSES_JOB).join(REQUIREMENTS, REQUIREMENTS.c.id == JOBS.c.requirements_id)
+                )
                 .where(JOBS.c.status == QUEUED)
                 .order_by(JOBS.c.seq)
             ).all()
@@ -187,8 +191,8 @@ class JobQueries:
             row = sql.CLAIM_SHOWN.first(connection, sql.named(claim.job.identity))
         return row is not None and row.claims == claim.attempt and row.task_id != claim.task_id
 
-    def seconds_since_look(self, claim: Claim) -> float | None:
+    def seconds_since_watched(self, claim: Claim) -> float | None:
         """How long ago somebody looked at the claimed job; None when nobody did, or the claim is lost."""
         with self.database.read() as connection:
-            row = sql.SECONDS_SINCE_LOOK.first(connection, sql.owned_by(claim))
+            row = sql.SECONDS_SINCE_WATCHED.first(connection, sql.owned_by(claim))
             return None if row is None else row.seconds

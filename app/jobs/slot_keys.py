@@ -14,7 +14,7 @@ from app.jobs.sql.schema import CATALOGUES, JOBS, REFUSALS, RUNNING, SLOTS, WORK
 from app.runtime.jsontext import loads
 
 #: The states of a slot, from the one that promises least about its WebUI.
-_MOST_CAUTIOUS_FIRST: Final = ("held", "settling", "unclean", "suspect", "clean")
+_MOST_CAUTIOUS_FIRST: Final = ("held", "quiescing", "unclean", "suspect", "clean")
 
 
 def rename_slots(database: Database, current_key: Callable[[str], str]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The WebUIs as the database knows them: slots, health, and the workers that are configured for them.
 
-A slot is held by at most one job at a time. One that was not released cleanly is settled first: its worker sends nothing
+A slot is held by at most one job at a time. One that was not released cleanly is quiesced first: its worker sends nothing
 until the WebUI is idle.
 """
 
@@ -23,11 +23,11 @@ from app.runtime.jsontext import loads
 
 #: A WebUI that refused is asked once in so many seconds, by one process (a starting one can be killed by requests).
 PROBE_SECONDS: Final = 10.0
-#: A worker that beat within so many seconds is alive.
+#: A worker that heartbeat within so many seconds is alive.
 ALIVE_SECONDS: Final = 10.0
 #: An external worker that has been gone for so long no longer counts as configured.
 FORGOTTEN_SECONDS: Final = 3600.0
-Settled = Literal["clean", "suspect", "unclean"]
+Quiesced = Literal["clean", "suspect", "unclean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Slots:
     def __init__(self, database: Database) -> None:
         self.database = database
         #: How old the leases are that this process holds.
-        self.leases = Leases(database.steps)
+        self.leases = Leases(database.failpoints)
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
@@ -57,32 +57,32 @@ class Slots:
         :param only: whether it is the host's only worker, so that rows of earlier ones go.
         """
         with self.database.write("register") as connection:
-            gone = WORKERS.c.beat_at < db_now() - FORGOTTEN_SECONDS
+            gone = WORKERS.c.heartbeat_at < db_now() - FORGOTTEN_SECONDS
             if only:
                 gone = or_(gone, WORKERS.c.host == host)
             connection.execute(delete(WORKERS).where(or_(gone, WORKERS.c.owner == owner)))
             connection.execute(
-                insert(WORKERS).values(owner=owner, host=host, webuis=to_json(list(keys)), beat_at=db_now())
+                insert(WORKERS).values(owner=owner, host=host, webuis=to_json(list(keys)), heartbeat_at=db_now())
             )
             there = set(connection.execute(select(SLOTS.c.key)).scalars())
             for key in [key for key in keys if key not in there]:
                 connection.execute(insert(SLOTS).values(key=key, state="unclean", health="unknown", probed_at=0.0))
 
-    def beat(self, owner: str) -> bool:
+    def heartbeat(self, owner: str) -> bool:
         """Prolong every lease of this worker; False when the database doesn't know the worker (any more)."""
         mine = {"p_owner": owner}
-        # Unflushed: whoever lives on after a power cut beats again before its lease ends.
+        # Unflushed: whoever lives on after a power cut heartbeats again before its lease ends.
         with self.database.write(flushed=False) as connection:
             sent_at = leases.now()
-            sql.BEAT_JOBS.change(connection, mine)
-            renewed = [row.task_id for row in sql.BEAT_SLOTS.all(connection, mine)]
-            known = sql.BEAT_WORKER.change(connection, mine) == 1
+            sql.RENEW_JOBS.change(connection, mine)
+            renewed = [row.task_id for row in sql.RENEW_SLOTS.all(connection, mine)]
+            known = sql.RENEW_WORKER.change(connection, mine) == 1
         self.leases.renewed(sent_at, renewed)
         return known
 
     def forget_workers(self, owner: str, host: str) -> None:
         """Drop the rows of earlier workers of this host that have stopped, and with them the WebUIs that only they named."""
-        gone = and_(WORKERS.c.host == host, WORKERS.c.owner != owner, WORKERS.c.beat_at < db_now() - ALIVE_SECONDS)
+        gone = and_(WORKERS.c.host == host, WORKERS.c.owner != owner, WORKERS.c.heartbeat_at < db_now() - ALIVE_SECONDS)
         with self.database.read() as connection:
             if connection.execute(select(WORKERS.c.owner).where(gone).limit(1)).first() is None:
                 return
@@ -90,10 +90,12 @@ class Slots:
             connection.execute(delete(WORKERS).where(gone))
 
     def worker_alive(self) -> bool:
-        """Whether any worker beat lately."""
+        """Whether any worker heartbeat lately."""
         with self.database.read() as connection:
-            # A beat from the future is one from before the clock was set back.
-            alive = select(WORKERS.c.owner).where(WORKERS.c.beat_at.between(db_now() - ALIVE_SECONDS, db_now() + 1.0))
+            # A heartbeat from the future is one from before the clock was set back.
+            alive = select(WORKERS.c.owner).where(
+                WORKERS.c.heartbeat_at.between(db_now() - ALIVE_SECONDS, db_now() + 1.0)
+            )
             return connection.execute(alive.limit(1)).first() is not None
 
     def configured(self) -> list[str]:
@@ -109,13 +111,13 @@ class Slots:
             row = connection.execute(select(SLOTS).where(SLOTS.c.key == key)).first()
             return Slot(row.key, row.state, row.owner, row.task_id, row.health) if row is not None else None
 
-    def begin_settling(self, key: str, owner: str) -> Slot | None:
+    def begin_quiescing(self, key: str, owner: str) -> Slot | None:
         """Take an unclean or suspect slot to wait until its WebUI is idle; None when another worker has it."""
-        with self.database.write("begin settling") as connection:
+        with self.database.write("begin quiescing") as connection:
             taken = connection.execute(
                 update(SLOTS)
                 .where(SLOTS.c.key == key, SLOTS.c.owner.is_(None), SLOTS.c.state.in_(("unclean", "suspect")))
-                .values(state="settling", owner=owner, lease_expires=db_now() + LEASE_SECONDS)
+                .values(state="quiescing", owner=owner, lease_expires=db_now() + LEASE_SECONDS)
             )
             if taken.rowcount != 1:
                 return None
@@ -126,27 +128,27 @@ class Slots:
         """Take a clean slot to have its WebUI load another model under this task id; None when it is not clean any more, else when
         the lease began (:mod:`app.jobs.leases`).
 
-        :meth:`end_settling` ends it; where that never comes, the slot is unclean and the task is looked for.
+        :meth:`end_quiescing` ends it; where that never comes, the slot is unclean and the task is looked for.
         """
         with self.database.write("begin repair") as connection:
             leased_at = leases.now()
             taken = connection.execute(
                 update(SLOTS)
                 .where(SLOTS.c.key == key, SLOTS.c.state == "clean")
-                .values(state="settling", owner=owner, task_id=task_id, lease_expires=db_now() + LEASE_SECONDS)
+                .values(state="quiescing", owner=owner, task_id=task_id, lease_expires=db_now() + LEASE_SECONDS)
             )
             return leased_at if taken.rowcount == 1 else None
 
-    def end_settling(self, key: str, owner: str, state: Settled) -> None:
-        """Let go of a slot that was being settled: clean when its WebUI is idle, suspect when it went on working, unclean when
+    def end_quiescing(self, key: str, owner: str, state: Quiesced) -> None:
+        """Let go of a slot that was being quiesced: clean when its WebUI is idle, suspect when it went on working, unclean when
         nothing could be asked.
         """
         left: dict[str, Any] = {"owner": None, "lease_expires": None, "state": state}
         left |= {"task_id": None} if state == "clean" else {}
-        with self.database.write("end settling") as connection:
+        with self.database.write("end quiescing") as connection:
             connection.execute(
                 update(SLOTS)
-                .where(SLOTS.c.key == key, SLOTS.c.owner == owner, SLOTS.c.state == "settling")
+                .where(SLOTS.c.key == key, SLOTS.c.owner == owner, SLOTS.c.state == "quiescing")
                 .values(left)
             )
 

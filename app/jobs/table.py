@@ -1,4 +1,4 @@
-"""The job table: four write statements carry a job from acceptance to its end (accept, claim, beat, finish).
+"""The job table: four write statements carry a job from acceptance to its end (accept, claim, heartbeat, finish).
 
 The queue is fair by start-time fair queueing (P. Goyal, H. Vin, H. Cheng, "Start-Time Fair Queueing", SIGCOMM 1996): a job's
 start tag is the later of the virtual clock and the finish tag of its user's previous job, the lowest start tag goes first, and
@@ -61,7 +61,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The demands that a WebUI can be asked for: all up to ``known`` but ``unservable``.
+    """The requirements that a WebUI can be asked for: all up to ``known`` but ``unservable``.
 
     ``doubt`` is what the slot's row said about the WebUI's model when that was judged; a claim finds nothing where the row says
     something else by now.
@@ -105,10 +105,10 @@ class JobTable:
             known = find_key(connection, new.user_id, key)
             if known is not None:
                 return known, False
-            found = sql.LOOK_ROUND.first(connection, {"p_user": new.user_id, "p_body": new.demand})
+            found = sql.BEFORE_ACCEPTING.first(connection, {"p_user": new.user_id, "p_body": new.requirements})
             tag = self._reserve(connection, new, bounds, found)
-            demand = found.demand or sql.ADD_DEMAND.first(connection, {"body": new.demand}).id
-            values = _row_of(new) | {"start_tag": tag, "demand": demand}
+            number = found.requirements_id or sql.ADD_REQUIREMENTS.first(connection, {"body": new.requirements}).id
+            values = _row_of(new) | {"start_tag": tag, "requirements_id": number}
             job = Job.of(sql.ADD_JOB.first(connection, values))
             if key is not None:
                 remember_key(connection, key, job.identity)
@@ -124,7 +124,7 @@ class JobTable:
             return find_key(connection, user_id, key)
 
     def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds, found: Any) -> float:
-        """Count the job in and return its start tag; ``found`` is a row of ``LOOK_ROUND``."""
+        """Count the job in and return its start tag; ``found`` is a row of ``BEFORE_ACCEPTING``."""
         if found.unfinished >= bounds.total:
             raise QueueFull(places.seconds_until_room(connection))
         known = found.user_finish is not None
@@ -153,7 +153,7 @@ class JobTable:
     ) -> Claim | None:
         """Take the next job that this WebUI can serve, and its clean slot, in one transaction.
 
-        None when there is none, the slot is not clean, or there are demands that ``serving`` does not know.
+        None when there is none, the slot is not clean, or there are requirements that ``serving`` does not know.
 
         The claim is seen by all and outlives every process before anything is sent; that it outlives a power cut is the
         business of :meth:`flush`, beside the sending. A cut in between takes the claim back: the job waits as before, and all
@@ -171,7 +171,7 @@ class JobTable:
         with self.database.write("claim", flushed=False) as connection:
             claim = self._claim(connection, slot, owner, task_id, serving)
             if claim is None:
-                # Nothing to make durable, so nothing is: whether a hint finds a job is chance, and no step of a job's way.
+                # Nothing to make durable, so nothing is: whether a notification finds a job is chance, and no step of a job's way.
                 connection.rollback()
             elif not ready(claim):
                 raise NotReady
@@ -194,7 +194,7 @@ class JobTable:
         start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": now_ms()}
         job = Job.of(sql.START_JOB.first(connection, start))
         sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
-        return Claim(job, owner, slot, task_id, row.demand_body, leased_at)
+        return Claim(job, owner, slot, task_id, row.requirements_body, leased_at)
 
     def answered(
         self,
@@ -208,7 +208,7 @@ class JobTable:
         """The WebUI replied: free its slot, and in the same transaction claim the next job for it.
 
         The job keeps its own lease and enters the phase ``storing``. With ``next_task_id`` None nothing is claimed, nor while
-        there are demands that ``serving`` does not know.
+        there are requirements that ``serving`` does not know.
 
         :param seconds: what the generation took, None when the reply was no result and says nothing about speed.
         :param ready: asked right before the commit, with the next job's claim or None; all writers wait meanwhile.
@@ -234,20 +234,20 @@ class JobTable:
         """Make what was claimed and answered outlive a power cut; see :meth:`claim`."""
         self.database.flush()
 
-    # -- beat --------------------------------------------------------------------------------------------------------
+    # -- heartbeat --------------------------------------------------------------------------------------------------------
 
     def report(self, claim: Claim, progress: float, eta: float | None) -> None:
         """Note how far a running job is: ``progress`` 0…1, ``eta`` seconds left or None."""
         with self.database.write() as connection:
             sql.REPORT.change(connection, sql.owned_by(claim) | {"p_progress": progress, "p_eta": eta})
 
-    def looked_at(self, job: Job) -> None:
+    def watched(self, job: Job) -> None:
         """Somebody asked for this running job: its WebUI is asked for progress while that goes on."""
         with self.database.read() as connection:
-            if sql.STALE_LOOK.first(connection, sql.row_of(job)) is None:
+            if sql.STALE_WATCH.first(connection, sql.row_of(job)) is None:
                 return
         with self.database.write() as connection:
-            sql.LOOK.change(connection, sql.row_of(job))
+            sql.WATCH.change(connection, sql.row_of(job))
 
     # -- finish ------------------------------------------------------------------------------------------------------
 
@@ -327,8 +327,8 @@ class JobTable:
         with self.database.write("restore") as connection:
             there = sql.ANY_NAMED.first(connection, sql.named(Identity(new.user_id, new.type, new.name)))
             if there is None:
-                # It will never be claimed, so it demands nothing.
-                connection.execute(insert(JOBS).values(values | {"demand": 0}))
+                # It will never be claimed, so it requirements nothing.
+                connection.execute(insert(JOBS).values(values | {"requirements_id": 0}))
             return there is None
 
 
@@ -336,7 +336,7 @@ def _row_of(new: NewJob) -> dict[str, Any]:
     return {
         "user_id": new.user_id, "type": new.type, "name": new.name, "status": "queued", "created_at": new.created_at,
         "args": to_json(new.args), "init_image": to_json(new.init_image) if new.init_image else None, "simulated": False,
-        "cost": new.cost, "claims": 0, "attempts": 0, "losses": 0, "one_by_one": False, "debris": False,
+        "cost": new.cost, "claims": 0, "attempts": 0, "losses": 0, "one_by_one": False, "pending_unlink": False,
     }  # fmt: skip
 
 
@@ -352,7 +352,7 @@ def _failed(failure: Failure) -> dict[str, Any]:
 def _next_job(connection: Connection, slot: str, serving: Serving, *, lock: bool = False) -> Any:
     """The waiting job that starts next on a WebUI that can serve so much.
 
-    None also when there are newer demands: one of them may be the next job's, which is not to be passed by.
+    None also when there are newer requirements: one of them may be the next job's, which is not to be passed by.
     """
     parameters: dict[str, Any] = {"p_known": serving.known, "c_slot": slot}
     if not serving.unservable:
@@ -360,7 +360,7 @@ def _next_job(connection: Connection, slot: str, serving: Serving, *, lock: bool
     else:
         parameters["p_unservable"] = sorted(serving.unservable)
         row = connection.execute(sql.TAKE_NEXT_SERVABLE if lock else sql.NEXT_SERVABLE, parameters).first()
-    return row if row is not None and row.newest_demand <= serving.known else None
+    return row if row is not None and row.newest_requirements <= serving.known else None
 
 
 def _refuse(connection: Connection, claim: Claim) -> None:

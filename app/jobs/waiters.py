@@ -1,6 +1,6 @@
 """Waiting for jobs to finish: sync is async plus waiting.
 
-One watcher thread per process polls the database for all its waiters with one query; a hint (a job finished in this process,
+One watcher thread per process polls the database for all its waiters with one query; a notification (a job finished in this process,
 or a neighbour said so) makes a waiter look at once.
 """
 
@@ -85,7 +85,7 @@ class Waiters:
             self._leave(job, done)
 
     def _finished(self, job: Identity) -> Job | None:
-        """A hint is no proof: the attempt may have ended and the job be queued again."""
+        """A notification is no proof: the attempt may have ended and the job be queued again."""
         with contextlib.suppress(DatabaseUnavailable):
             current = self._table.queries.current(job)
             return current if current.finished else None
@@ -100,7 +100,7 @@ class Waiters:
                 self._waiting.pop(job, None)
 
     def finished(self, job: Identity) -> None:
-        """A hint that this job is finished: its waiters look at once."""
+        """A notification that this job is finished: its waiters look at once."""
         with self._lock:
             self._lately.append(job)
             events = self._waiting.get(job, [])

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.records.layout import fresh_temporary_filename, temporary_filename
-from app.runtime.failpoints import UNWATCHED, Steps
+from app.runtime.failpoints import UNWATCHED, Failpoints
 
 #: What link(2) answers on file systems that have no hard links, such as exFAT.
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -19,7 +19,7 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 def write_files(
     folder: Path,
     files: Sequence[tuple[str, bytes]],
-    steps: Steps = UNWATCHED,
+    failpoints: Failpoints = UNWATCHED,
     at_the_end: Callable[[], None] = lambda: None,
 ) -> None:
     """Write files (name, bytes) into an existing folder, each seen by readers either whole or not at all.
@@ -32,14 +32,14 @@ def write_files(
     try:
         renames: list[tuple[Path, Path]] = []
         for filename, data in files:
-            temporary = _write_temporary(folder, filename, data, steps, written)
+            temporary = _write_temporary(folder, filename, data, failpoints, written)
             renames.append((temporary, folder / filename))
         for temporary, final in renames:
             # Noted first: an interruption right after the rename must find it.
             written.append(final)
-            with steps.around(f"rename {final.suffix}"):
+            with failpoints.around(f"rename {final.suffix}"):
                 temporary.replace(final)
-        sync_folder(folder, steps)
+        sync_folder(folder, failpoints)
         at_the_end()
     except BaseException:
         for path in written:
@@ -48,7 +48,7 @@ def write_files(
         raise
 
 
-def create_file(path: Path, data: bytes, steps: Steps = UNWATCHED) -> bool:
+def create_file(path: Path, data: bytes, failpoints: Failpoints = UNWATCHED) -> bool:
     """Make a file unless there is one, durably; say whether it was made. Readers see it whole or not at all.
 
     Of several processes that try at once only one makes it. A file system without hard links can't promise that.
@@ -57,21 +57,21 @@ def create_file(path: Path, data: bytes, steps: Steps = UNWATCHED) -> bool:
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        _write_durably(temporary, data, steps)
-        made = _link(temporary, path, steps)
+        _write_durably(temporary, data, failpoints)
+        made = _link(temporary, path, failpoints)
     finally:
         temporary.unlink(missing_ok=True)
     # The file is there now, so nobody needs what processes that were killed here have left.
     for left in path.parent.glob(f"{path.name}.*.tmp"):
         left.unlink(missing_ok=True)
-    sync_folder(path.parent, steps)
+    sync_folder(path.parent, failpoints)
     return made
 
 
-def _link(temporary: Path, path: Path, steps: Steps) -> bool:
+def _link(temporary: Path, path: Path, failpoints: Failpoints) -> bool:
     """Give a file its final name unless that is taken; say whether it was free."""
     try:
-        with steps.around("link"):
+        with failpoints.around("link"):
             os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):
         return False
@@ -84,13 +84,13 @@ def _link(temporary: Path, path: Path, steps: Steps) -> bool:
     return True
 
 
-def _write_temporary(folder: Path, filename: str, data: bytes, steps: Steps, written: list[Path]) -> Path:
+def _write_temporary(folder: Path, filename: str, data: bytes, failpoints: Failpoints, written: list[Path]) -> Path:
     """Write a file under a temporary name, which is also appended to ``written``."""
     for name in (temporary_filename(filename), fresh_temporary_filename(filename)):
         # Noted first: an interruption right after the file was made must find it.
         written.append(folder / name)
         try:
-            _write_durably(folder / name, data, steps)
+            _write_durably(folder / name, data, failpoints)
         except FileExistsError:
             # A killed process left it, or one still writes it that has lost its claim to a database of an earlier state.
             written.pop()
@@ -99,19 +99,19 @@ def _write_temporary(folder: Path, filename: str, data: bytes, steps: Steps, wri
     raise FileExistsError
 
 
-def _write_durably(path: Path, data: bytes, steps: Steps) -> None:
+def _write_durably(path: Path, data: bytes, failpoints: Failpoints) -> None:
     with path.open("xb") as file:
         file.write(data)
         file.flush()
-        with steps.around("fsync file"):
+        with failpoints.around("fsync file"):
             os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path, steps: Steps = UNWATCHED) -> None:
+def sync_folder(folder: Path, failpoints: Failpoints = UNWATCHED) -> None:
     """Make the names in a folder durable: fsync of a file does not cover its directory entry (fsync(2))."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with steps.around("fsync folder"):
+        with failpoints.around("fsync folder"):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -13,7 +13,7 @@ from app.records import layout as names
 from app.records.atomic import create_file, sync_folder
 from app.records.errors import MissingFile, StoreUnavailable
 from app.records.files import IS_OURS, entries_of, translated
-from app.runtime.failpoints import UNWATCHED, Steps
+from app.runtime.failpoints import UNWATCHED, Failpoints
 
 #: With less room than this (bytes) the disk counts as full: no picture of a usual size fits any more.
 LEAST_FREE = 2**20
@@ -32,9 +32,9 @@ class DataFolder:
     empty mount point. So after :meth:`expect` no folder of a user is made where the id is missing.
     """
 
-    def __init__(self, root: Path, steps: Steps = UNWATCHED) -> None:
+    def __init__(self, root: Path, failpoints: Failpoints = UNWATCHED) -> None:
         self.root = root
-        self._steps = steps
+        self._failpoints = failpoints
         self._expected: str | None = None
         #: Day folders whose parents this process has flushed, each with :meth:`_last_removal` as it was before.
         self._durable: dict[Path, int] = {}
@@ -91,7 +91,7 @@ class DataFolder:
         :raises StorageFailed: that can't be done.
         """
         with translated("written"):
-            create_file(self.root / names.ID_FILE, f"{value}\n".encode("ascii"), self._steps)
+            create_file(self.root / names.ID_FILE, f"{value}\n".encode("ascii"), self._failpoints)
 
     def expect(self, value: str) -> None:
         """Save for new users only while the data folder has this id."""
@@ -132,7 +132,7 @@ class DataFolder:
         # Read first: a removal in the meantime makes this flush one too many, never one too few.
         last_removal = self._last_removal()
         for parent in (self.root, folder.parent.parent, folder.parent):
-            sync_folder(parent, self._steps)
+            sync_folder(parent, self._failpoints)
         if len(self._durable) >= _REMEMBERED:
             self._durable.clear()
         self._durable[folder] = last_removal
@@ -175,7 +175,7 @@ class DataFolder:
         """Make removals durable: what a user deleted must not come back with a power cut."""
         # Where another process has just removed the folder, nothing of it can come back.
         with translated("removed"), suppress(FileNotFoundError):
-            sync_folder(folder, self._steps)
+            sync_folder(folder, self._failpoints)
 
     def remove_empty(self, folder: Path) -> None:
         """Remove a day folder and those above it as far as they are empty: the name of a user's folder tells whose it was."""
@@ -193,7 +193,7 @@ class DataFolder:
         """Remove an empty folder; False when it is in use again."""
         self._note_removal()
         try:
-            with self._steps.around("rmdir"):
+            with self._failpoints.around("rmdir"):
                 folder.rmdir()
         except FileNotFoundError:
             return True

@@ -20,7 +20,7 @@ from app.records.files import StoredFile, list_files, scan, translated
 from app.records.folder import DataFolder
 from app.records.images import sniff
 from app.records.layout import FileName
-from app.runtime.failpoints import UNWATCHED, Steps
+from app.runtime.failpoints import UNWATCHED, Failpoints
 
 #: How often a save makes its folder that others remove when it is empty.
 _MOST_TRIES = 8
@@ -33,9 +33,9 @@ _REMOVAL_ORDER = {"document": 0, "image": 1, "init": 2}
 class RecordStore:
     """The files of all records below one folder. Threads and processes may share it."""
 
-    def __init__(self, root: Path, steps: Steps = UNWATCHED) -> None:
-        self.folder = DataFolder(root, steps)
-        self._steps = steps
+    def __init__(self, root: Path, failpoints: Failpoints = UNWATCHED) -> None:
+        self.folder = DataFolder(root, failpoints)
+        self._failpoints = failpoints
 
     # Writing.
 
@@ -78,7 +78,7 @@ class RecordStore:
             for left in reversed(range(_MOST_TRIES)):
                 try:
                     self.folder.make(folder)
-                    write_files(folder, files, self._steps, lambda: self.folder.keep_durable(folder))
+                    write_files(folder, files, self._failpoints, lambda: self.folder.keep_durable(folder))
                     break
                 except FileNotFoundError:
                     # The folder was empty until now, and whoever deleted its last record removed it just now. Where the data
@@ -205,7 +205,7 @@ class RecordStore:
             try:
                 if not stat.S_ISREG(os.lstat(path).st_mode):
                     return False
-                with self._steps.around(f"unlink {path.suffix}"):
+                with self._failpoints.around(f"unlink {path.suffix}"):
                     path.unlink()
             except (FileNotFoundError, NotADirectoryError):
                 return False

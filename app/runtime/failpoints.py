@@ -19,7 +19,7 @@ from typing import Final, Protocol
 _LINE: Final = 64
 
 
-class Steps(Protocol):
+class Failpoints(Protocol):
     """What the rooms tell when they are about to make something durable."""
 
     def around(self, name: str) -> AbstractContextManager[None]:
@@ -37,7 +37,7 @@ class _Unwatched:
         pass
 
 
-UNWATCHED: Final[Steps] = _Unwatched()
+UNWATCHED: Final[Failpoints] = _Unwatched()
 
 
 class CrashAt:
@@ -85,7 +85,7 @@ class CrashAt:
         self._suspend(text)
 
 
-def crash_at(text: str) -> Steps:
+def crash_at(text: str) -> Failpoints:
     """Read ``<file>`` or ``<file>:<number>``; an empty text watches nothing.
 
     :raises ValueError: for a number that is none.

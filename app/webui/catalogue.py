@@ -1,4 +1,4 @@
-"""What one WebUI offers by name, as a value that can be stored, and what one job demands of a WebUI.
+"""What one WebUI offers by name, as a value that can be stored, and what one job requirements of a WebUI.
 
 A :class:`Catalogue` is read from the WebUI's list routes by :meth:`app.webui.client.Webui.catalogue` and kept as JSON in the
 database, so that names can be checked while the WebUI is down. Route names and shapes: ``modules/api/models.py`` of the WebUI.
@@ -43,31 +43,31 @@ class Sampling:
 
 
 #: The first version is that of version 0.1.0 of the gateway, whose texts don't say.
-_DEMAND_VERSION = 2
+_REQUIREMENTS_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Demand:
+class Requirements:
     """The names that a WebUI must have to make one job's pictures; None where the job needs none."""
 
     type: str
     sampler_name: str
     model: str
     scheduler: str | None = None
-    #: A style of the WebUI; a preset of the gateway demands nothing under its own name.
+    #: A style of the WebUI; a preset of the gateway requirements nothing under its own name.
     style: str | None = None
     hr_upscaler: str | None = None
     #: The hash that the request put behind the model's name, in lower case.
     digest: str | None = None
     #: How ``model`` is to be read: before version 2 as :meth:`app.webui.models.Models.named_exactly` does.
-    version: int = _DEMAND_VERSION
+    version: int = _REQUIREMENTS_VERSION
 
     def to_json(self) -> str:
-        """Return the one text that stands for this demand: equal demands have equal texts."""
+        """Return the one text that stands for these requirements: equal ones have equal texts."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Demand:
+    def from_json(cls, text: str) -> Requirements:
         """Read what :meth:`to_json` wrote.
 
         :raises ValueError: for any other text.
@@ -75,7 +75,7 @@ class Demand:
         try:
             return cls(**{"version": 1} | json.loads(text))
         except TypeError as error:
-            raise ValueError("not a demand") from error
+            raise ValueError("not requirements") from error
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ class Catalogue:
             return self.model(name) is not None
         return name in self.names(kind)
 
-    def serves(self, demand: Demand) -> bool:
+    def serves(self, requirements: Requirements) -> bool:
         """Whether this WebUI has every name that the job needs."""
-        upscaling: Kind = "hires" if demand.type == "txt2img" else "upscaler"
+        upscaling: Kind = "hires" if requirements.type == "txt2img" else "upscaler"
         return (
-            self.sampling(demand.sampler_name, demand.scheduler) is not None
-            and self.model_of(demand) is not None
-            and (demand.style is None or self.has("style", demand.style))
-            and (demand.hr_upscaler is None or self.has(upscaling, demand.hr_upscaler))
+            self.sampling(requirements.sampler_name, requirements.scheduler) is not None
+            and self.model_of(requirements) is not None
+            and (requirements.style is None or self.has("style", requirements.style))
+            and (requirements.hr_upscaler is None or self.has(upscaling, requirements.hr_upscaler))
         )
 
     # -- models ------------------------------------------------------------------------------------------------------
@@ -157,14 +157,14 @@ class Catalogue:
         """
         return self.model(text) or (self._models.named_exactly(text) if self.models_meant(text) else None)
 
-    def model_of(self, demand: Demand) -> Model | None:
+    def model_of(self, requirements: Requirements) -> Model | None:
         """Return the model for a job, or None when this WebUI hasn't the one that it was accepted for."""
-        if demand.version < _DEMAND_VERSION:
-            return self._models.named_exactly(demand.model)
-        model = self.model(demand.model)
-        if model is None or demand.digest is None:
+        if requirements.version < _REQUIREMENTS_VERSION:
+            return self._models.named_exactly(requirements.model)
+        model = self.model(requirements.model)
+        if model is None or requirements.digest is None:
             return model
-        return model.demanded(demand.digest) if model.agrees(demand.digest) else None
+        return model.required(requirements.digest) if model.agrees(requirements.digest) else None
 
     def with_loaded(self, model: Model) -> Catalogue:
         """Return this catalogue with ``model`` as the one that the WebUI has loaded."""

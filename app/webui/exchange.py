@@ -196,7 +196,7 @@ def _connected(connection: HTTPConnection) -> None:
 
 
 class _FinalResponse(http.client.HTTPResponse):
-    """Skips every interim answer, such as 103 Early Hints; ``http.client`` itself knows only 100 Continue."""
+    """Skips every interim answer, such as 103 Early Notifications; ``http.client`` itself knows only 100 Continue."""
 
     def _read_status(self) -> tuple[str, int, str]:
         read: Callable[[], tuple[str, int, str]] = super()._read_status  # type: ignore[misc]

@@ -55,7 +55,7 @@ class Model:
         """Return the hash that ``text`` gives behind one of this model's names, in lower case; None when it gives none."""
         return None if text in (self.stem, self.model_name, self.bare_title) else split_digest(text)[1]
 
-    def demanded(self, digest: str) -> Model:
+    def required(self, digest: str) -> Model:
         """Return this model as one whose results have to show ``digest``, which a request named."""
         return replace(self, digest=digest, by_digest=True)
 
@@ -86,7 +86,7 @@ class Models:
         """Return every model that ``text`` may mean: one when it is unambiguous, none when it is unknown.
 
         A text is a title with or without hash, a model_name or a stem; the latter two may be followed by a hash in brackets too.
-        Titles beat the short names. A hash decides between files as far as theirs are known.
+        Titles heartbeat the short names. A hash decides between files as far as theirs are known.
         """
         for names in (self._by_title, self._by_short_name):
             if text in names:

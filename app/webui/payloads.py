@@ -14,7 +14,7 @@ from typing import Any
 import pybase64
 
 from app.parameters import DEFAULT_SAMPLER, PARAMETERS, Parameters, Type, passed_on, upscales
-from app.webui.catalogue import Catalogue, Demand, Sampling
+from app.webui.catalogue import Catalogue, Requirements, Sampling
 from app.webui.errors import NoLongerAvailable
 from app.webui.models import Model
 from app.webui.overrides import COMMENT, OptionOverrides
@@ -65,12 +65,12 @@ def upscale(images: Sequence[str], args: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def model_of(demand: Demand, catalogue: Catalogue) -> Model:
+def model_of(requirements: Requirements, catalogue: Catalogue) -> Model:
     """Return the WebUI's entry for the job's model.
 
     :raises NoLongerAvailable: when the WebUI has it no more.
     """
-    model = catalogue.model_of(demand)
+    model = catalogue.model_of(requirements)
     if model is None:
         raise NoLongerAvailable("The WebUI no longer has the job's model.")
     return model

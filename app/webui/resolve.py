@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.parameters import DEFAULT_SAMPLER, PARAMETERS, Parameters, Type, effective, upscales
-from app.webui.catalogue import Catalogue, Demand, Kind, ends_in_scheduler, union
+from app.webui.catalogue import Catalogue, Kind, Requirements, ends_in_scheduler, union
 from app.webui.errors import NoDefaultModel, UnknownNames
 from app.webui.models import Model
 from app.webui.presets import Preset, Presets
@@ -29,7 +29,7 @@ class Resolved:
     """A request whose names are valid: the job's ``args`` without the reference image, and what a WebUI must have for it."""
 
     args: dict[str, Any]
-    demand: Demand
+    requirements: Requirements
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,26 @@ def resolve(
     if "model" not in chosen:
         raise NoDefaultModel
     digest = next((want.digest for want in wants if want.kind == "model"), None)
-    demand = Demand(type=type_, **chosen, digest=digest)
-    serving = [catalogue for catalogue in catalogues if catalogue.serves(demand)]
+    requirements = Requirements(type=type_, **chosen, digest=digest)
+    serving = [catalogue for catalogue in catalogues if catalogue.serves(requirements)]
     if not serving:
         raise _two_schedulers(wants, catalogues) or _not_together(wants, catalogues)
-    demand = _with_scheduler(demand, serving)
-    names = {"sampler_name": demand.sampler_name, "model": demand.model, "scheduler": demand.scheduler}
-    return Resolved(effective(parameters, type_, {**fields, **names}), demand)
+    requirements = _with_scheduler(requirements, serving)
+    names = {
+        "sampler_name": requirements.sampler_name,
+        "model": requirements.model,
+        "scheduler": requirements.scheduler,
+    }
+    return Resolved(effective(parameters, type_, {**fields, **names}), requirements)
 
 
-def _with_scheduler(demand: Demand, serving: Sequence[Catalogue]) -> Demand:
-    """Return the demand with the scheduler that its sampler's name ends in, where one of the WebUIs takes it apart."""
-    if demand.scheduler is not None:
-        return demand
-    named = (catalogue.scheduler_in(demand.sampler_name) for catalogue in serving)
+def _with_scheduler(requirements: Requirements, serving: Sequence[Catalogue]) -> Requirements:
+    """Return the requirements with the scheduler that its sampler's name ends in, where one of the WebUIs takes it apart."""
+    if requirements.scheduler is not None:
+        return requirements
+    named = (catalogue.scheduler_in(requirements.sampler_name) for catalogue in serving)
     label = next((scheduler.label for scheduler in named if scheduler is not None), None)
-    return replace(demand, scheduler=label)
+    return replace(requirements, scheduler=label)
 
 
 def _two_schedulers(wants: Sequence[_Want], catalogues: Sequence[Catalogue]) -> UnknownNames | None:

@@ -100,7 +100,7 @@ class FakeServices:
     calls: list[tuple[Any, ...]] = field(default_factory=list)
 
     @property
-    def submissions(self) -> Any:
+    def acceptance(self) -> Any:
         return SimpleNamespace(post=lambda *args, **kwargs: self._answer("post", *args, kwargs))
 
     @property

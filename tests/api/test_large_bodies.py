@@ -50,7 +50,7 @@ class Services:
         self.entered.release()
         assert self.accepting.wait(DEADLINE)
         if wait:
-            client.let_go()
+            client.release_body()
             self.waiting.wait(DEADLINE)
         return queued_view()
 

@@ -136,7 +136,7 @@ def _judge_rows(services: Services, chapters: int) -> Iterator[str]:
         "slots WHERE state != 'clean' OR owner IS NOT NULL": "slots are held",
         "jobs WHERE status IN ('queued', 'running')": "jobs are unfinished",
         "jobs WHERE owner IS NOT NULL OR lease_expires IS NOT NULL": "finished jobs have an owner",
-        "jobs WHERE debris": "deletions are unfinished",
+        "jobs WHERE pending_unlink": "deletions are unfinished",
         "jobs WHERE attempts > 0 AND status != 'failed'": "losses of our own were counted as attempts",
         "clock WHERE unfinished != 0": "clocks count unfinished jobs",
         "users WHERE unfinished != 0": "users have unfinished jobs",

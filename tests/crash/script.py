@@ -28,7 +28,7 @@ class Post:
     def send(self, services: Services, _journal: Journal) -> dict[str, Any]:
         body = FIELDS | ({"init_images": png_base64()} if self.kind == "img2img" else {}) | self.fields
         fingerprint = json.dumps(body, sort_keys=True)
-        job = services.submissions.post(
+        job = services.acceptance.post(
             self.kind, body, fingerprint=fingerprint, idempotency_key=self.label, wait=DEADLINE
         )
         return {"ends": job["status"], "name": job["name"], "images": job["images"], "error": job["error"]}

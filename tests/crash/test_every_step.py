@@ -20,7 +20,7 @@ from tests.crash.script import SCRIPT
 _CHECKOUT = Path(__file__).resolve().parents[2]
 #: Memory is as good as a disk: SIGKILL ends a process, not the machine, and what it wrote stays.
 _MEMORY = Path("/dev/shm")
-_RECOVERY = ("take over", "begin settling", "end settling")
+_RECOVERY = ("take over", "begin quiescing", "end quiescing")
 
 
 def crash_run() -> dict[str, Any]:
@@ -80,7 +80,7 @@ def check(run: dict[str, Any], at_least: int) -> None:
         "give back",
         "delete",
         "delete image",
-        "debris removed",
+        "unlinked",
     )
     assert kinds >= {f"commit {name}" for name in commits}
     assert kinds >= {"fsync file", "fsync folder", "rename .png", "rename .json", "unlink .json", "unlink .png"}

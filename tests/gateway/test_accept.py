@@ -40,7 +40,7 @@ class Front(Gateway):
         self.services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
         make_clean(self.services.slots, "gpu0")
         self.services.tables.catalogues.put("gpu0", catalogue.to_json())
-        self.services.offers.keep_default_model()
+        self.services.offering.keep_default_model()
 
     def finish_next(self) -> None:
         """Be the worker for one job, without pictures."""
@@ -48,7 +48,7 @@ class Front(Gateway):
         claim = table.claim("gpu0", "testhost/t", "task", EVERYTHING)
         table.answered(claim, 1.0, None, EVERYTHING)
         assert table.succeed(claim, success_of(claim))
-        self.services.hints.finished(claim.job.identity)
+        self.services.notifications.finished(claim.job.identity)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ class TestSeed:
                 bounds.append(stop)
                 return stop - 1
 
-        front.services.submissions._random = Highest(1)
+        front.services.acceptance._random = Highest(1)
         view = front.accept(seed=posted, batch_size=4)
         assert bounds == [2**32 - 3]
         assert int(view["args"]["seed"]) + 4 - 1 == 4294967295
@@ -121,7 +121,7 @@ class TestNames:
         front.accept()
         front.accept(seed="9", prompt="another")
         front.accept(model="b")
-        assert len(front.services.table.queries.demands_after(0)) == 2
+        assert len(front.services.table.queries.requirements_after(0)) == 2
 
 
 class TestCost:

@@ -207,7 +207,7 @@ class TestDelete:
             archive.job("u1", "img2img", name)
         with pytest.raises(JobNotFound):
             archive.delete("u1", "img2img", name)
-        assert gateway.services.table.deletion.debris() == []
+        assert gateway.services.table.deletion.pending_unlink() == []
 
     def test_one_image_goes_alone_and_the_last_takes_the_record(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post(batch_size=2)
@@ -274,7 +274,7 @@ class TestTidy:
         gateway.services.table.deletion.delete("u1", "img2img", view["name"])
         archive.tidy()
         assert gateway.files() == {f"{kept['name']}-1-0.png", f"{kept['name']}-1.json"}
-        assert gateway.services.table.deletion.debris() == []
+        assert gateway.services.table.deletion.pending_unlink() == []
 
     def test_of_a_deleted_image_only_that_goes(self, gateway: Gateway, archive: Archive) -> None:
         view = gateway.post("img2img", batch_size=2)
@@ -282,7 +282,7 @@ class TestTidy:
         gateway.services.table.deletion.delete_image("u1", "img2img", view["name"], first)
         archive.tidy()
         assert gateway.files() == {second, f"{view['name']}-1.json", f"{view['name']}-init.png"}
-        assert gateway.services.table.deletion.debris() == []
+        assert gateway.services.table.deletion.pending_unlink() == []
 
     def test_one_that_fails_does_not_stop_the_others(
         self, gateway: Gateway, archive: Archive, monkeypatch: pytest.MonkeyPatch
@@ -298,7 +298,7 @@ class TestTidy:
         monkeypatch.setattr(gateway.services.records, "remove", sometimes)
         archive.tidy()
         assert {name for name in gateway.files() if other["name"] in name} == set()
-        assert [job.name for job, _ in gateway.services.table.deletion.debris()] == [stuck["name"]]
+        assert [job.name for job, _ in gateway.services.table.deletion.pending_unlink()] == [stuck["name"]]
 
     def test_the_worker_does_it_at_its_start(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer
@@ -608,6 +608,6 @@ class TestReindex:
         self.lose_rows(gateway)
         maintenance.reindex()
         table: JobTable = gateway.services.table
-        assert table.queries.queued_demands() == {}
+        assert table.queries.queued_requirements() == {}
         assert archive.delete("u1", "txt2img", view["name"])
         assert gateway.post()["status"] == "succeeded"

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from app.config import WebuiAddress
-from app.gateway.generate import WebuiBackend, hopeless_demands
+from app.gateway.generate import WebuiBackend, hopeless_requirements
 from app.jobs import leases
 from app.jobs.leases import Lease
 from app.jobs.model import Claim, Job
@@ -28,7 +28,7 @@ from app.jobs.worker.attempt import Attempt, Attempts
 from app.jobs.worker.backend import AttemptLost, BackendDown, LeaseLost, Poll
 from app.records.errors import StorageFailed
 from app.simulator import SimulatorServer
-from app.webui.catalogue import Catalogue, Demand, Model
+from app.webui.catalogue import Catalogue, Model, Requirements
 from app.webui.client import Webui
 from tests.inprocess import DEADLINE, FIELDS, Gateway, arm, hurry, make_clean, png_base64, simulator, stats, until
 from tests.proxy import Proxy
@@ -181,7 +181,7 @@ def shown(pair: Pair, view: dict[str, Any]) -> list[bytes]:
 
 
 class TestRestoredDatabase:
-    """After a restore of an older dump, the numbers of newer demands go to others, while the worker remembers the old ones."""
+    """After a restore of an older dump, the numbers of newer requirements go to others, while the worker remembers the old ones."""
 
     def test_a_job_is_made_with_its_own_model(self, pair: Pair) -> None:
         sql, models = pair.gateway.sql, ("simulated-one", "simulated-two")
@@ -189,13 +189,13 @@ class TestRestoredDatabase:
             pair.gateway.post(model=model)
         rows = {
             model: row
-            for row in sql("SELECT id, body FROM demands")
+            for row in sql("SELECT id, body FROM requirements")
             for model in models
             if json.loads(row.body)["model"] == model
         }
         one, two = (rows[model] for model in models)
         for number, body in ((one.id, "between"), (two.id, one.body), (one.id, two.body)):
-            sql("UPDATE demands SET body = :body WHERE id = :id", body=body, id=number)
+            sql("UPDATE requirements SET body = :body WHERE id = :id", body=body, id=number)
         for model in models:
             view = pair.gateway.post(model=model)
             assert (view["status"], view["args"]["model"], view["webui"]["model"]) == ("succeeded", model, model)
@@ -203,13 +203,13 @@ class TestRestoredDatabase:
     def test_a_job_is_not_taken_for_one_that_the_webui_can_not_serve(self, pair: Pair) -> None:
         sql, worker = pair.gateway.sql, pair.gateway.services.worker
         assert worker is not None
-        gone, wanted = (Demand("txt2img", "Heun", model).to_json() for model in ("gone", "simulated-one"))
-        sql("INSERT INTO demands (body) VALUES (:body)", body=gone)
-        [(number,)] = sql("SELECT id FROM demands WHERE body = :body", body=gone)
+        gone, wanted = (Requirements("txt2img", "Heun", model).to_json() for model in ("gone", "simulated-one"))
+        sql("INSERT INTO requirements (body) VALUES (:body)", body=gone)
+        [(number,)] = sql("SELECT id FROM requirements WHERE body = :body", body=gone)
         assert number in worker._runners[0].backend.serving().unservable
-        sql("UPDATE demands SET body = :body WHERE id = :id", body=wanted, id=number)
+        sql("UPDATE requirements SET body = :body WHERE id = :id", body=wanted, id=number)
         view = pair.gateway.post(model="simulated-one", sampler_name="Heun")
-        assert (view["status"], pair.gateway.job(view).demand) == ("succeeded", number)
+        assert (view["status"], pair.gateway.job(view).requirements) == ("succeeded", number)
 
 
 class TestFaults:
@@ -414,9 +414,9 @@ class TestComingAndGoing:
             engine.begin("scripts_txt2img", "task(of a gateway with another host name)")
             gateway.start()
             view = gateway.accept()
-            until(lambda: gateway.slot().state == "settling", "the WebUI is looked at")
+            until(lambda: gateway.slot().state == "quiescing", "the WebUI is looked at")
             looks = server.connections()
-            until(lambda: server.connections() != looks or gateway.slot().state != "settling")
+            until(lambda: server.connections() != looks or gateway.slot().state != "quiescing")
             assert (gateway.job(view).status, stats(server)["generations"]) == ("queued", 0)
             engine.end()
             assert gateway.finished(view).status == "succeeded"
@@ -651,88 +651,90 @@ class TestStation:
             yield gateway
 
     @pytest.fixture
-    def station(self, gateway: Gateway, server: SimulatorServer) -> WebuiBackend:
+    def backend(self, gateway: Gateway, server: SimulatorServer) -> WebuiBackend:
         services = gateway.services
         webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
         services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
         make_clean(services.slots, "gpu0")
-        station = WebuiBackend(
+        backend = WebuiBackend(
             webui,
             services.tables,
             services.records,
-            services.offers,
+            services.offering,
             replace(services.config, job_timeout=0.2),
         )
-        station.refresh()
-        return station
+        backend.refresh()
+        return backend
 
-    def claim(self, gateway: Gateway, station: WebuiBackend) -> Claim:
+    def claim(self, gateway: Gateway, backend: WebuiBackend) -> Claim:
         gateway.accept()
-        claim = gateway.services.table.claim("gpu0", "testhost/t", "task(one)", station.serving())
+        claim = gateway.services.table.claim("gpu0", "testhost/t", "task(one)", backend.serving())
         assert claim is not None
         return claim
 
     def test_refreshing_keeps_the_catalogue_and_chooses_a_default_model(
-        self, gateway: Gateway, station: WebuiBackend
+        self, gateway: Gateway, backend: WebuiBackend
     ) -> None:
-        assert [catalogue.models[0].model_name for catalogue in gateway.services.offers.known()[0]] == ["simulated-one"]
+        assert [catalogue.models[0].model_name for catalogue in gateway.services.offering.known()[0]] == [
+            "simulated-one"
+        ]
         assert gateway.services.tables.catalogues.default_model() == "simulated-one"
 
-    def test_a_webui_that_does_not_answer_is_down(self, server: SimulatorServer, station: WebuiBackend) -> None:
+    def test_a_webui_that_does_not_answer_is_down(self, server: SimulatorServer, backend: WebuiBackend) -> None:
         arm(server, "catalogue-500")
         with pytest.raises(BackendDown):
-            station.refresh()
+            backend.refresh()
         server.stop()
         with pytest.raises(BackendDown):
-            station.refresh()
+            backend.refresh()
 
     def test_demands_are_judged_once_and_again_when_the_catalogue_changed(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         gateway.accept(model="simulated-two")
-        served = station.serving()
+        served = backend.serving()
         assert (served.known, served.unservable) == (1, frozenset())
         arm(server, "lost-model", 100)
-        station.refresh()
-        assert station.serving().unservable == frozenset({1})
+        backend.refresh()
+        assert backend.serving().unservable == frozenset({1})
 
     def test_a_held_job_is_sent_once_and_only_when_it_may_go(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
-        attempt = attempt_at(gateway, self.claim(gateway, station))
+        attempt = attempt_at(gateway, self.claim(gateway, backend))
         sending = []
-        station.prepare(attempt)
+        backend.prepare(attempt)
         until(server.connections, "its connection is made")
         assert stats(server)["generations"] == 0
-        assert station.generate(attempt, lambda: sending.append(stats(server)["generations"])).ok
+        assert backend.generate(attempt, lambda: sending.append(stats(server)["generations"])).ok
         assert (sending, stats(server)["generations"]) == ([0], 1)
 
     def test_a_job_whose_lease_ran_out_is_not_sent(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
-        claim = replace(self.claim(gateway, station), leased_at=leases.now() - LEASE_SECONDS)
+        claim = replace(self.claim(gateway, backend), leased_at=leases.now() - LEASE_SECONDS)
         attempt = attempt_at(gateway, claim)
-        for prepare in (station.cancel, lambda: station.prepare(attempt)):
+        for prepare in (backend.cancel, lambda: backend.prepare(attempt)):
             prepare()
             with pytest.raises(LeaseLost):
-                station.generate(attempt, lambda: None)
+                backend.generate(attempt, lambda: None)
         assert stats(server)["generations"] == 0
         # A heartbeat that found the lease says that it is held all the same.
         gateway.services.slots.leases.renewed(leases.now(), [claim.task_id])
-        assert station.generate(attempt_at(gateway, claim), lambda: None).ok
+        assert backend.generate(attempt_at(gateway, claim), lambda: None).ok
 
     def test_a_repair_whose_lease_ran_out_is_not_sent(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         with pytest.raises(LeaseLost):
-            station.repair(Lease(gateway.services.slots.leases, "task(probe)", leases.now() - LEASE_SECONDS))
+            backend.repair(Lease(gateway.services.slots.leases, "task(probe)", leases.now() - LEASE_SECONDS))
         assert stats(server)["generations"] == 0
 
     def test_pictures_are_not_upscaled_when_the_lease_ran_out_while_they_were_made(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         view = gateway.accept("img2img", hr_upscaler="Lanczos")
-        claim = gateway.services.table.claim("gpu0", "testhost/t", "task(one)", station.serving())
+        claim = gateway.services.table.claim("gpu0", "testhost/t", "task(one)", backend.serving())
         assert claim is not None
         assert claim.job.name == view["name"]
         claim = replace(claim, leased_at=leases.now() - LEASE_SECONDS)
@@ -740,7 +742,7 @@ class TestStation:
         known.renewed(leases.now(), [claim.task_id])
         arm(server, "hang", seconds=0.5)
         with ThreadPoolExecutor(1) as pool:
-            sent = pool.submit(station.generate, attempt_at(gateway, claim), lambda: None)
+            sent = pool.submit(backend.generate, attempt_at(gateway, claim), lambda: None)
             until(lambda: stats(server)["generations"] == 1, "it was sent")
             known.renewed(leases.now(), [])
             with pytest.raises(LeaseLost):
@@ -748,87 +750,87 @@ class TestStation:
         assert [request["path"] for request in server.simulator.stats.payloads()] == ["/sdapi/v1/img2img"]
 
     def test_a_held_job_that_is_called_off_is_never_sent(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
-        claim = self.claim(gateway, station)
+        claim = self.claim(gateway, backend)
         attempt = attempt_at(gateway, claim)
-        for drop in (station.cancel, lambda: station.prepare(attempt), station.cancel):
-            station.prepare(attempt)
+        for drop in (backend.cancel, lambda: backend.prepare(attempt), backend.cancel):
+            backend.prepare(attempt)
             until(server.connections, "its connection is made")
             drop()
         until(lambda: not server.connections(), "all connections are closed")
         assert stats(server)["generations"] == 0
         other = replace(claim, job=claim.job._replace(args=claim.job.args | {"seed": "77"}))
-        station.prepare(attempt)
-        assert station.generate(attempt_at(gateway, other), lambda: None).ok
+        backend.prepare(attempt)
+        assert backend.generate(attempt_at(gateway, other), lambda: None).ok
         assert [payload["seed"] for payload in payloads(server)] == [77]
 
     @pytest.mark.parametrize("kind", ["close", "error-500", "error-422"])
     def test_of_a_generation_that_failed_nobody_asks_whether_it_was_interrupted(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer, kind: str
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer, kind: str
     ) -> None:
-        claim = self.claim(gateway, station)
+        claim = self.claim(gateway, backend)
         arm(server, kind)
         arm(server, "slow-progress")
         with contextlib.suppress(AttemptLost):
-            assert not station.generate(attempt_at(gateway, claim), lambda: None).ok
+            assert not backend.generate(attempt_at(gateway, claim), lambda: None).ok
         until(lambda: not server.connections(), "all connections are closed")
         assert [fault["kind"] for fault in server.simulator.faults.armed()] == ["slow-progress"]
 
-    def test_looking_at_what_runs(self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer) -> None:
-        claim = self.claim(gateway, station)
+    def test_looking_at_what_runs(self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer) -> None:
+        claim = self.claim(gateway, backend)
         by_task = server.simulator.flavour.internal
-        assert station.poll(claim) == Poll(0.0, None, idle=True, by_task=by_task)
+        assert backend.poll(claim) == Poll(0.0, None, idle=True, by_task=by_task)
         arm(server, "hang")
-        sending = threading.Thread(target=station.generate, args=[attempt_at(gateway, claim), lambda: None])
+        sending = threading.Thread(target=backend.generate, args=[attempt_at(gateway, claim), lambda: None])
         sending.start()
         until(lambda: stats(server)["generations"])
-        until(lambda: (poll := station.poll(claim)) is not None and not poll.idle)
-        station.interrupt(claim)
+        until(lambda: (poll := backend.poll(claim)) is not None and not poll.idle)
+        backend.interrupt(claim)
         sending.join(DEADLINE)
         assert not sending.is_alive()
-        after = station.poll(claim)
+        after = backend.poll(claim)
         assert after.idle
         server.stop()
-        assert station.poll(claim) is None
+        assert backend.poll(claim) is None
 
     def test_an_idle_webui_is_not_interrupted(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
-        claim = self.claim(gateway, station)
-        station.interrupt(claim)
+        claim = self.claim(gateway, backend)
+        backend.interrupt(claim)
         assert stats(server)["interrupts"] == 0
         server.stop()
-        station.interrupt(claim)
+        backend.interrupt(claim)
 
-    def test_an_idle_webui_is_settled(self, station: WebuiBackend, server: SimulatorServer) -> None:
+    def test_an_idle_webui_is_settled(self, backend: WebuiBackend, server: SimulatorServer) -> None:
         for task in (None, "task(unknown)"):
-            assert station.quiesce(task, patience=DEADLINE, stopping=threading.Event())
+            assert backend.quiesce(task, patience=DEADLINE, stopping=threading.Event())
         assert stats(server)["interrupts"] == 0
 
     def test_a_look_only_interrupts_nothing(
-        self, gateway: Gateway, station: WebuiBackend, server: SimulatorServer
+        self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
-        claim = self.claim(gateway, station)
+        claim = self.claim(gateway, backend)
         arm(server, "hang")
-        sending = threading.Thread(target=station.generate, args=[attempt_at(gateway, claim), lambda: None])
+        sending = threading.Thread(target=backend.generate, args=[attempt_at(gateway, claim), lambda: None])
         sending.start()
         until(lambda: stats(server)["generations"])
-        assert not station.quiesce(claim.task_id, patience=0, stopping=threading.Event())
+        assert not backend.quiesce(claim.task_id, patience=0, stopping=threading.Event())
         assert stats(server)["interrupts"] == 0
-        assert station.quiesce(claim.task_id, patience=DEADLINE, stopping=threading.Event())
+        assert backend.quiesce(claim.task_id, patience=DEADLINE, stopping=threading.Event())
         assert stats(server)["interrupts"] == 1
         sending.join(DEADLINE)
 
-    def test_a_webui_that_is_away_is_not_settled(self, station: WebuiBackend, server: SimulatorServer) -> None:
+    def test_a_webui_that_is_away_is_not_settled(self, backend: WebuiBackend, server: SimulatorServer) -> None:
         server.stop()
         with pytest.raises(BackendDown):
-            station.quiesce("task(one)", patience=0.05, stopping=threading.Event())
+            backend.quiesce("task(one)", patience=0.05, stopping=threading.Event())
 
-    def test_settling_ends_when_the_worker_stops(self, station: WebuiBackend) -> None:
+    def test_quiescing_ends_when_the_worker_stops(self, backend: WebuiBackend) -> None:
         stopping = threading.Event()
         stopping.set()
-        assert not station.quiesce("task(one)", patience=DEADLINE, stopping=stopping)
+        assert not backend.quiesce("task(one)", patience=DEADLINE, stopping=stopping)
 
 
 class TestFirstLoad:
@@ -862,7 +864,7 @@ class TestOrphanRule:
     """Idle or not: what two questions to a WebUI mean together."""
 
     @pytest.fixture
-    def station(self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[WebuiBackend]:
+    def backend(self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer) -> Iterator[WebuiBackend]:
         with Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
             services = gateway.services
             webui = Webui(WebuiAddress("gpu0", server.url), job_timeout=DEADLINE)
@@ -870,69 +872,72 @@ class TestOrphanRule:
                 webui,
                 services.tables,
                 services.records,
-                services.offers,
+                services.offering,
                 replace(services.config, job_timeout=0.3),
             )
 
-    def settles(self, station: WebuiBackend, task: str, patience: float = 0.0) -> bool:
-        return station.quiesce(task, patience=patience, stopping=threading.Event())
+    def settles(self, backend: WebuiBackend, task: str, patience: float = 0.0) -> bool:
+        return backend.quiesce(task, patience=patience, stopping=threading.Event())
 
     def test_somebody_elses_work_is_waited_for_and_not_interrupted(
-        self, station: WebuiBackend, server: SimulatorServer
+        self, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         engine = server.simulator.engine
         engine.begin("scripts_txt2img", "task(a person)")
-        assert not self.settles(station, "task(ours)", 0.1)
+        assert not self.settles(backend, "task(ours)", 0.1)
         assert stats(server)["interrupts"] == 0
         engine.end()
-        assert self.settles(station, "task(ours)")
+        assert self.settles(backend, "task(ours)")
 
     def test_a_task_that_stays_active_while_nothing_runs_is_a_leak(
-        self, station: WebuiBackend, server: SimulatorServer
+        self, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         server.simulator.engine.begin("scripts_txt2img", "task(ours)")
         server.simulator.engine.end()
-        assert self.settles(station, "task(ours)")
+        assert self.settles(backend, "task(ours)")
 
-    def test_the_leftover_of_failed_extras_is_idle(self, station: WebuiBackend, server: SimulatorServer) -> None:
+    def test_the_leftover_of_failed_extras_is_idle(self, backend: WebuiBackend, server: SimulatorServer) -> None:
         engine = server.simulator.engine
         engine.begin("Upscale")
         engine.plan(1)
-        assert not self.settles(station, "task(ours)")
+        assert not self.settles(backend, "task(ours)")
         engine.next_job()
-        assert self.settles(station, "task(ours)")
+        assert self.settles(backend, "task(ours)")
 
     def test_a_task_that_waits_for_its_turn_is_not_idle_until_it_is_a_leak(
-        self, station: WebuiBackend, server: SimulatorServer
+        self, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         server.simulator.engine.enqueue("task(ours)")
-        assert not self.settles(station, "task(ours)")
-        assert not self.settles(station, "task(ours)")
+        assert not self.settles(backend, "task(ours)")
+        assert not self.settles(backend, "task(ours)")
         # After as long as a job may take it can't be waiting any more.
-        assert self.settles(station, "task(ours)", DEADLINE)
+        assert self.settles(backend, "task(ours)", DEADLINE)
 
-    def test_each_task_has_its_own_patience(self, station: WebuiBackend, server: SimulatorServer) -> None:
+    def test_each_task_has_its_own_patience(self, backend: WebuiBackend, server: SimulatorServer) -> None:
         server.simulator.engine.enqueue("task(one)")
         server.simulator.engine.enqueue("task(two)")
-        assert self.settles(station, "task(one)", DEADLINE)
-        assert not self.settles(station, "task(two)")
+        assert self.settles(backend, "task(one)", DEADLINE)
+        assert not self.settles(backend, "task(two)")
 
 
 class TestHopelessDemands:
     CATALOGUE = Catalogue(samplers=("Euler",), models=(Model("a", "a", "a", ("a",)),))
 
-    def demands(self) -> dict[int, str]:
-        return {number: Demand("txt2img", "Euler", model).to_json() for number, model in enumerate(["a", "b"], start=1)}
+    def requirement_sets(self) -> dict[int, str]:
+        return {
+            number: Requirements("txt2img", "Euler", model).to_json()
+            for number, model in enumerate(["a", "b"], start=1)
+        }
 
     def test_what_one_configured_webui_serves_is_not_hopeless(self) -> None:
         other = Catalogue(samplers=("Euler",), models=(Model("b", "b", "b", ("b",)),))
         both = {"gpu0": self.CATALOGUE, "gpu1": other}
-        assert hopeless_demands(self.demands(), both, ["gpu0", "gpu1"]) == []
-        assert hopeless_demands(self.demands(), both, ["gpu0"]) == [2]
+        assert hopeless_requirements(self.requirement_sets(), both, ["gpu0", "gpu1"]) == []
+        assert hopeless_requirements(self.requirement_sets(), both, ["gpu0"]) == [2]
 
     @pytest.mark.parametrize("configured", [[], ["gpu0", "never seen"]])
     def test_nothing_is_hopeless_while_a_catalogue_is_unknown(self, configured: list[str]) -> None:
-        assert hopeless_demands(self.demands(), {"gpu0": self.CATALOGUE}, configured) == []
+        assert hopeless_requirements(self.requirement_sets(), {"gpu0": self.CATALOGUE}, configured) == []
 
 
 def test_a_job_is_what_its_fields_say(shared: Pair) -> None:

@@ -112,4 +112,4 @@ def test_files_that_could_not_be_removed_go_later_without_a_restart(
             assert gateway.services.archive.delete(USER, "txt2img", view["name"])
             assert len(gateway.files()) == 2
         until(lambda: gateway.files() == set(), "the files are gone")
-        until(lambda: gateway.services.table.deletion.debris() == [], "nothing is left to do")
+        until(lambda: gateway.services.table.deletion.pending_unlink() == [], "nothing is left to do")

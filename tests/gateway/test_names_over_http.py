@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from app import EXTENSION, create_app
 from app.config import load
-from app.gateway import offering as offers
+from app.gateway import offering
 from app.jobs.worker import timing
 from app.services import Services
 from app.simulator import SimulatorServer
@@ -50,7 +50,7 @@ class Site:
     def start(self) -> Site:
         """Start the worker and wait until every WebUI was asked what it offers."""
         self.services.start(worker=True)
-        until(lambda: len(self.services.offers.catalogues()) == len(self._servers), "the catalogues")
+        until(lambda: len(self.services.offering.catalogues()) == len(self._servers), "the catalogues")
         until(lambda: len(self.services.tables.catalogues.sightings().seen_at) == len(self._servers), "the WebUIs up")
         return self
 
@@ -196,7 +196,9 @@ class TestWhatVersion010Left:
             waiting = [site.post(model="a.safetensors", prefer="respond-async").json for _ in range(2)]
             body = {"type": "txt2img", "sampler_name": "Euler", "model": "a"}
             body |= dict.fromkeys(("scheduler", "style", "hr_upscaler"))
-            site.change("UPDATE demands SET body = :body", body=json.dumps(body, sort_keys=True, separators=(",", ":")))
+            site.change(
+                "UPDATE requirements SET body = :body", body=json.dumps(body, sort_keys=True, separators=(",", ":"))
+            )
             with caplog.at_level(logging.WARNING):
                 site.start()
                 for job in waiting:
@@ -295,8 +297,8 @@ class TestChangedLists:
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let a WebUI be asked again without the pause of five seconds; no test depends on how short it is."""
         monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
-        monkeypatch.setattr(offers, "RECENT_SECONDS", 0.0)
-        monkeypatch.setattr(offers, "LOOK_PATIENCE_SECONDS", 30.0)
+        monkeypatch.setattr(offering, "RECENT_SECONDS", 0.0)
+        monkeypatch.setattr(offering, "LOOK_PATIENCE_SECONDS", 30.0)
 
     def test_a_model_that_was_added_is_taken_by_the_first_post(self, tmp_path: Path, server: SimulatorServer) -> None:
         with Site(tmp_path, server).start() as site:
@@ -315,7 +317,7 @@ class TestChangedLists:
         with Site(tmp_path, server).start(), Site(tmp_path, server) as web:
             # No datagram goes out from here, only the row.
             change_models(server, add=["new"])
-            assert web.services.hints.wake is None
+            assert web.services.notifications.wake is None
             assert web.post(model="new", prefer="respond-async").status_code == 202
 
     def test_a_wrong_answer_makes_the_worker_look(self, tmp_path: Path, server: SimulatorServer) -> None:
@@ -364,7 +366,7 @@ class TestFreshServer:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(timing, "FRESH_SECONDS", 0.05)
-        monkeypatch.setattr(offers, "LOOK_PATIENCE_SECONDS", 0.0)
+        monkeypatch.setattr(offering, "LOOK_PATIENCE_SECONDS", 0.0)
         with simulator(fresh=True, seconds_per_first_load=3600.0) as server, Site(tmp_path, server).start() as site:
             refused = site.post()
             assert (refused.status_code, refused.json["type"]) == (503, "no-default-model")

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from app.gateway import offering as offers_module
-from app.gateway.offering import NoCatalogue, Offers
+from app.gateway.offering import NoCatalogue, Offering
 from app.jobs.catalogues import Catalogues
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
@@ -31,11 +31,11 @@ class Host:
         self.slots = Slots(database)
         self.slots.register("host/one", "host", ["gpu0", "gpu1"], only=True)
         self.catalogues = Catalogues(database)
-        self.offers = Offers(self.slots, self.catalogues, Presets({"oil": Preset(sampler="Euler")}), default_model)
+        self.offering = Offering(self.slots, self.catalogues, Presets({"oil": Preset(sampler="Euler")}), default_model)
 
     def sees(self, key: str, seen: Catalogue) -> None:
         self.catalogues.put(key, seen.to_json())
-        self.offers.keep_default_model()
+        self.offering.keep_default_model()
 
 
 @pytest.fixture
@@ -45,67 +45,67 @@ def host(sqlite: Database) -> Host:
 
 class TestCatalogues:
     def test_none_was_ever_seen(self, host: Host) -> None:
-        assert host.offers.catalogues() == {}
+        assert host.offering.catalogues() == {}
         with pytest.raises(NoCatalogue):
-            host.offers.known()
-        assert host.offers.current()[1] is None
-        assert host.offers.options()["models"] == []
+            host.offering.known()
+        assert host.offering.current()[1] is None
+        assert host.offering.options()["models"] == []
 
     def test_a_change_shows_at_once_and_nothing_is_read_twice(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a"))
-        first = host.offers.catalogues()
+        first = host.offering.catalogues()
         assert first["gpu0"].models[0].model_name == "a"
-        assert host.offers.catalogues() is first
+        assert host.offering.catalogues() is first
         host.sees("gpu0", catalogue("b"))
-        assert host.offers.catalogues()["gpu0"].models[0].model_name == "b"
+        assert host.offering.catalogues()["gpu0"].models[0].model_name == "b"
 
     def test_all_webuis_count_in_the_order_of_the_setting(self, host: Host) -> None:
         host.sees("gpu1", catalogue("b", "c"))
         host.sees("gpu0", catalogue("a", "b"))
-        assert host.offers.options()["models"] == ["a", "b", "c"]
-        assert host.offers.options()["styles"] == ["oil"]
+        assert host.offering.options()["models"] == ["a", "b", "c"]
+        assert host.offering.options()["styles"] == ["oil"]
 
     def test_one_that_is_configured_no_more_does_not(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a"))
         host.slots.register("host/two", "host", ["gpu1"], only=True)
-        assert host.offers.catalogues() == {}
+        assert host.offering.catalogues() == {}
 
 
 class TestDefaultModel:
     def test_it_is_the_first_model_seen_loaded(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", "b"))
-        assert host.offers.current()[1] is None
+        assert host.offering.current()[1] is None
         host.sees("gpu1", catalogue("b", "c", loaded="c"))
-        assert host.offers.current()[1] == "c"
+        assert host.offering.current()[1] == "c"
 
     def test_it_does_not_wander_with_what_is_loaded(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", "b", loaded="a"))
         host.sees("gpu0", catalogue("a", "b", loaded="b"))
-        assert host.offers.current()[1] == "a"
+        assert host.offering.current()[1] == "a"
         assert host.catalogues.default_model() == "a"
 
     def test_it_is_chosen_again_when_no_webui_has_it(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", loaded="a"))
         host.sees("gpu0", catalogue("b", loaded="b"))
-        assert host.offers.current()[1] == "b"
+        assert host.offering.current()[1] == "b"
         assert host.catalogues.default_model() == "b"
 
     def test_a_choice_that_another_webui_still_has_stays(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", loaded="a"))
         host.sees("gpu1", catalogue("a", "z", loaded="z"))
         host.sees("gpu0", catalogue("b", loaded="b"))
-        assert host.offers.current()[1] == "a"
+        assert host.offering.current()[1] == "a"
 
     @pytest.mark.parametrize("text", ["b", "b.safetensors"])
     def test_the_setting_beats_what_is_loaded(self, sqlite: Database, text: str) -> None:
         host = Host(sqlite, text)
         host.sees("gpu0", catalogue("a", "b", loaded="a"))
-        assert host.offers.current()[1] == "b"
+        assert host.offering.current()[1] == "b"
 
     def test_a_setting_that_no_webui_has_is_not_replaced(self, sqlite: Database) -> None:
         host = Host(sqlite, "missing")
         host.sees("gpu0", catalogue("a", loaded="a"))
-        assert host.offers.current()[1] is None
+        assert host.offering.current()[1] is None
 
 
 class TestLookingAgain:
@@ -114,13 +114,13 @@ class TestLookingAgain:
         host.catalogues.put("gpu0", catalogue("a").to_json(), host.catalogues.now() - seconds_ago)
 
     def look(self, host: Host, on_look: Callable[[], object]) -> bool:
-        host.offers._on_look = on_look
-        return host.offers.look_again()
+        host.offering._on_look = on_look
+        return host.offering.refresh_soon()
 
     def test_it_waits_until_each_webui_that_is_up_was_asked(self, host: Host) -> None:
         self.known(host, seconds_ago=10)
         assert self.look(host, lambda: self.known(host, seconds_ago=0))
-        assert not host.catalogues.look_wanted("gpu0")
+        assert not host.catalogues.refresh_wanted("gpu0")
 
     def test_webuis_that_were_asked_lately_are_left_alone(self, host: Host) -> None:
         self.known(host, seconds_ago=1)
@@ -130,7 +130,7 @@ class TestLookingAgain:
         assert not self.look(host, pytest.fail)
         self.known(host, seconds_ago=10)
         with sqlite.write() as connection:
-            connection.execute(text("UPDATE workers SET beat_at = beat_at - 60"))
+            connection.execute(text("UPDATE workers SET heartbeat_at = heartbeat_at - 60"))
         assert not self.look(host, pytest.fail)
 
     def test_one_that_does_not_answer_is_waited_for_for_a_moment(
@@ -138,38 +138,38 @@ class TestLookingAgain:
     ) -> None:
         monkeypatch.setattr(offers_module, "LOOK_PATIENCE_SECONDS", 0.1)
         self.known(host, seconds_ago=10)
-        hints: list[None] = []
-        assert self.look(host, lambda: hints.append(None))
-        assert len(hints) == 1
+        notifications: list[None] = []
+        assert self.look(host, lambda: notifications.append(None))
+        assert len(notifications) == 1
 
     def test_of_many_requests_at_once_one_has_them_asked(self, host: Host) -> None:
         self.known(host, seconds_ago=10)
-        together, hints = Barrier(8), []
+        together, notifications = Barrier(8), []
 
-        def hint() -> None:
-            hints.append(None)
+        def notification() -> None:
+            notifications.append(None)
             # Looked at after all of them have asked: a request that comes after the look began has to have another one.
             self.known(host, seconds_ago=-1)
 
         def ask(_number: int) -> bool:
             together.wait()
-            return self.look(host, hint)
+            return self.look(host, notification)
 
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(ask, range(8)))
         assert any(answers)
-        assert len(hints) == 1
+        assert len(notifications) == 1
 
     def test_only_a_few_requests_wait_at_a_time(self, host: Host) -> None:
         self.known(host, seconds_ago=10)
         one_was_refused = Event()
 
-        def hint() -> None:
+        def notification() -> None:
             assert one_was_refused.wait(30)
             self.known(host, seconds_ago=-1)
 
         with ThreadPoolExecutor(5) as pool:
-            asked = [pool.submit(self.look, host, hint) for _ in range(5)]
+            asked = [pool.submit(self.look, host, notification) for _ in range(5)]
             first = next(as_completed(asked))
             one_was_refused.set()
             assert not first.result()

@@ -72,7 +72,7 @@ class Gate:
         self.table = table
         self._numbers = itertools.count(1)
 
-    def new(self, user: str = "u1", *, cost: float = 1.0, demand: str = "{}", type_: str = "txt2img") -> NewJob:
+    def new(self, user: str = "u1", *, cost: float = 1.0, requirements: str = "{}", type_: str = "txt2img") -> NewJob:
         number = next(self._numbers)
         return NewJob(
             user_id=user,
@@ -81,7 +81,7 @@ class Gate:
             created_at=1_795_000_000_000 + number,
             args={"prompt": f"p{number}", "seed": str(number)},
             init_image=None,
-            demand=demand,
+            requirements=requirements,
             cost=cost,
         )
 
@@ -119,9 +119,9 @@ def gate(table: JobTable, slots: Slots) -> Gate:
 def move_clock(database: Database, seconds: float) -> None:
     """Let so many seconds pass (or have the clock set back) for every lease, probe and key, by moving what the rows say."""
     columns = {
-        "jobs": ["lease_expires", "claimed_at", "progress_at", "looked_at"],
+        "jobs": ["lease_expires", "claimed_at", "progress_at", "watched_at"],
         "slots": ["lease_expires", "probed_at"],
-        "workers": ["beat_at"],
+        "workers": ["heartbeat_at"],
         "idempotency": ["expires_at"],
         "catalogues": ["seen_at"],
     }

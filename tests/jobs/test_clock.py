@@ -34,7 +34,7 @@ def test_the_job_and_slot_of_a_dead_worker_come_back_after_one_lease(
     assert [back.seq for back in table.losses.reclaim("host/two")] == [job.seq]
     assert (table.queries.current(job.identity).status, table.queries.current(job.identity).losses) == ("queued", 1)
     assert slots.get("gpu0").state == "unclean"
-    assert slots.begin_settling("gpu0", "host/two").task_id == "lost"
+    assert slots.begin_quiescing("gpu0", "host/two").task_id == "lost"
 
 
 def test_a_slot_whose_settler_died_comes_back_after_one_lease(
@@ -42,12 +42,12 @@ def test_a_slot_whose_settler_died_comes_back_after_one_lease(
 ) -> None:
     gate.accept()
     table.give_back(gate.claim(), slot="unclean")
-    slots.begin_settling("gpu0", "host/one")
+    slots.begin_quiescing("gpu0", "host/one")
     set_back()
     table.losses.reclaim("host/two")
     advance(LEASE_SECONDS + 1)
     table.losses.reclaim("host/two")
-    assert slots.begin_settling("gpu0", "host/two") is not None
+    assert slots.begin_quiescing("gpu0", "host/two") is not None
 
 
 def test_a_living_worker_loses_nothing(
@@ -57,7 +57,7 @@ def test_a_living_worker_loses_nothing(
     claim = gate.claim()
     set_back()
     assert table.losses.reclaim("host/two") == []
-    assert slots.beat("host/one")
+    assert slots.heartbeat("host/one")
     advance(LEASE_SECONDS - 2)
     assert table.losses.reclaim("host/two") == []
     assert table.succeed(claim, success_of(claim))
@@ -96,17 +96,17 @@ def test_a_worker_that_died_before_counts_as_dead_at_once_and_a_living_one_after
 ) -> None:
     set_back()
     assert not slots.worker_alive()
-    assert slots.beat("host/one")
+    assert slots.heartbeat("host/one")
     assert slots.worker_alive()
 
 
 def test_a_look_at_a_job_counts_again_at_once(gate: Gate, table: JobTable, set_back: Callable[[], None]) -> None:
     job = gate.accept()
     claim = gate.claim()
-    table.looked_at(job)
+    table.watched(job)
     set_back()
-    table.looked_at(job)
-    assert 0 <= table.queries.seconds_since_look(claim) < 60
+    table.watched(job)
+    assert 0 <= table.queries.seconds_since_watched(claim) < 60
 
 
 def test_keys_are_kept_an_hour_longer_and_not_for_ever(

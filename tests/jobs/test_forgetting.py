@@ -42,15 +42,15 @@ class TestDeletedJobs:
 
     def delete(self, table: JobTable, name: str) -> None:
         table.deletion.delete("u1", "txt2img", name)
-        for job, _ in table.deletion.debris():
-            table.deletion.debris_removed(job)
+        for job, _ in table.deletion.pending_unlink():
+            table.deletion.unlinked(job)
 
     def test_the_row_goes_when_its_files_are_gone(self, table: JobTable, database: Database, name: str) -> None:
         finished_long_ago(database)
         table.deletion.delete("u1", "txt2img", name)
         assert table.deletion.forget_deleted() == 0
-        for job, _ in table.deletion.debris():
-            table.deletion.debris_removed(job)
+        for job, _ in table.deletion.pending_unlink():
+            table.deletion.unlinked(job)
         assert table.deletion.forget_deleted() == 1
         assert rows(database, "SELECT * FROM jobs") == []
         assert table.deletion.forget_deleted() == 0
@@ -127,7 +127,7 @@ class TestDeletedJobs:
             gate.run_next()
             table.deletion.delete("u1", "txt2img", job.name)
         with database.write() as connection:
-            connection.execute(text("UPDATE jobs SET debris = false"))
+            connection.execute(text("UPDATE jobs SET pending_unlink = false"))
             connection.execute(text("UPDATE idempotency SET expires_at = 0"))
         finished_long_ago(database)
         assert [table.deletion.forget_keys() for _ in range(4)] == [3, 3, 1, 0]

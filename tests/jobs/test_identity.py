@@ -35,8 +35,8 @@ ENDS: dict[str, Callable[[JobTable, Claim], object]] = {
     "give back, WebUI unknown": lambda table, claim: table.give_back(claim, slot="unclean") != "lost",
     "answered": lambda table, claim: table.answered(claim, 1.0, "next task", EVERYTHING),
     "report": lambda table, claim: table.report(claim, 0.5, 1.0),
-    "looked at": lambda table, claim: table.looked_at(claim.job._replace(status="running")),
-    "seconds since a look": lambda table, claim: table.queries.seconds_since_look(claim),
+    "looked at": lambda table, claim: table.watched(claim.job._replace(status="running")),
+    "seconds since a look": lambda table, claim: table.queries.seconds_since_watched(claim),
     "owns": lambda table, claim: table.queries.owns(claim),
 }
 
@@ -57,7 +57,7 @@ def restore(database: Database, dumped: Dump) -> None:
             connection.execute(delete(table))
             if dumped[table.name]:
                 connection.execute(insert(table), dumped[table.name])
-        for table, column in (("jobs", "seq"), ("demands", "id")):
+        for table, column in (("jobs", "seq"), ("requirements", "id")):
             newest = max((row[column] for row in dumped[table]), default=0)
             if database.is_sqlite:
                 statement = "UPDATE sqlite_sequence SET seq = :newest WHERE name = :table"
@@ -206,12 +206,12 @@ class TestClaims:
         alices = gate.accept("alice")
         gate.run_next()
         table.deletion.delete("alice", "txt2img", alices.name)
-        [(debris, _)] = table.deletion.debris()
+        [(pending_unlink, _)] = table.deletion.pending_unlink()
         bobs = take_the_number(gate, older, alices)
         gate.run_next()
         table.deletion.delete("bob", "txt2img", bobs.name)
-        table.deletion.debris_removed(debris)
-        assert [job.identity for job, _ in table.deletion.debris()] == [bobs.identity]
+        table.deletion.unlinked(pending_unlink)
+        assert [job.identity for job, _ in table.deletion.pending_unlink()] == [bobs.identity]
 
 
 class TestHeartbeats:

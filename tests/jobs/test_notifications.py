@@ -1,4 +1,4 @@
-"""Hints between processes: they arrive, they never fail, and dead neighbours leave nothing behind."""
+"""Notifications between processes: they arrive, they never fail, and dead neighbours leave nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.jobs.notifications import ACCEPTED, Wake
+from app.jobs.notifications import ACCEPTED, Notifier
 from tests.inprocess import DEADLINE
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ class Process:
 
     def __init__(self, folder: Path) -> None:
         self.heard: queue.Queue[bytes] = queue.Queue()
-        self.wake = Wake(folder, self.heard.put)
+        self.wake = Notifier(folder, self.heard.put)
 
     def hears(self) -> bytes:
         return self.heard.get(timeout=DEADLINE)

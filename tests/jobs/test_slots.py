@@ -1,4 +1,4 @@
-"""The contract of the rows about WebUIs, over both engines; how a slot is held and settled stands in test_table.py."""
+"""The contract of the rows about WebUIs, over both engines; how a slot is held and quiesced stands in test_table.py."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class TestWorkers:
     def test_the_only_worker_of_a_host_replaces_the_earlier_ones(self, slots: Slots) -> None:
         slots.register("host/two", "host", ["gpu1"], only=True)
         assert slots.configured() == ["gpu1"]
-        assert not slots.beat("host/one")
+        assert not slots.heartbeat("host/one")
 
     def test_external_workers_of_one_host_stand_side_by_side(self, slots: Slots) -> None:
         slots.register("host/two", "host", ["gpu1", "gpu2"], only=False)
         assert slots.configured() == ["gpu0", "gpu1", "gpu2"]
-        assert slots.beat("host/one")
-        assert slots.beat("host/two")
+        assert slots.heartbeat("host/one")
+        assert slots.heartbeat("host/two")
 
     def test_a_worker_of_another_host_is_left_alone(self, slots: Slots) -> None:
         slots.register("other/one", "other", ["gpu9"], only=True)
@@ -64,7 +64,7 @@ class TestWorkers:
         assert slots.worker_alive()
         advance(ALIVE_SECONDS + 1)
         assert not slots.worker_alive()
-        assert slots.beat("host/one")
+        assert slots.heartbeat("host/one")
         assert slots.worker_alive()
 
     def test_nobody_is_alive_in_an_empty_table(self, database: Database) -> None:
@@ -76,8 +76,8 @@ class TestWorkers:
 
 class TestSettling:
     def test_a_clean_slot_needs_none(self, slots: Slots) -> None:
-        assert slots.begin_settling("gpu0", "host/one") is None
-        assert slots.begin_settling("unknown", "host/one") is None
+        assert slots.begin_quiescing("gpu0", "host/one") is None
+        assert slots.begin_quiescing("unknown", "host/one") is None
 
     def test_only_one_worker_settles(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         gate.accept()
@@ -86,7 +86,7 @@ class TestSettling:
 
         def settle(number: int) -> bool:
             start.wait()
-            return slots.begin_settling("gpu0", f"host/{number}") is not None
+            return slots.begin_quiescing("gpu0", f"host/{number}") is not None
 
         with ThreadPoolExecutor(4) as pool:
             assert sum(pool.map(settle, range(4))) == 1
@@ -94,19 +94,19 @@ class TestSettling:
     def test_who_does_not_settle_can_not_end_it(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         gate.accept()
         table.give_back(gate.claim(), slot="unclean")
-        slots.begin_settling("gpu0", "host/one")
-        slots.end_settling("gpu0", "host/two", "clean")
-        assert slots.get("gpu0").state == "settling"
+        slots.begin_quiescing("gpu0", "host/one")
+        slots.end_quiescing("gpu0", "host/two", "clean")
+        assert slots.get("gpu0").state == "quiescing"
 
     def test_a_settler_that_died_leaves_the_slot_to_the_next(
         self, gate: Gate, table: JobTable, slots: Slots, advance: Advance
     ) -> None:
         gate.accept()
         table.give_back(gate.claim(task="lost-task"), slot="unclean")
-        slots.begin_settling("gpu0", "host/one")
+        slots.begin_quiescing("gpu0", "host/one")
         advance(11)
         assert table.losses.reclaim("host/two") == []
-        assert slots.begin_settling("gpu0", "host/two").task_id == "lost-task"
+        assert slots.begin_quiescing("gpu0", "host/two").task_id == "lost-task"
 
 
 class TestRename:
@@ -168,8 +168,8 @@ class TestRename:
         for _ in range(2):
             gate.accept()
         table.give_back(gate.claim(self.NEW, task="lost"), slot="unclean")
-        slots.begin_settling(self.NEW, "host/one")
-        slots.end_settling(self.NEW, "host/one", "suspect")
+        slots.begin_quiescing(self.NEW, "host/one")
+        slots.end_quiescing(self.NEW, "host/one", "suspect")
         gate.claim(self.OLD, task="running")
         self.renamed(slots, [self.OLD])
         slot = slots.get(self.NEW)
@@ -268,8 +268,8 @@ class TestCatalogues:
         assert catalogues.drop_unconfigured() == []
         assert slots.get("gpu0").state == "unclean"
         assert catalogues.bodies(["gpu0"]) == {"gpu0": "a"}
-        slots.begin_settling("gpu0", "host/two")
-        slots.end_settling("gpu0", "host/two", "clean")
+        slots.begin_quiescing("gpu0", "host/two")
+        slots.end_quiescing("gpu0", "host/two", "clean")
         assert catalogues.drop_unconfigured() == ["gpu0"]
         assert catalogues.bodies(["gpu0"]) == {}
 
@@ -313,40 +313,40 @@ class TestSightings:
         for key in ("gpu0", "gpu1"):
             slots.set_health(key, "up")
             catalogues.put(key, "a")
-        assert not catalogues.look_wanted("gpu0")
-        wanted = catalogues.want_look()
-        assert catalogues.look_wanted("gpu0")
-        assert catalogues.look_wanted("gpu1")
+        assert not catalogues.refresh_wanted("gpu0")
+        wanted = catalogues.want_refresh()
+        assert catalogues.refresh_wanted("gpu0")
+        assert catalogues.refresh_wanted("gpu1")
         catalogues.put("gpu0", "a")
-        assert not catalogues.look_wanted("gpu0")
-        assert catalogues.look_wanted("gpu1")
+        assert not catalogues.refresh_wanted("gpu0")
+        assert catalogues.refresh_wanted("gpu1")
         assert not catalogues.sightings().all_since(wanted)
         catalogues.put("gpu1", "b")
         assert catalogues.sightings().all_since(wanted)
 
     def test_a_look_that_began_before_it_was_wanted_does_not_do(self, slots: Slots, catalogues: Catalogues) -> None:
-        catalogues.put("gpu0", "a", catalogues.want_look() - 0.1)
-        assert catalogues.look_wanted("gpu0")
+        catalogues.put("gpu0", "a", catalogues.want_refresh() - 0.1)
+        assert catalogues.refresh_wanted("gpu0")
 
     def test_many_who_want_a_look_at_once_write_once(
         self, slots: Slots, catalogues: Catalogues, advance: Advance
     ) -> None:
-        first = catalogues.want_look()
-        assert catalogues.want_look() == first
+        first = catalogues.want_refresh()
+        assert catalogues.want_refresh() == first
         advance(2)
-        assert catalogues.want_look() > first
+        assert catalogues.want_refresh() > first
 
     def test_a_clock_that_was_set_back_hides_no_wish(
         self, slots: Slots, catalogues: Catalogues, advance: Advance
     ) -> None:
         slots.set_health("gpu0", "up")
         catalogues.put("gpu0", "a")
-        catalogues.want_look()
+        catalogues.want_refresh()
         advance(-3600)
         assert catalogues.sightings().seen_at == {"gpu0": 0.0}
-        assert not catalogues.look_wanted("gpu0")
-        catalogues.want_look()
-        assert catalogues.look_wanted("gpu0")
+        assert not catalogues.refresh_wanted("gpu0")
+        catalogues.want_refresh()
+        assert catalogues.refresh_wanted("gpu0")
 
     def test_a_catalogue_of_version_0_1_0_was_seen_at_an_unknown_time(
         self, slots: Slots, catalogues: Catalogues, database: Database
@@ -356,8 +356,8 @@ class TestSightings:
         with database.write() as connection:
             connection.execute(text("UPDATE catalogues SET seen_at = NULL"))
         assert catalogues.sightings().seen_at == {"gpu0": 0.0}
-        catalogues.want_look()
-        assert catalogues.look_wanted("gpu0")
+        catalogues.want_refresh()
+        assert catalogues.refresh_wanted("gpu0")
 
 
 class TestDefaultModel:
@@ -379,7 +379,7 @@ def test_a_beat_prolongs_what_the_worker_holds_and_nothing_else(
     gate.claim("gpu0", owner="host/one", task="t1")
     gate.claim("gpu1", owner="host/two", task="t2")
     advance(9)
-    slots.beat("host/two")
+    slots.heartbeat("host/two")
     with database.read() as connection:
         for table in ("jobs", "slots"):
             rows = connection.execute(text(f"SELECT owner, lease_expires FROM {table} WHERE owner IS NOT NULL"))

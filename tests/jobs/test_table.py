@@ -193,14 +193,14 @@ class TestClaim:
         watched.close()
 
     def test_only_what_the_webui_can_serve_is_claimed(self, gate: Gate, table: JobTable) -> None:
-        first = gate.accept(demand='{"model":"a"}')
-        second = gate.accept(demand='{"model":"b"}')
-        numbers = {body: number for number, body in table.queries.demands_after(0)}
+        first = gate.accept(requirements='{"model":"a"}')
+        second = gate.accept(requirements='{"model":"b"}')
+        numbers = {body: number for number, body in table.queries.requirements_after(0)}
         only_b = Serving(max(numbers.values()), frozenset({numbers['{"model":"a"}']}))
         assert gate.claim(serving=only_b).job.seq == second.seq
         assert gate.claim("gpu1", serving=only_b) is None
         assert gate.claim("gpu1").job.seq == first.seq
-        assert set(table.queries.queued_demands()) == set()
+        assert set(table.queries.queued_requirements()) == set()
 
     def test_a_demand_that_was_never_judged_is_not_claimed(self, gate: Gate) -> None:
         gate.accept()
@@ -389,13 +389,13 @@ class TestGiveBack:
         gate.accept()
         table.give_back(gate.claim(task="lost-task"), slot="unclean", failure=FAILURE)
         assert gate.claim() is None
-        slot = slots.begin_settling("gpu0", "host/one")
+        slot = slots.begin_quiescing("gpu0", "host/one")
         assert slot.task_id == "lost-task"
-        assert slots.begin_settling("gpu0", "host/two") is None
-        slots.end_settling("gpu0", "host/one", "suspect")
+        assert slots.begin_quiescing("gpu0", "host/two") is None
+        slots.end_quiescing("gpu0", "host/one", "suspect")
         assert (slots.get("gpu0").state, gate.claim()) == ("suspect", None)
-        assert slots.begin_settling("gpu0", "host/two").task_id == "lost-task"
-        slots.end_settling("gpu0", "host/two", "clean")
+        assert slots.begin_quiescing("gpu0", "host/two").task_id == "lost-task"
+        slots.end_quiescing("gpu0", "host/two", "clean")
         assert gate.claim() is not None
 
 
@@ -431,12 +431,12 @@ class TestTakeOver:
         gate.accept()
         gate.claim(owner="host/one")
         advance(9)
-        assert slots.beat("host/one")
+        assert slots.heartbeat("host/one")
         advance(9)
         assert table.losses.reclaim("host/two") == []
 
     def test_a_worker_that_the_table_forgot_is_told_so(self, slots: Slots) -> None:
-        assert not slots.beat("host/unknown")
+        assert not slots.heartbeat("host/unknown")
 
     def test_a_job_that_is_lost_again_and_again_fails(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
@@ -463,10 +463,10 @@ class TestTakeOver:
         assert not table.fail(lost, Failure("webui-error", "Late."))
 
     def test_waiting_jobs_that_nobody_can_serve_fail(self, gate: Gate, table: JobTable) -> None:
-        gone = gate.accept(demand='{"model":"gone"}')
-        kept = gate.accept(demand='{"model":"kept"}')
-        [number] = [number for number, body in table.queries.queued_demands().items() if "gone" in body]
-        assert table.losses.fail_queued(Failure("no-longer-available", "Gone."), demands=[number]) == [gone]
+        gone = gate.accept(requirements='{"model":"gone"}')
+        kept = gate.accept(requirements='{"model":"kept"}')
+        [number] = [number for number, body in table.queries.queued_requirements().items() if "gone" in body]
+        assert table.losses.fail_queued(Failure("no-longer-available", "Gone."), requirement_sets=[number]) == [gone]
         assert table.queries.current(gone.identity).error_slug == "no-longer-available"
         assert table.queries.current(kept.identity).status == "queued"
 
@@ -565,10 +565,10 @@ class TestPlaces:
     def test_a_look_is_remembered_for_the_worker(self, gate: Gate, table: JobTable) -> None:
         gate.accept()
         claim = gate.claim()
-        assert table.queries.seconds_since_look(claim) is None
-        table.looked_at(claim.job)
-        table.looked_at(claim.job)
-        assert table.queries.seconds_since_look(claim) == pytest.approx(0.0, abs=1.0)
+        assert table.queries.seconds_since_watched(claim) is None
+        table.watched(claim.job)
+        table.watched(claim.job)
+        assert table.queries.seconds_since_watched(claim) == pytest.approx(0.0, abs=1.0)
 
 
 class TestDelete:
@@ -595,10 +595,10 @@ class TestDelete:
         job = gate.accept()
         gate.run_next()
         table.deletion.delete("u1", "txt2img", job.name)
-        [(debris, whole)] = table.deletion.debris()
-        assert (debris.name, whole) == (job.name, True)
-        table.deletion.debris_removed(debris)
-        assert table.deletion.debris() == []
+        [(pending_unlink, whole)] = table.deletion.pending_unlink()
+        assert (pending_unlink.name, whole) == (job.name, True)
+        table.deletion.unlinked(pending_unlink)
+        assert table.deletion.pending_unlink() == []
 
     def test_the_last_image_takes_the_record_with_it(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()

@@ -43,7 +43,7 @@ BOUNDS = Bounds(total=5, per_user=3)
 #: Few enough to be reached.
 MAX_LOSSES = 1
 KEY_SECONDS = 24 * 3600.0
-#: A lease that lies further ahead than a beat could have put it is clipped.
+#: A lease that lies further ahead than a heartbeat could have put it is clipped.
 _SLACK = 1.0
 FAILURE = Failure("webui-error", "It failed.")
 #: Which one of those there are, whatever their number.
@@ -175,7 +175,7 @@ class TableMachine(RuleBasedStateMachine):
             created_at=1_795_000_000_000 + number,
             args={"seed": str(number)},
             init_image=None,
-            demand="{}",
+            requirements="{}",
             cost=cost,
         )
 
@@ -343,30 +343,30 @@ class TableMachine(RuleBasedStateMachine):
         assert status == job.status
 
     @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
-    def begin_settling(self, slot: str, owner: str) -> None:
+    def begin_quiescing(self, slot: str, owner: str) -> None:
         model = self.slots[slot]
-        taken = self.rows.begin_settling(slot, owner)
+        taken = self.rows.begin_quiescing(slot, owner)
         assert (taken is not None) == (model.owner is None and model.state in ("unclean", "suspect"))
         if taken is not None:
             assert taken.task_id == model.task
-            model.state, model.owner, model.lease = "settling", owner, self.now + LEASE_SECONDS
+            model.state, model.owner, model.lease = "quiescing", owner, self.now + LEASE_SECONDS
 
     @rule(slot=st.sampled_from(SLOTS))
     def settle(self, slot: str) -> None:
         """What mostly happens: whoever takes it finds it idle."""
-        self.begin_settling(slot, OWNERS[0])
-        self.end_settling(slot, OWNERS[0], "clean")
+        self.begin_quiescing(slot, OWNERS[0])
+        self.end_quiescing(slot, OWNERS[0], "clean")
 
     @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS), state=st.sampled_from(["unclean", "suspect"]))
-    def end_settling(self, slot: str, owner: str, state: str) -> None:
-        self.rows.end_settling(slot, owner, state)
+    def end_quiescing(self, slot: str, owner: str, state: str) -> None:
+        self.rows.end_quiescing(slot, owner, state)
         model = self.slots[slot]
-        if (model.state, model.owner) == ("settling", owner):
+        if (model.state, model.owner) == ("quiescing", owner):
             model.leave(state)
 
     @rule(owner=st.sampled_from(OWNERS))
-    def beat(self, owner: str) -> None:
-        assert self.rows.beat(owner)
+    def heartbeat(self, owner: str) -> None:
+        assert self.rows.heartbeat(owner)
         for held in (*self.jobs, *self.slots.values()):
             if held.owner == owner:
                 held.lease = self.now + LEASE_SECONDS
@@ -443,7 +443,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS), seconds=st.sampled_from([0.0, -3600.0]))
     def sleeps_and_comes_back_to_a_job_that_it_lost(self, slot: str, owner: str, seconds: float) -> None:
-        """A worker without a beat, maybe under a clock that was set back; its late answer meets its own later claim."""
+        """A worker without a heartbeat, maybe under a clock that was set back; its late answer meets its own later claim."""
         attempt = self._claimed(slot, owner)
         if attempt is None:
             return
@@ -468,8 +468,8 @@ class TableMachine(RuleBasedStateMachine):
         attempt = self._claimed(slot, owner)
         if attempt is not None:
             self._give_back(attempt, "unclean", counted=False)
-        self.begin_settling(slot, owner)
-        self.end_settling(slot, next(each for each in OWNERS if each != owner), "suspect")
+        self.begin_quiescing(slot, owner)
+        self.end_quiescing(slot, next(each for each in OWNERS if each != owner), "suspect")
 
     # -- what must hold ----------------------------------------------------------------------------------------------
 

@@ -438,7 +438,7 @@ class Gateway(Process):
     def worker_pid(self) -> int | None:
         """The process that runs the embedded worker. No answer tells it; the database's table of workers does."""
         with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
-            owners = [row[0] for row in connection.execute("SELECT owner FROM workers ORDER BY beat_at DESC")]
+            owners = [row[0] for row in connection.execute("SELECT owner FROM workers ORDER BY heartbeat_at DESC")]
         return int(owners[0].rpartition("/")[2].partition("-")[0]) if owners else None
 
     def row(self, name: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Crowd:
 
 def test_other_endpoints_are_answered_and_the_next_post_is_refused(stage: Stage, simulator: Simulator) -> None:
     with ThreadPoolExecutor() as pool:
-        with let_go(simulator):
+        with released(simulator):
             crowd = Crowd(stage, simulator, pool)
             gateway = crowd.gateway
             assert len(timed(gateway, crowd.paths)) == len(crowd.paths)
@@ -69,7 +69,7 @@ def test_other_endpoints_are_answered_and_the_next_post_is_refused(stage: Stage,
 @pytest.mark.soak
 @pytest.mark.alone
 def test_other_endpoints_are_quick(stage: Stage, simulator: Simulator) -> None:
-    with ThreadPoolExecutor() as pool, let_go(simulator):
+    with ThreadPoolExecutor() as pool, released(simulator):
         crowd = Crowd(stage, simulator, pool)
         paths = crowd.paths * (REQUESTS // CLIENTS // len(crowd.paths))
         seconds = [one for part in pool.map(lambda _: timed(crowd.gateway, paths), range(CLIENTS)) for one in part]
@@ -79,7 +79,7 @@ def test_other_endpoints_are_quick(stage: Stage, simulator: Simulator) -> None:
 
 
 @contextmanager
-def let_go(simulator: Simulator) -> Iterator[None]:
+def released(simulator: Simulator) -> Iterator[None]:
     """End a hanging generation in the end, also when the test failed: its clients would be waited for."""
     try:
         yield
@@ -92,7 +92,7 @@ def test_each_process_has_waiters_of_its_own(stage: Stage, simulator: Simulator)
     simulator.fault("hang")
 
     with ThreadPoolExecutor(8) as pool:
-        with let_go(simulator):
+        with released(simulator):
 
             def post_until_accepted(seed: int) -> requests.Response:
                 # Which process answers is the kernel's choice; a full one refuses, the other takes it at some later try.

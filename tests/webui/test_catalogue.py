@@ -4,7 +4,7 @@ import pytest
 
 from app.webui.catalogue import (
     Catalogue,
-    Demand,
+    Requirements,
     Sampling,
     Scheduler,
     read_commented_styles,
@@ -16,7 +16,7 @@ from app.webui.catalogue import (
 from app.webui.models import read_models, told_apart
 from tests.webui.samples import catalogue, model
 
-DEMAND = Demand(type="txt2img", sampler_name="Euler", model="alpha")
+DEMAND = Requirements(type="txt2img", sampler_name="Euler", model="alpha")
 SCHEDULERS = tuple(
     Scheduler(name, label)
     for name, label in [
@@ -47,9 +47,9 @@ SCHEDULERS = tuple(
         ({"hr_upscaler": "ESRGAN"}, False),
     ],
 )
-def test_a_webui_serves_what_it_has(demand, served):
-    values = {"type": "txt2img", "sampler_name": "Euler", "model": "alpha"} | demand
-    assert catalogue().serves(Demand(**values)) is served
+def test_a_webui_serves_what_it_has(requirements, served):
+    values = {"type": "txt2img", "sampler_name": "Euler", "model": "alpha"} | requirements
+    assert catalogue().serves(Requirements(**values)) is served
 
 
 def test_an_empty_catalogue_serves_nothing():
@@ -78,17 +78,21 @@ def test_another_text_is_no_catalogue(text):
 
 
 def test_equal_demands_have_one_text():
-    one = Demand(type="img2img", sampler_name="Euler", model="水", style="s", scheduler="Karras", hr_upscaler="Lanczos")
-    two = Demand(hr_upscaler="Lanczos", scheduler="Karras", style="s", model="水", sampler_name="Euler", type="img2img")
+    one = Requirements(
+        type="img2img", sampler_name="Euler", model="水", style="s", scheduler="Karras", hr_upscaler="Lanczos"
+    )
+    two = Requirements(
+        hr_upscaler="Lanczos", scheduler="Karras", style="s", model="水", sampler_name="Euler", type="img2img"
+    )
     assert one.to_json() == two.to_json()
-    assert Demand.from_json(one.to_json()) == one
-    assert Demand.from_json(DEMAND.to_json()) == DEMAND
+    assert Requirements.from_json(one.to_json()) == one
+    assert Requirements.from_json(DEMAND.to_json()) == DEMAND
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"type": "txt2img"}', '{"type": 1, "other": 2}'])
 def test_another_text_is_no_demand(text):
     with pytest.raises(ValueError):
-        Demand.from_json(text)
+        Requirements.from_json(text)
 
 
 def test_names_are_read_once_and_nonsense_is_left_out():
@@ -195,17 +199,17 @@ OLD_DEMAND = '{"hr_upscaler":null,"model":"%s","sampler_name":"Euler","scheduler
 )
 def test_a_job_of_version_0_1_0_takes_the_exact_model_name(model_name, checkpoint):
     webui = Catalogue.from_json(STORED_BY_0_1_0)
-    demand = Demand.from_json(OLD_DEMAND % model_name)
-    found = webui.model_of(demand)
+    requirements = Requirements.from_json(OLD_DEMAND % model_name)
+    found = webui.model_of(requirements)
     assert (found and found.checkpoint) == checkpoint
-    assert webui.serves(demand) is (checkpoint is not None)
+    assert webui.serves(requirements) is (checkpoint is not None)
 
 
 def test_a_job_of_this_version_never_takes_one_of_two_files():
     webui = Catalogue.from_json(STORED_BY_0_1_0)
     assert webui.model_of(replace(DEMAND, model="a")) is None
     assert not webui.serves(replace(DEMAND, model="a"))
-    assert webui.model_of(Demand.from_json(replace(DEMAND, model="a").to_json())) is None
+    assert webui.model_of(Requirements.from_json(replace(DEMAND, model="a").to_json())) is None
 
 
 def test_a_hash_that_the_request_named_must_be_shown_by_the_result():

@@ -5,7 +5,7 @@ import pytest
 
 from app.parameters import PARAMETERS, Parameter, upscales
 from app.webui import payloads
-from app.webui.catalogue import Demand
+from app.webui.catalogue import Requirements
 from app.webui.errors import NoLongerAvailable
 from app.webui.models import read_models
 from app.webui.payloads import Target
@@ -170,13 +170,13 @@ def test_nothing_else_of_the_args_goes_through():
 
 def test_the_model_of_a_job_is_looked_up_by_its_demand():
     webui = catalogue(models=read_models(SAME_TITLE))
-    demand = Demand(type="txt2img", sampler_name="Euler", model="x [11]")
+    requirements = Requirements(type="txt2img", sampler_name="Euler", model="x [11]")
     payload = payloads.txt2img(
-        args(), Target(webui, payloads.model_of(demand, webui), PRESETS, overrides()), "t", one_by_one=False
+        args(), Target(webui, payloads.model_of(requirements, webui), PRESETS, overrides()), "t", one_by_one=False
     )
     assert payload["override_settings"] == {"sd_model_checkpoint": "x.ckpt [1111111111]", "samples_format": "png"}
     with pytest.raises(NoLongerAvailable):
-        payloads.model_of(replace(demand, model="x.ckpt"), webui)
+        payloads.model_of(replace(requirements, model="x.ckpt"), webui)
 
 
 @pytest.mark.parametrize(

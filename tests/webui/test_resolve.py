@@ -1,6 +1,6 @@
 import pytest
 
-from app.webui.catalogue import Demand
+from app.webui.catalogue import Requirements
 from app.webui.errors import NoDefaultModel, UnknownNames
 from app.webui.models import read_models
 from app.webui.presets import Preset, Presets
@@ -97,9 +97,9 @@ def test_the_args_posted_back_resolve_to_themselves():
         ("img2img", {"hr_upscaler": "Nearest"}, {"hr_upscaler": "Nearest"}),
     ],
 )
-def test_the_demand_names_what_a_webui_must_have(type_, posted, demanded):
-    expected = {"type": type_, "sampler_name": "Euler", "model": "alpha"} | demanded
-    assert resolved(type_, **posted).demand == Demand(**expected)
+def test_the_demand_names_what_a_webui_must_have(type_, posted, required):
+    expected = {"type": type_, "sampler_name": "Euler", "model": "alpha"} | required
+    assert resolved(type_, **posted).requirements == Requirements(**expected)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_names_of_different_webuis_do_not_go_together():
     message = "No single WebUI has this together with the other names of the request."
     assert error.errors == {"sampler_name": [message], "model": [message]}
     assert error.accepted == {"sampler_name": ["Euler", "Only two"], "model": ["alpha"]}
-    assert resolved(catalogues=[one, two], sampler_name="Only two", model="beta").demand.model == "beta"
+    assert resolved(catalogues=[one, two], sampler_name="Only two", model="beta").requirements.model == "beta"
 
 
 def test_a_preset_that_does_not_go_with_the_rest_is_blamed_without_wrong_offers():
@@ -274,12 +274,14 @@ TOP, SUB = ("a.safetensors", None), ("sub/a.safetensors", None)
 def test_the_shortest_name_that_means_the_file_in_every_webui(webuis, posted, named, checkpoints):
     catalogues = [listing(*files) for files in webuis]
     found = resolved(catalogues=catalogues, default_model=None, model=posted)
-    assert found.args["model"] == found.demand.model == named
-    taken = [one.model_of(found.demand) for one in catalogues]
+    assert found.args["model"] == found.requirements_id.model == named
+    taken = [one.model_of(found.requirements_id) for one in catalogues]
     assert [model and model.checkpoint for model in taken] == checkpoints
     again = resolved(catalogues=catalogues, default_model=None, model=named)
     assert again.args == found.args
-    assert [model and model.checkpoint for model in (one.model_of(again.demand) for one in catalogues)] == checkpoints
+    assert [
+        model and model.checkpoint for model in (one.model_of(again.requirements) for one in catalogues)
+    ] == checkpoints
 
 
 def test_a_name_of_several_files_is_refused_with_their_names_first():
@@ -317,7 +319,7 @@ def test_a_preset_that_names_several_files_takes_the_exact_model_name():
     presets = Presets({"both": Preset(model="a")})
     webui = listing(TOP, SUB)
     found = resolve("txt2img", fields(style="both"), [webui], presets, None)
-    assert (found.args["model"], webui.model_of(found.demand).checkpoint) == ("a.safetensors", "a.safetensors")
+    assert (found.args["model"], webui.model_of(found.requirements_id).checkpoint) == ("a.safetensors", "a.safetensors")
     assert merge_options([webui], presets, None)["styles"] == ["both", "anime", "photo"]
     assert guesses(["a", "sub_a", "gone"], {"gpu0": webui}) == [("a", "gpu0", "a.safetensors")]
 
@@ -353,5 +355,5 @@ OLDER = catalogue(samplers=("DPM++ 2M Karras",), schedulers=())
 def test_a_sampler_of_an_older_webui_is_served_by_old_and_new_ones(catalogues, posted, scheduler):
     found = resolved(catalogues=catalogues, sampler_name="DPM++ 2M Karras", **posted)
     assert (found.args["sampler_name"], found.args.get("scheduler")) == ("DPM++ 2M Karras", scheduler)
-    assert all(one.serves(found.demand) for one in catalogues)
+    assert all(one.serves(found.requirements_id) for one in catalogues)
     assert resolve("txt2img", found.args, catalogues, PRESETS, None).args == found.args

@@ -50,7 +50,7 @@ class GatewayRequest(flask.Request):
     def document(self) -> Any:
         """The parsed body.
 
-        Of a large one this waits until it has arrived whole, and then for a turn, which lasts until :meth:`let_go`: as text,
+        Of a large one this waits until it has arrived whole, and then for a turn, which lasts until :meth:`release_body`: as text,
         as values, as an image and as pixels it takes several times its length, and only a few may do so at once. A client
         that is slow holds no turn.
 
@@ -78,7 +78,7 @@ class GatewayRequest(flask.Request):
         """Forget the parsed body; whoever works on it may let go of its parts one after the other."""
         self.__dict__.pop("document", None)
 
-    def let_go(self) -> None:
+    def release_body(self) -> None:
         """Forget the parsed body and end its turn: a client may wait for minutes, and the next large body for this one."""
         self.forget_document()
         self._turn.close()

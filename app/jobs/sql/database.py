@@ -30,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from app.jobs.errors import DatabaseUnavailable, SchemaTooNew, SchemaTooOld
 from app.jobs.sql import postgresql
 from app.jobs.sql.schema import CLOCK
-from app.runtime.failpoints import UNWATCHED, Steps
+from app.runtime.failpoints import UNWATCHED, Failpoints
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class Database:
     Both raise :class:`DatabaseUnavailable` when the database can't be reached, is locked for long or can't be written.
     """
 
-    def __init__(self, url: str, steps: Steps = UNWATCHED) -> None:
-        self.steps = steps
+    def __init__(self, url: str, failpoints: Failpoints = UNWATCHED) -> None:
+        self.failpoints = failpoints
         self._watchdog = postgresql.Watchdog()
         #: Whether every transaction may take as long as it likes.
         self._patient = False
@@ -132,7 +132,7 @@ class Database:
                 _begin_postgresql(connection, flushed=flushed)
             yield connection
             if transaction.is_active:
-                with self.steps.around(f"commit {step}") if step else contextlib.nullcontext():
+                with self.failpoints.around(f"commit {step}") if step else contextlib.nullcontext():
                     transaction.commit()
 
     def _limits(self, connection: Connection) -> contextlib.AbstractContextManager[None]:

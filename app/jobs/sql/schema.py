@@ -34,8 +34,8 @@ RUNNING: Final = literal_column("'running'", Text)
 SUCCEEDED: Final = literal_column("'succeeded'", Text)
 FAILED: Final = literal_column("'failed'", Text)
 DELETED: Final = literal_column("'deleted'", Text)
-# For the same reason a bare column: as a Boolean it would become "debris = 1" on SQLite, which its index does not say.
-DEBRIS: Final[ColumnElement[Any]] = literal_column("debris")
+# For the same reason a bare column: as a Boolean it would become "pending unlink = 1" on SQLite, which its index does not say.
+PENDING_UNLINK: Final[ColumnElement[Any]] = literal_column("pending_unlink")
 
 JOBS: Final = Table(
     "jobs",
@@ -62,7 +62,7 @@ JOBS: Final = Table(
     # Fair queueing: the service units that the job needs and its start tag.
     Column("cost", Float, nullable=False),
     Column("start_tag", Float, nullable=False),
-    Column("demand", Integer, nullable=False),
+    Column("requirements_id", Integer, nullable=False),
     # Every claim raises `claims`; `attempts` counts those that ended at the WebUI, `losses` those that our process ended.
     Column("claims", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
@@ -79,9 +79,9 @@ JOBS: Final = Table(
     Column("progress", Float),
     Column("eta", Float),
     Column("progress_at", Float),
-    Column("looked_at", Float),
+    Column("watched_at", Float),
     # A deleted record whose files may still be on disk.
-    Column("debris", Boolean, nullable=False),
+    Column("pending_unlink", Boolean, nullable=False),
     # What earlier attempts found out, as a JSON list of objects; NULL before the first of them.
     Column("tried", Text),
     sqlite_autoincrement=True,
@@ -100,7 +100,7 @@ def _partial(name: str, where: Any, *columns: Any) -> None:
 # each row even where the index holds no other).
 _partial("jobs_queue", JOBS.c.status == QUEUED, JOBS.c.start_tag, JOBS.c.seq, JOBS.c.cost, JOBS.c.status)
 _partial("jobs_running", JOBS.c.status == RUNNING, JOBS.c.owner)
-_partial("jobs_debris", JOBS.c.debris, JOBS.c.seq)
+_partial("jobs_pending_unlink", JOBS.c.pending_unlink, JOBS.c.seq)
 _partial("jobs_deleted", JOBS.c.status == DELETED, JOBS.c.seq)
 
 # One row: the virtual time of fair queueing and the number of unfinished jobs. Writers on PostgreSQL lock it first.
@@ -121,8 +121,8 @@ USERS: Final = Table(
 )
 
 # What jobs need of a WebUI, each distinct need once (names as canonical JSON).
-DEMANDS: Final = Table(
-    "demands",
+REQUIREMENTS: Final = Table(
+    "requirements",
     METADATA,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("body", Text, nullable=False, unique=True),
@@ -133,7 +133,7 @@ SLOTS: Final = Table(
     "slots",
     METADATA,
     Column("key", Text, primary_key=True),
-    # clean, held, unclean (its last holder vanished), settling (somebody is waiting until it is idle), suspect.
+    # clean, held, unclean (its last holder vanished), quiescing (somebody is waiting until it is idle), suspect.
     Column("state", Text, nullable=False),
     Column("owner", Text),
     Column("lease_expires", Float),
@@ -175,7 +175,7 @@ WORKERS: Final = Table(
     Column("owner", Text, primary_key=True),
     Column("host", Text, nullable=False),
     Column("webuis", Text, nullable=False),
-    Column("beat_at", Float, nullable=False),
+    Column("heartbeat_at", Float, nullable=False),
 )
 
 NOTES: Final = Table(

@@ -31,13 +31,13 @@ from app.jobs.sql.schema import (
     CATALOGUES,
     CLOCK,
     DELETED,
-    DEMANDS,
     FAILED,
     IDEMPOTENCY,
     JOBS,
     NOTES,
     QUEUED,
     REFUSALS,
+    REQUIREMENTS,
     RUNNING,
     SLOTS,
     SUCCEEDED,
@@ -59,7 +59,7 @@ FREE: Final[dict[str, Any]] = {
     "phase": None,
     "eta": None,
     "progress_at": None,
-    "looked_at": None,
+    "watched_at": None,
 }
 #: The same for a job that goes back to its place in the queue.
 BACK: Final[dict[str, Any]] = {"status": "queued", "progress": None, **FREE}
@@ -119,14 +119,17 @@ FORGET_KEY: Final = Prepared(delete(IDEMPOTENCY).where(_KEY))
 REMEMBER_KEY: Final = Prepared(
     insert(IDEMPOTENCY).values(expires_at=db_now() + KEY_SECONDS), ("user_id", "key", "digest", "type", "name")
 )
-#: All that accepting has to know, in one look: the clock, the user (None where he is new) and the demand's number (None likewise).
-LOOK_ROUND: Final = Prepared(
+#: All that accepting has to know, in one look: the clock, the user (None for a new one) and the number of the requirements (None likewise).
+BEFORE_ACCEPTING: Final = Prepared(
     select(
         CLOCK.c.virtual,
         CLOCK.c.unfinished,
         USERS.c.finish.label("user_finish"),
         USERS.c.unfinished.label("user_unfinished"),
-        select(DEMANDS.c.id).where(DEMANDS.c.body == bindparam("p_body")).scalar_subquery().label("demand"),
+        select(REQUIREMENTS.c.id)
+        .where(REQUIREMENTS.c.body == bindparam("p_body"))
+        .scalar_subquery()
+        .label("requirements_id"),
     ).select_from(CLOCK.outerjoin(USERS, USERS.c.user_id == bindparam("p_user")))
 )
 ADD_USER: Final = Prepared(insert(USERS), ("user_id", "finish", "unfinished"))
@@ -136,36 +139,46 @@ COUNT_USER_IN: Final = Prepared(
     .values(finish=bindparam("p_finish"), unfinished=USERS.c.unfinished + 1)
 )
 COUNT_IN: Final = Prepared(update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1))
-ADD_DEMAND: Final = Prepared(insert(DEMANDS).returning(DEMANDS.c.id), ("body",))
+ADD_REQUIREMENTS: Final = Prepared(insert(REQUIREMENTS).returning(REQUIREMENTS.c.id), ("body",))
 #: What an accepted job begins with; the rest of its row is empty.
 _ACCEPTED: Final = (
-    "user_id", "type", "name", "status", "created_at", "args", "init_image", "simulated", "cost", "start_tag", "demand",
-    "claims", "attempts", "losses", "one_by_one", "debris",
+    "user_id", "type", "name", "status", "created_at", "args", "init_image", "simulated", "cost", "start_tag", "requirements_id",
+    "claims", "attempts", "losses", "one_by_one", "pending_unlink",
 )  # fmt: skip
 ADD_JOB: Final = Prepared(insert(JOBS).returning(*COLUMNS), _ACCEPTED)
 
-DEMANDS_AFTER: Final = Prepared(
-    select(DEMANDS.c.id, DEMANDS.c.body).where(DEMANDS.c.id > bindparam("p_known")).order_by(DEMANDS.c.id)
+REQUIREMENTS_AFTER: Final = Prepared(
+    select(REQUIREMENTS.c.id, REQUIREMENTS.c.body)
+    .where(REQUIREMENTS.c.id > bindparam("p_known"))
+    .order_by(REQUIREMENTS.c.id)
 )
 
 # -- claim -----------------------------------------------------------------------------------------------------------
 
-_NEWEST_DEMAND: Final = select(func.coalesce(func.max(DEMANDS.c.id), 0)).scalar_subquery().label("newest_demand")
+_NEWEST_REQUIREMENTS: Final = (
+    select(func.coalesce(func.max(REQUIREMENTS.c.id), 0)).scalar_subquery().label("newest_requirements")
+)
 #: What joins a refusal with its job.
 REFUSES_JOB: Final[ColumnElement[bool]] = and_(
     REFUSALS.c.name == JOBS.c.name, REFUSALS.c.type == JOBS.c.type, REFUSALS.c.user_id == JOBS.c.user_id
 )
 #: A job is not sent again to a WebUI that can't make it.
 _REFUSED: Final = select(REFUSALS.c.slot).where(REFUSES_JOB, REFUSALS.c.slot == bindparam("c_slot")).exists()
-_DEMAND: Final = select(DEMANDS.c.body).where(DEMANDS.c.id == JOBS.c.demand).scalar_subquery().label("demand_body")
+_REQUIREMENTS: Final = (
+    select(REQUIREMENTS.c.body)
+    .where(REQUIREMENTS.c.id == JOBS.c.requirements_id)
+    .scalar_subquery()
+    .label("requirements_body")
+)
 _WAITING: Final[Select[Any]] = (
-    select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_DEMAND, _DEMAND)
-    .where(JOBS.c.status == QUEUED, JOBS.c.demand <= bindparam("p_known"), ~_REFUSED)
+    select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_REQUIREMENTS, _REQUIREMENTS)
+    .where(JOBS.c.status == QUEUED, JOBS.c.requirements_id <= bindparam("p_known"), ~_REFUSED)
     .order_by(JOBS.c.start_tag, JOBS.c.seq)
     .limit(1)
 )
-_SERVABLE: Final = JOBS.c.demand.not_in(bindparam("p_unservable", expanding=True))
-#: The job that starts next. The second form, for a WebUI that can't serve every demand, costs more: its list can't be prepared.
+_SERVABLE: Final = JOBS.c.requirements_id.not_in(bindparam("p_unservable", expanding=True))
+#: The job that starts next. The second form, for a WebUI that can't serve all requirements, costs more: its list
+#: can't be prepared.
 NEXT: Final = Prepared(_WAITING)
 NEXT_SERVABLE: Final[Select[Any]] = _WAITING.where(_SERVABLE)
 TAKE_NEXT: Final = Prepared(_WAITING.with_for_update(skip_locked=True))
@@ -203,7 +216,7 @@ START_JOB: Final = Prepared(
         progress=0.0,
         eta=None,
         progress_at=None,
-        looked_at=None,
+        watched=None,
     )
     .returning(*COLUMNS)
 )
@@ -251,37 +264,39 @@ BEGIN_STORING: Final = Prepared(
     update(JOBS).where(OWNED).values(phase="storing", progress=1.0, eta=None, progress_at=db_now())
 )
 
-# -- beat ------------------------------------------------------------------------------------------------------------
+# -- heartbeat ------------------------------------------------------------------------------------------------------------
 
 REPORT: Final = Prepared(
     update(JOBS)
     .where(OWNED, JOBS.c.phase == "generating")
     .values(progress=bindparam("p_progress"), eta=bindparam("p_eta"), progress_at=db_now())
 )
-STALE_LOOK: Final = Prepared(
+STALE_WATCH: Final = Prepared(
     select(JOBS.c.seq).where(
         ROW,
         # A look from the future is one from before the clock was set back.
-        or_(JOBS.c.looked_at.is_(None), JOBS.c.looked_at < db_now() - 1.0, JOBS.c.looked_at > db_now()),
+        or_(JOBS.c.watched_at.is_(None), JOBS.c.watched_at < db_now() - 1.0, JOBS.c.watched_at > db_now()),
     )
 )
-LOOK: Final = Prepared(update(JOBS).where(ROW, JOBS.c.status == RUNNING).values(looked_at=db_now()))
-SECONDS_SINCE_LOOK: Final = Prepared(select((db_now() - JOBS.c.looked_at).label("seconds")).where(OWNED))
+WATCH: Final = Prepared(update(JOBS).where(ROW, JOBS.c.status == RUNNING).values(watched=db_now()))
+SECONDS_SINCE_WATCHED: Final = Prepared(select((db_now() - JOBS.c.watched_at).label("seconds")).where(OWNED))
 
 # -- leases ----------------------------------------------------------------------------------------------------------
 
-#: What no beat could have given. A little slack, so that a clock that is slewed does not make us write each time.
+#: What no heartbeat could have given. A little slack, so that a clock that is slewed does not make us write each time.
 JOB_LATE: Final = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0)
 SLOT_LATE: Final = SLOTS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0
-#: What a beat gives.
-BEATEN: Final = {"lease_expires": db_now() + LEASE_SECONDS}
-BEAT_JOBS: Final = Prepared(
-    update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner")).values(BEATEN)
+#: What a heartbeat gives.
+RENEWED: Final = {"lease_expires": db_now() + LEASE_SECONDS}
+RENEW_JOBS: Final = Prepared(
+    update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner")).values(RENEWED)
 )
-BEAT_SLOTS: Final = Prepared(
-    update(SLOTS).where(SLOTS.c.owner == bindparam("p_owner")).values(BEATEN).returning(SLOTS.c.task_id)
+RENEW_SLOTS: Final = Prepared(
+    update(SLOTS).where(SLOTS.c.owner == bindparam("p_owner")).values(RENEWED).returning(SLOTS.c.task_id)
 )
-BEAT_WORKER: Final = Prepared(update(WORKERS).where(WORKERS.c.owner == bindparam("p_owner")).values(beat_at=db_now()))
+RENEW_WORKER: Final = Prepared(
+    update(WORKERS).where(WORKERS.c.owner == bindparam("p_owner")).values(heartbeat_at=db_now())
+)
 
 
 def job_lapsed(owner: Any) -> ColumnElement[bool]:
@@ -353,7 +368,7 @@ FINISHED_BY: Final = Prepared(
 )
 STILL_OWNED: Final = Prepared(select(JOBS.c.seq).where(OWNED))
 #: What an owner holds on a slot without knowing it; whether anything was sent, the next holder looks.
-LET_JOB_GO: Final = Prepared(
+RELEASE_JOB: Final = Prepared(
     update(JOBS)
     .where(
         JOBS.c.status == RUNNING,
@@ -364,7 +379,7 @@ LET_JOB_GO: Final = Prepared(
     .values(BACK)
     .returning(*COLUMNS)
 )
-LET_SLOT_GO: Final = Prepared(
+RELEASE_SLOT: Final = Prepared(
     update(SLOTS).where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner")).values(_UNCLEAN)
 )
 COUNT_OUT: Final = Prepared(update(CLOCK).values(unfinished=CLOCK.c.unfinished - bindparam("p_count")))
@@ -406,14 +421,14 @@ OF_USER_IN: Final = _page(_OF_USER, JOBS.c.status == bindparam("p_status"))
 # -- what the WebUIs offer -------------------------------------------------------------------------------------------
 
 CONFIGURED: Final = Prepared(select(WORKERS.c.webuis).order_by(WORKERS.c.owner))
-#: When a look was wanted, and when this WebUI was seen last; a keeper asks once a second.
-LOOK_WANTED: Final = Prepared(
+#: When a look was wanted, and when this WebUI was seen last; a monitor asks once a second.
+REFRESH_WANTED: Final = Prepared(
     select(NOTES.c.value, CATALOGUES.c.seen_at, db_now().label("now"))
     .select_from(NOTES.outerjoin(CATALOGUES, CATALOGUES.c.key == bindparam("p_slot")))
     .where(NOTES.c.key == bindparam("p_key"))
 )
 #: The lists of the workers in their order, the versions of the catalogues and one note, in one look, for every request asks.
-OFFER: Final = Prepared(
+CURRENT_CATALOGUES: Final = Prepared(
     union_all(
         select(
             literal_column("'webuis'").label("kind"),

@@ -110,12 +110,12 @@ class Backend(Protocol):
         """Whether an answer has shown since the last refresh began that the catalogue has changed."""
 
     def serving(self, *, fresh: bool = True) -> Serving:
-        """The demands that this WebUI can serve, as of the last refresh; ``fresh`` judges new ones first."""
+        """The requirements that this WebUI can serve, as of the last refresh; ``fresh`` judges new ones first."""
 
     def knows(self, claim: Claim) -> bool:
-        """Whether :meth:`serving` judged the very demand that the claimed job has.
+        """Whether :meth:`serving` judged the requirements that the claimed job has.
 
-        If not, demands have got other numbers, as after a restore of an older dump; the next fresh look judges all of them again.
+        If not, requirements have got other numbers, as after a restore of an older dump; the next fresh look judges all of them again.
         """
 
     # -- one attempt

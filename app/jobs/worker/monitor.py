@@ -30,7 +30,7 @@ class Monitor:
         self._why = ""
         self._refresh_at = 0.0
         #: When it was asked last for its catalogue.
-        self._refreshed_at = -timing.LOOK_AGAIN_SECONDS
+        self._refreshed_at = -timing.REFRESH_AGAIN_SECONDS
         self._woken = threading.Event()
         self._polled_at = 0.0
         self._silence = _Silence(None)
@@ -38,7 +38,7 @@ class Monitor:
     def _run(self) -> None:
         while not self._context.stopped.is_set():
             try:
-                self._look_after_health()
+                self._watch_health()
                 self._follow()
             except JobsError:
                 _LOG.warning("the database is unavailable")
@@ -53,9 +53,9 @@ class Monitor:
 
     # -- health and catalogue ----------------------------------------------------------------------------------------
 
-    def _look_after_health(self) -> None:
+    def _watch_health(self) -> None:
         up = self._health.up
-        if up and time.monotonic() < self._refresh_at and not self._look_wanted():
+        if up and time.monotonic() < self._refresh_at and not self._refresh_wanted():
             return
         if not up and self._was_up is not None and not self._may_ask():
             return
@@ -74,10 +74,10 @@ class Monitor:
             self._refresh_at = time.monotonic() + (timing.REFRESH_SECONDS if complete else timing.FRESH_SECONDS)
             self._set_up(True)
 
-    def _look_wanted(self) -> bool:
-        if time.monotonic() < self._refreshed_at + timing.LOOK_AGAIN_SECONDS:
+    def _refresh_wanted(self) -> bool:
+        if time.monotonic() < self._refreshed_at + timing.REFRESH_AGAIN_SECONDS:
             return False
-        return self._backend.outdated() or self._context.catalogues.look_wanted(self._backend.key)
+        return self._backend.outdated() or self._context.catalogues.refresh_wanted(self._backend.key)
 
     def _may_ask(self) -> bool:
         if self._was_up:
@@ -116,8 +116,8 @@ class Monitor:
             self._polled_at = time.monotonic()
             return
         table = self._context.table
-        since_look = table.queries.seconds_since_look(attempt.claim)
-        watched = since_look is not None and since_look < timing.WATCHED_FOR_SECONDS
+        since_watched = table.queries.seconds_since_watched(attempt.claim)
+        watched = since_watched is not None and since_watched < timing.WATCHED_FOR_SECONDS
         pause = timing.POLL_SECONDS if watched else timing.UNWATCHED_POLL_SECONDS
         if time.monotonic() < self._polled_at + pause * 0.95:
             return

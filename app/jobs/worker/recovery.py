@@ -7,7 +7,7 @@ import time
 
 from app.jobs.events import Transition
 from app.jobs.leases import Lease
-from app.jobs.slots import Settled
+from app.jobs.slots import Quiesced
 from app.jobs.worker import timing
 from app.jobs.worker.backend import AttemptLost, Backend, BackendDown, LeaseLost
 from app.jobs.worker.context import WorkerContext, new_task_id
@@ -33,7 +33,7 @@ class Recovery:
             return False
         if slot.owner == owner:
             # Only this thread claims and quiesces here, and it does neither now.
-            for job in self._context.table.losses.let_go(slot.key, slot.owner):
+            for job in self._context.table.losses.release_orphans(slot.key, slot.owner):
                 self._context.announcer.announce(Transition("given back", job, slot.key, job.claims))
         if slot.state == "suspect" and time.monotonic() < self._try_again_at:
             return False
@@ -41,10 +41,10 @@ class Recovery:
 
     def _await_idle(self, patience: float) -> bool:
         context = self._context
-        slot = context.slots.begin_settling(self._backend.key, context.owner)
+        slot = context.slots.begin_quiescing(self._backend.key, context.owner)
         if slot is None:
             return False
-        left: Settled = "suspect"
+        left: Quiesced = "suspect"
         try:
             idle = self._backend.quiesce(slot.task_id, patience=patience, stopping=context.stopping)
             if idle or context.stopping.is_set():
@@ -55,7 +55,7 @@ class Recovery:
             left = "unclean"
         finally:
             self._try_again_at = time.monotonic() + timing.SUSPECT_SECONDS
-            context.retry_until_stopped(lambda: context.slots.end_settling(slot.key, context.owner, left))
+            context.retry_until_stopped(lambda: context.slots.end_quiescing(slot.key, context.owner, left))
         return left == "clean"
 
     def repair(self) -> bool:
@@ -67,7 +67,7 @@ class Recovery:
         leased_at = context.slots.begin_repair(key, context.owner, task_id)
         if leased_at is None:
             return False
-        left: Settled = "unclean"
+        left: Quiesced = "unclean"
         try:
             self._backend.repair(Lease(context.slots.leases, task_id, leased_at))
             left = "clean"
@@ -79,5 +79,5 @@ class Recovery:
             # Nothing was sent, so nothing of this runs there.
             left = "clean"
         finally:
-            context.retry_until_stopped(lambda: context.slots.end_settling(key, context.owner, left))
+            context.retry_until_stopped(lambda: context.slots.end_quiescing(key, context.owner, left))
         return left == "clean"

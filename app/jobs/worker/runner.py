@@ -102,7 +102,7 @@ class Runner:
     # -- claiming ----------------------------------------------------------------------------------------------------
 
     def _claim(self, woken: bool) -> Attempt | None:
-        """Claim by the demands that are known; if that finds nothing and there are new ones, once more."""
+        """Claim by the requirements that are known; if that finds nothing and there are new ones, once more."""
         serving = self.backend.serving(fresh=False)
         attempt = self._claim_with(serving, expected=woken)
         if attempt is not None:
@@ -124,7 +124,7 @@ class Runner:
         return self._claimed(claim)
 
     def _prepare(self, claim: Claim) -> bool:
-        """Make the request of a claim ready while that is being committed; False if its demand is not known."""
+        """Make the request of a claim ready while that is being committed; False if its requirements are not known."""
         if not self.backend.knows(claim):
             return False
         lease = Lease(self._context.slots.leases, claim.task_id, claim.leased_at)

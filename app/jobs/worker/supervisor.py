@@ -81,12 +81,12 @@ class Worker:
         return self._begun and not self._context.stopping.is_set()
 
     def wake(self) -> None:
-        """A hint that there may be something to do."""
+        """A notification that there may be something to do."""
         for runner in self._runners:
             runner.wake.set()
 
-    def look_again(self) -> None:
-        """A hint that somebody wants to know anew what the WebUIs offer."""
+    def refresh_soon(self) -> None:
+        """A notification that somebody wants to know anew what the WebUIs offer."""
         for monitor in self._monitors:
             monitor.wake()
 
@@ -113,7 +113,7 @@ class Worker:
                 for runner in self._runners:
                     runner.abandon()
         self._context.stopped.set()
-        self.look_again()
+        self.refresh_soon()
         if begun:
             self._await_end(time.monotonic() + timing.END_SECONDS)
         if self._lock is not None:
@@ -192,7 +192,7 @@ class Worker:
     def _renew_leases(self) -> None:
         while not self._context.stopped.wait(timing.HEARTBEAT_SECONDS):
             try:
-                if not self._context.slots.beat(self._context.owner):
+                if not self._context.slots.heartbeat(self._context.owner):
                     self._register()
             except DatabaseUnavailable:
                 _LOG.warning("the database is unavailable; leases were not renewed")

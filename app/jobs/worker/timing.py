@@ -12,7 +12,7 @@ REFRESH_SECONDS: float = 60.0
 #: The same while no default model is known, as with a WebUI whose first model is still loading.
 FRESH_SECONDS: float = 2.0
 #: The least time between two requests for the catalogue that somebody wanted at once.
-LOOK_AGAIN_SECONDS: float = 5.0
+REFRESH_AGAIN_SECONDS: float = 5.0
 #: How often a WebUI is polled for the progress of a job. Polling costs generation time, so it is rare while no client watches.
 POLL_SECONDS: float = 1.0
 UNWATCHED_POLL_SECONDS: float = 10.0

@@ -131,13 +131,13 @@ class TestIdentityMigration:
             connection.execute(
                 text("INSERT INTO slots (key, state, job, health, probed_at) VALUES ('gpu0', 'clean', 4, 'up', 0)")
             )
-            connection.execute(text("INSERT INTO demands (id, body) VALUES (1, '{}')"))
+            connection.execute(text("INSERT INTO requirements (id, body) VALUES (1, '{}')"))
         yield database
         database.close()
 
     JOB = (
-        "INSERT INTO jobs (seq, user_id, type, name, status, created_at, args, simulated, cost, start_tag, demand, claims,"
-        " attempts, losses, one_by_one, debris)"
+        "INSERT INTO jobs (seq, user_id, type, name, status, created_at, args, simulated, cost, start_tag, requirements_id, claims,"
+        " attempts, losses, one_by_one, pending_unlink)"
         " VALUES (:seq, 'u1', 'txt2img', :name, :status, 1, '{}', false, 1.0, 0.0, 1, 0, 0, 0, false, false)"
     )
     KEY = "INSERT INTO idempotency (user_id, key, digest, job, expires_at) VALUES ('u1', :key, 'digest', :job, 9e9)"
@@ -390,17 +390,17 @@ class TestQueryPlans:
         self.no_full_scan(plan)
 
     def test_what_a_crash_left_of_deletions(self, plans: Callable[..., str], gate: Gate) -> None:
-        assert plans(gate.table.deletion.debris) == "SEARCH jobs USING INDEX jobs_debris (seq>?)"
+        assert plans(gate.table.deletion.pending_unlink) == "SEARCH jobs USING INDEX jobs_pending_unlink (seq>?)"
 
     def test_everything_that_runs_again_and_again(self, plans: Callable[..., str], gate: Gate) -> None:
         job = gate.accept()
         claim = gate.claim()
         table, slots = gate.table, Slots(gate.table.database)
         actions: list[Callable[[], object]] = [
-            lambda: slots.beat("host/one"),
+            lambda: slots.heartbeat("host/one"),
             lambda: table.losses.reclaim("host/one"),
             lambda: table.losses.take_over("host", "host/one"),
-            table.queries.queued_demands,
+            table.queries.queued_requirements,
             lambda: table.queries.statuses([job.identity, Identity("u2", "txt2img", "gone")]),
             lambda: table.queries.get("u1", "txt2img", job.name),
             lambda: table.queries.rows_named(job.name, "txt2img"),
@@ -408,8 +408,8 @@ class TestQueryPlans:
             lambda: table.queries.place(table.queries.current(job.identity)),
             table.queries.seconds_until_room,
             lambda: table.report(claim, 0.5, 1.0),
-            lambda: table.looked_at(claim.job),
-            lambda: table.queries.seconds_since_look(claim),
+            lambda: table.watched(claim.job),
+            lambda: table.queries.seconds_since_watched(claim),
             lambda: gate.finish(claim),
             lambda: table.deletion.delete("u1", "txt2img", job.name),
         ]

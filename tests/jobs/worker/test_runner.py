@@ -1,4 +1,4 @@
-"""The worker over a real table, driving stations that do what a test tells them."""
+"""The worker over a real table, driving backends that do what a test tells them."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class ScriptedBackend:
 
 
 class House:
-    """A table, stations, and the workers that a test starts."""
+    """A table, backends, and the workers that a test starts."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -167,18 +167,18 @@ class House:
         self.gate = Gate(self.table)
         self.told: queue.Queue[Identity] = queue.Queue()
         self.workers: list[Worker] = []
-        self.stations: list[ScriptedBackend] = []
+        self.backends: list[ScriptedBackend] = []
         self.tidied: list[str] = []
         self.upkeep: Callable[[], object] = list
         self.tidy: Callable[[], None] = lambda: self.tidied.append("tidy")
 
     def worker(self, *keys: str, host: str = HOST, lock: Path | None = None) -> Worker:
-        """Start one; its stations are the last of :attr:`stations`."""
-        stations = [ScriptedBackend(key) for key in keys or ("gpu0",)]
-        self.stations += stations
-        self._know([station.key for station in stations])
+        """Start one; its backends are the last of :attr:`backends`."""
+        backends = [ScriptedBackend(key) for key in keys or ("gpu0",)]
+        self.backends += backends
+        self._know([backend.key for backend in backends])
         tables = Tables(self.table, self.slots, self.catalogues)
-        duties = Duties(lambda: stations, self.tidy, self.upkeep)
+        duties = Duties(lambda: backends, self.tidy, self.upkeep)
         announcer = Announcer(self._tell)
         worker = Worker(tables, host, duties, announcer, HostLock(lock) if lock is not None else None)
         self.workers.append(worker)
@@ -200,9 +200,9 @@ class House:
     def start(self, *keys: str, **options: Any) -> ScriptedBackend:
         """Start a worker and wait until its first WebUI is up."""
         self.worker(*keys, **options)
-        station = self.stations[-len(keys or ("gpu0",))]
-        until(lambda: (slot := self.slots.get(station.key)) is not None and slot.health == "up")
-        return station
+        backend = self.backends[-len(keys or ("gpu0",))]
+        until(lambda: (slot := self.slots.get(backend.key)) is not None and slot.health == "up")
+        return backend
 
     def finished(self, job: Job) -> Job:
         until(lambda: self.table.queries.current(job.identity).finished, "the end of the job")
@@ -227,117 +227,117 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def house(sqlite: Database, quick: None) -> Iterator[House]:
     house = House(sqlite)
     yield house
-    for station in house.stations:
-        station.may_store.set()
+    for backend in house.backends:
+        backend.may_store.set()
     for worker in house.workers:
         worker.drain(0)
 
 
 class TestAttempt:
     def test_a_job_is_claimed_generated_stored_and_told(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        claim = station.begins()
+        claim = backend.begins()
         assert (claim.job.seq, claim.attempt, house.slot()) == (job.seq, 1, "held")
-        station.answers()
+        backend.answers()
         assert house.told.get(timeout=DEADLINE) == job.identity
         assert house.table.queries.current(job.identity).status == "succeeded"
         assert house.slot() == "clean"
 
     def test_the_next_job_starts_while_the_last_one_is_stored(self, house: House) -> None:
-        station = house.start()
-        station.may_store.clear()
+        backend = house.start()
+        backend.may_store.clear()
         first, second = house.gate.accept(), house.gate.accept()
-        station.begins()
-        station.answers()
-        assert station.begins().job.seq == second.seq
+        backend.begins()
+        backend.answers()
+        assert backend.begins().job.seq == second.seq
         assert house.table.queries.current(first.identity).phase == "storing"
-        station.may_store.set()
-        station.answers()
+        backend.may_store.set()
+        backend.answers()
         assert {house.finished(first).status, house.finished(second).status} == {"succeeded"}
 
     def test_a_runner_waits_while_two_results_are_not_decoded(self, house: House) -> None:
-        station = house.start()
-        station.may_store.clear()
+        backend = house.start()
+        backend.may_store.clear()
         jobs = [house.gate.accept() for _ in range(3)]
         for _ in range(2):
-            station.begins()
-            station.answers()
-            station.stores()
-        station.begins_nothing()
+            backend.begins()
+            backend.answers()
+            backend.stores()
+        backend.begins_nothing()
         assert house.table.queries.current(jobs[2].identity).status == "queued"
         assert house.slot() == "clean"
-        station.may_store.set()
-        assert station.begins().job.seq == jobs[2].seq
-        station.answers()
+        backend.may_store.set()
+        assert backend.begins().job.seq == jobs[2].seq
+        backend.answers()
         house.finished(jobs[2])
 
     def test_storing_for_one_webui_holds_up_no_other(self, house: House) -> None:
-        station = house.start("gpu0", "gpu1")
-        other = house.stations[1]
-        station.may_store.clear()
+        backend = house.start("gpu0", "gpu1")
+        other = house.backends[1]
+        backend.may_store.clear()
         jobs = [house.gate.accept() for _ in range(2)]
-        by_seq = {one.begins().job.seq: one for one in (station, other)}
-        for one in (station, other):
+        by_seq = {one.begins().job.seq: one for one in (backend, other)}
+        for one in (backend, other):
             one.answers()
         mine, others = sorted(jobs, key=lambda job: by_seq[job.seq] is other)
         assert house.finished(others).status == "succeeded"
         assert house.table.queries.current(mine.identity).status == "running"
-        station.may_store.set()
+        backend.may_store.set()
         house.finished(mine)
 
     def test_a_hint_starts_a_job_at_once(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "CLAIM_POLL_SECONDS", 3600.0)
-        station = house.start()
+        backend = house.start()
         for _ in range(3):
             job = house.gate.accept()
             house.workers[0].wake()
-            assert station.begins().job.seq == job.seq
-            station.answers()
+            assert backend.begins().job.seq == job.seq
+            backend.answers()
             house.finished(job)
             until(lambda: house.slot() == "clean")
 
     def test_only_what_the_webui_serves_is_sent(self, house: House) -> None:
-        station = house.start()
-        station.serves = Serving(1000, frozenset({1}))
-        refused = house.gate.accept(demand='{"model":"a"}')
-        wanted = house.gate.accept(demand='{"model":"b"}')
-        assert station.begins().job.seq == wanted.seq
-        station.answers()
+        backend = house.start()
+        backend.serves = Serving(1000, frozenset({1}))
+        refused = house.gate.accept(requirements='{"model":"a"}')
+        wanted = house.gate.accept(requirements='{"model":"b"}')
+        assert backend.begins().job.seq == wanted.seq
+        backend.answers()
         house.finished(wanted)
         assert house.table.queries.current(refused.identity).status == "queued"
 
 
 class TestFailure:
     def test_a_connection_never_made_counts_nothing_and_keeps_the_place(self, house: House) -> None:
-        station = house.start()
-        station.down.set()
+        backend = house.start()
+        backend.down.set()
         first, second = house.gate.accept(), house.gate.accept()
-        assert station.begins().job.seq == first.seq
-        station.answers(NotSent())
+        assert backend.begins().job.seq == first.seq
+        backend.answers(NotSent())
         until(lambda: house.slots.get("gpu0").health == "down")
         kept = house.table.queries.current(first.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
         assert house.table.queries.place(kept).position == 1
         assert house.slot() == "clean"
-        station.begins_nothing()
-        station.down.clear()
+        backend.begins_nothing()
+        backend.down.clear()
         for job in (first, second):
-            assert station.begins().job.seq == job.seq
-            station.answers()
+            assert backend.begins().job.seq == job.seq
+            backend.answers()
         assert house.finished(first).attempts == 0
-        assert station.settled == []
+        assert backend.settled == []
 
     def test_a_lost_attempt_leaves_a_slot_that_is_settled_before_the_next(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        lost = station.begins()
-        station.answers(AttemptLost(BROKEN))
-        again = station.begins()
-        assert [task for task, _ in station.settled] == [lost.task_id]
+        lost = backend.begins()
+        backend.answers(AttemptLost(BROKEN))
+        again = backend.begins()
+        assert [task for task, _ in backend.settled] == [lost.task_id]
         assert (again.attempt, again.job.attempts) == (2, 1)
         assert again.task_id != lost.task_id
-        station.answers()
+        backend.answers()
         assert house.finished(job).status == "succeeded"
 
     @pytest.mark.parametrize(
@@ -346,76 +346,76 @@ class TestFailure:
         ids=["lost", "unexpected"],
     )
     def test_attempts_that_end_without_an_answer_are_limited(self, house: House, reply: Exception, slug: str) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
         for _ in range(MAX_ATTEMPTS):
-            station.begins()
-            station.answers(reply)
+            backend.begins()
+            backend.answers(reply)
         assert house.told.get(timeout=DEADLINE) == job.identity
         failed = house.table.queries.current(job.identity)
         assert (failed.status, failed.error_slug, failed.attempts) == ("failed", slug, MAX_ATTEMPTS)
         assert "a bug" not in failed.error_detail
         until(lambda: house.slot() == "clean")
-        assert len(station.settled) == MAX_ATTEMPTS
+        assert len(backend.settled) == MAX_ATTEMPTS
 
     def test_a_final_failure_is_kept_and_told(self, house: House) -> None:
-        station = house.start()
-        station.verdicts.put(FAILED)
+        backend = house.start()
+        backend.verdicts.put(FAILED)
         job = house.gate.accept()
-        station.begins()
-        station.answers(Answer(ok=False, content=None))
+        backend.begins()
+        backend.answers(Answer(ok=False, content=None))
         assert house.told.get(timeout=DEADLINE) == job.identity
         failed = house.table.queries.current(job.identity)
         assert (failed.error_slug, failed.error_detail, failed.attempts) == ("webui-error", "It failed.", 1)
 
     def test_a_retry_is_another_attempt_and_wakes_no_waiter(self, house: House) -> None:
-        station = house.start()
-        station.verdicts.put(Retry(FAILED, one_by_one=True))
+        backend = house.start()
+        backend.verdicts.put(Retry(FAILED, one_by_one=True))
         job = house.gate.accept()
-        station.begins()
-        station.answers(Answer(ok=False, content=None))
-        again = station.begins()
+        backend.begins()
+        backend.answers(Answer(ok=False, content=None))
+        again = backend.begins()
         assert (again.attempt, again.job.attempts, again.job.one_by_one) == (2, 1, True)
         assert house.told.empty()
-        station.answers()
+        backend.answers()
         assert house.told.get(timeout=DEADLINE) == job.identity
-        assert station.settled == []
+        assert backend.settled == []
 
     def test_the_last_retry_allowed_ends_the_job(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
         for _ in range(MAX_ATTEMPTS):
-            station.verdicts.put(Retry(FAILED))
-            station.begins()
-            station.answers(Answer(ok=False, content=None))
+            backend.verdicts.put(Retry(FAILED))
+            backend.begins()
+            backend.answers(Answer(ok=False, content=None))
         assert house.told.get(timeout=DEADLINE) == job.identity
         assert house.table.queries.current(job.identity).error_slug == "webui-error"
 
     def test_a_result_that_can_not_be_stored_is_an_honest_error(self, house: House) -> None:
-        station = house.start()
-        station.verdicts.put(OSError("/secret/path is full"))
+        backend = house.start()
+        backend.verdicts.put(OSError("/secret/path is full"))
         job = house.gate.accept()
-        station.begins()
-        station.answers()
+        backend.begins()
+        backend.answers()
         failed = house.finished(job)
         assert failed.error_slug == "internal-error"
         assert "secret" not in failed.error_detail
 
     def test_a_database_that_is_away_while_a_result_is_stored_costs_no_picture(self, house: House) -> None:
-        station = house.start()
-        station.verdicts.put(DatabaseUnavailable())
+        backend = house.start()
+        backend.verdicts.put(DatabaseUnavailable())
         job = house.gate.accept()
-        station.begins()
-        station.answers()
+        backend.begins()
+        backend.answers()
         assert house.finished(job).status == "succeeded"
 
     def test_only_results_tell_how_fast_a_webui_is(self, house: House) -> None:
-        station = house.start()
-        station.verdicts.put(FAILED)
+        backend = house.start()
+        backend.verdicts.put(FAILED)
         for ok in (False, True):
             job = house.gate.accept()
-            station.begins()
-            station.answers(Answer(ok=ok, content=None))
+            backend.begins()
+            backend.answers(Answer(ok=ok, content=None))
             house.finished(job)
             with house.database.read() as connection:
                 speed = connection.execute(text("SELECT seconds_per_cost FROM slots")).scalar_one()
@@ -424,24 +424,24 @@ class TestFailure:
 
 class TestSettling:
     def test_a_webui_that_does_not_become_idle_is_suspect_and_looked_at_again(self, house: House) -> None:
-        station = house.start()
-        station.idle = False
+        backend = house.start()
+        backend.idle = False
         job = house.gate.accept()
-        lost = station.begins()
-        station.answers(AttemptLost(BROKEN))
-        until(lambda: len(station.settled) >= 3)
-        assert station.settled[0] == (lost.task_id, timing.STUCK_SECONDS)
-        assert set(station.settled[1:]) == {(lost.task_id, 0.0)}
+        lost = backend.begins()
+        backend.answers(AttemptLost(BROKEN))
+        until(lambda: len(backend.settled) >= 3)
+        assert backend.settled[0] == (lost.task_id, timing.STUCK_SECONDS)
+        assert set(backend.settled[1:]) == {(lost.task_id, 0.0)}
         assert house.table.queries.current(job.identity).status == "queued"
-        station.idle = True
-        station.begins()
-        station.answers()
+        backend.idle = True
+        backend.begins()
+        backend.answers()
         assert house.finished(job).attempts == 1
 
-    def test_settling_that_fails_leaves_the_slot_suspect(
+    def test_quiescing_that_fails_leaves_the_slot_suspect(
         self, house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        station = house.start()
+        backend = house.start()
         failing = threading.Event()
         failing.set()
 
@@ -450,38 +450,38 @@ class TestSettling:
                 raise LookupError("a bug")
             return True
 
-        monkeypatch.setattr(station, "quiesce", settle)
+        monkeypatch.setattr(backend, "quiesce", settle)
         job = house.gate.accept()
-        station.begins()
-        station.answers(AttemptLost(BROKEN))
+        backend.begins()
+        backend.answers(AttemptLost(BROKEN))
         until(lambda: house.slot() == "suspect")
         until(lambda: "the runner of WebUI gpu0 failed" in caplog.text)
         failing.clear()
-        station.begins()
-        station.answers()
+        backend.begins()
+        backend.answers()
         house.finished(job)
 
     def test_a_slot_that_another_worker_settles_is_left_to_it(self, house: House) -> None:
         house.slots.register("other/one", "other", ["gpu0"], only=False)
-        house.sql("UPDATE slots SET state = 'settling', owner = 'other/one', lease_expires = 9e9")
-        station = house.start()
+        house.sql("UPDATE slots SET state = 'quiescing', owner = 'other/one', lease_expires = 9e9")
+        backend = house.start()
         job = house.gate.accept()
-        station.begins_nothing()
-        assert station.settled == []
-        house.slots.end_settling("gpu0", "other/one", "clean")
-        station.begins()
-        station.answers()
+        backend.begins_nothing()
+        assert backend.settled == []
+        house.slots.end_quiescing("gpu0", "other/one", "clean")
+        backend.begins()
+        backend.answers()
         house.finished(job)
 
 
 class CountingQueries(JobQueries):
-    """Counts how often the keeper asked whether anybody looks."""
+    """Counts how often the monitor asked whether anybody looks."""
 
     asked = 0
 
-    def seconds_since_look(self, claim: Claim) -> float | None:
+    def seconds_since_watched(self, claim: Claim) -> float | None:
         self.asked += 1
-        return super().seconds_since_look(claim)
+        return super().seconds_since_watched(claim)
 
 
 class TestMonitor:
@@ -501,44 +501,44 @@ class TestMonitor:
 
     def test_nobody_looks_so_the_webui_is_left_in_peace(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 3600.0)
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        claim = station.begins()
+        claim = backend.begins()
         self.keeper_comes_by(house)
-        assert station.looks == 0
-        house.table.looked_at(claim.job)
-        until(lambda: station.looks >= 3)
+        assert backend.looks == 0
+        house.table.watched(claim.job)
+        until(lambda: backend.looks >= 3)
         until(lambda: house.table.queries.current(job.identity).progress == 0.5)
         assert house.table.queries.place(house.table.queries.current(job.identity)).eta == pytest.approx(3.0, abs=1.0)
-        house.sql("UPDATE jobs SET looked_at = looked_at - 60")
+        house.sql("UPDATE jobs SET watched_at = watched_at - 60")
         self.keeper_comes_by(house)
-        before = station.looks
+        before = backend.looks
         self.keeper_comes_by(house)
-        assert station.looks == before
-        station.answers()
+        assert backend.looks == before
+        backend.answers()
         house.finished(job)
 
     def test_unwatched_it_is_asked_now_and_then_and_nothing_is_written(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.05)
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        station.begins()
-        until(lambda: station.looks >= 3)
+        backend.begins()
+        until(lambda: backend.looks >= 3)
         assert house.table.queries.current(job.identity).progress == 0.0
-        station.answers()
+        backend.answers()
         house.finished(job)
 
     def test_a_webui_that_does_not_say_changes_nothing(self, house: House) -> None:
-        station = house.start()
-        station.look_answer = None
+        backend = house.start()
+        backend.look_answer = None
         job = house.gate.accept()
-        claim = station.begins()
-        house.table.looked_at(claim.job)
-        until(lambda: station.looks >= 3)
+        claim = backend.begins()
+        house.table.watched(claim.job)
+        until(lambda: backend.looks >= 3)
         assert house.table.queries.current(job.identity).progress == 0.0
-        station.answers()
+        backend.answers()
         house.finished(job)
 
     def test_one_that_owes_an_answer_but_is_idle_for_long_is_given_up(
@@ -546,14 +546,14 @@ class TestMonitor:
     ) -> None:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.02)
         monkeypatch.setattr(timing, "STUCK_SECONDS", 0.2)
-        station = house.start()
-        station.poll = lambda claim: Poll(1.0, None, idle=claim.attempt == 1)
+        backend = house.start()
+        backend.poll = lambda claim: Poll(1.0, None, idle=claim.attempt == 1)
         job = house.gate.accept()
-        station.begins()
-        again = station.begins()
-        assert station.calls == ["abort"]
+        backend.begins()
+        again = backend.begins()
+        assert backend.calls == ["abort"]
         assert (again.attempt, again.job.attempts) == (2, 1)
-        station.answers()
+        backend.answers()
         assert house.finished(job).status == "succeeded"
 
     def test_one_that_answers_is_never_given_up_however_often_it_was_seen_idle(
@@ -562,7 +562,7 @@ class TestMonitor:
         """As with fast generations whose pictures take long to encode: each look may fall into that time, of another job."""
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.0)
         monkeypatch.setattr(timing, "STUCK_SECONDS", 0.0)
-        station = house.start()
+        backend = house.start()
         seen: set[int] = set()
 
         def idle_once(claim: Claim) -> Poll | None:
@@ -571,42 +571,42 @@ class TestMonitor:
             seen.add(claim.job.seq)
             return Poll(1.0, None, idle=True)
 
-        monkeypatch.setattr(station, "poll", idle_once)
+        monkeypatch.setattr(backend, "poll", idle_once)
         jobs = [house.gate.accept() for _ in range(8)]
         for job in jobs:
-            station.begins()
+            backend.begins()
             until(lambda seq=job.seq: seq in seen)
             self.keeper_comes_by(house, 2)
-            station.answers()
+            backend.answers()
             until(lambda job=job: house.table.queries.current(job.identity).phase != "generating")
         assert [house.finished(job).attempts for job in jobs] == [0] * len(jobs)
-        assert "abort" not in station.calls
+        assert "abort" not in backend.calls
 
     def test_one_that_works_is_never_given_up(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.0)
         monkeypatch.setattr(timing, "STUCK_SECONDS", 0.0)
-        station = house.start()
+        backend = house.start()
         answers = iter([Poll(0.0, None, idle=True), *[Poll(0.1, None, idle=False), Poll(1.0, None, idle=True)] * 50])
-        monkeypatch.setattr(station, "poll", lambda _claim: next(answers, Poll(0.1, None, idle=False)))
+        monkeypatch.setattr(backend, "poll", lambda _claim: next(answers, Poll(0.1, None, idle=False)))
         job = house.gate.accept()
-        station.begins()
+        backend.begins()
         self.keeper_comes_by(house, 12)
-        assert station.calls == []
-        station.answers()
+        assert backend.calls == []
+        backend.answers()
         house.finished(job)
 
     def test_what_a_webui_offers_is_asked_again(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "REFRESH_SECONDS", 0.0)
-        station = house.start()
-        until(lambda: station.refreshes >= 3)
+        backend = house.start()
+        until(lambda: backend.refreshes >= 3)
 
     def test_one_that_is_up_is_not_asked_all_the_time(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        station.begins()
+        backend.begins()
         self.keeper_comes_by(house)
-        assert station.refreshes == 1
-        station.answers()
+        assert backend.refreshes == 1
+        backend.answers()
         house.finished(job)
 
     def test_one_without_a_default_model_is_asked_until_there_is_one(
@@ -614,74 +614,74 @@ class TestMonitor:
     ) -> None:
         monkeypatch.setattr(timing, "FRESH_SECONDS", 0.0)
         house.worker("gpu0")
-        [station] = house.stations
-        station.complete = False
-        until(lambda: station.refreshes >= 3)
-        station.complete = True
+        [backend] = house.backends
+        backend.complete = False
+        until(lambda: backend.refreshes >= 3)
+        backend.complete = True
         job = house.gate.accept()
-        station.begins()
+        backend.begins()
         self.keeper_comes_by(house)
-        before = station.refreshes
+        before = backend.refreshes
         self.keeper_comes_by(house)
-        assert station.refreshes == before
-        station.answers()
+        assert backend.refreshes == before
+        backend.answers()
         house.finished(job)
 
     def test_a_wrong_answer_and_a_wish_of_anybody_are_reasons_to_ask_again(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
-        station = house.start()
-        before = station.refreshes
-        station.wrong.set()
-        until(lambda: station.refreshes > before)
-        until(lambda: not station.wrong.is_set())
+        backend = house.start()
+        before = backend.refreshes
+        backend.wrong.set()
+        until(lambda: backend.refreshes > before)
+        until(lambda: not backend.wrong.is_set())
         house.catalogues.put("gpu0", "a", house.catalogues.now() - 1)
-        before = station.refreshes
-        house.catalogues.want_look()
-        until(lambda: station.refreshes > before)
+        before = backend.refreshes
+        house.catalogues.want_refresh()
+        until(lambda: backend.refreshes > before)
 
     def test_neither_is_answered_at_once_where_it_was_asked_lately(self, house: House) -> None:
-        station = house.start()
-        station.wrong.set()
-        house.catalogues.want_look()
-        house.workers[-1].look_again()
+        backend = house.start()
+        backend.wrong.set()
+        house.catalogues.want_refresh()
+        house.workers[-1].refresh_soon()
         job = house.gate.accept()
-        station.begins()
+        backend.begins()
         self.keeper_comes_by(house)
-        assert station.refreshes == 1
-        station.answers()
+        assert backend.refreshes == 1
+        backend.answers()
         house.finished(job)
 
     def test_a_hint_is_heard_before_the_next_second(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "POLL_SECONDS", DEADLINE * 10)
-        station = house.start()
+        backend = house.start()
         monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
-        house.catalogues.want_look()
+        house.catalogues.want_refresh()
 
         def heard() -> bool:
             # It may have been on its way to sleep.
-            house.workers[-1].look_again()
-            return station.refreshes >= 2
+            house.workers[-1].refresh_soon()
+            return backend.refreshes >= 2
 
         until(heard)
 
     def test_a_silent_one_is_probed_by_one_process_only(self, house: House) -> None:
-        station = house.start()
-        station.down.set()
+        backend = house.start()
+        backend.down.set()
         house.gate.accept()
-        station.begins()
-        station.answers(NotSent())
+        backend.begins()
+        backend.answers(NotSent())
         until(lambda: house.slots.get("gpu0").health == "down")
         house.sql("UPDATE slots SET probed_at = probed_at + 1000")  # the future counts as long ago
-        until(lambda: station.refreshes >= 3)
+        until(lambda: backend.refreshes >= 3)
 
     def test_one_that_goes_down_between_jobs_is_noticed(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "REFRESH_SECONDS", 0.0)
-        station = house.start()
-        station.down.set()
+        backend = house.start()
+        backend.down.set()
         until(lambda: house.slots.get("gpu0").health == "down")
-        station.down.clear()
+        backend.down.clear()
         until(lambda: house.slots.get("gpu0").health == "up")
 
     @pytest.mark.parametrize(
@@ -701,46 +701,46 @@ class TestMonitor:
     ) -> None:
         monkeypatch.setattr(timing, "REFRESH_SECONDS", 0.0)
         monkeypatch.setattr(slots_module, "PROBE_SECONDS", 0.0)
-        station = house.start()
-        station.refresh_error = error
+        backend = house.start()
+        backend.refresh_error = error
         until(lambda: words in caplog.text)
-        before, station.refresh_error = station.refreshes, None
-        until(lambda: station.refreshes > before)
+        before, backend.refresh_error = backend.refreshes, None
+        until(lambda: backend.refreshes > before)
 
 
 class TestDrain:
     def test_what_runs_may_finish_in_time(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         running, waiting = house.gate.accept(), house.gate.accept()
-        station.begins()
+        backend.begins()
         with ThreadPoolExecutor(1) as pool:
             drained = pool.submit(house.workers[0].drain, DEADLINE)
-            station.answers()
+            backend.answers()
             drained.result(DEADLINE)
         assert house.table.queries.current(running.identity).status == "succeeded"
         assert house.table.queries.current(waiting.identity).status == "queued"
-        assert station.calls == ["store"]
+        assert backend.calls == ["store"]
         assert house.slot() == "clean"
 
     def test_a_half_picture_is_thrown_away_and_the_job_goes_back_uncounted(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        station.begins()
+        backend.begins()
         house.workers[0].drain(0)
         kept = house.table.queries.current(job.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
-        assert station.calls == ["interrupt"]
+        assert backend.calls == ["interrupt"]
         assert house.slot() == "clean"
 
     def test_a_webui_that_does_not_stop_is_left_to_the_next_worker(self, house: House) -> None:
-        station = house.start()
-        station.heeds_interrupt = False
+        backend = house.start()
+        backend.heeds_interrupt = False
         job = house.gate.accept()
-        claim = station.begins()
+        claim = backend.begins()
         house.workers[0].drain(0)
         kept = house.table.queries.current(job.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
-        assert station.calls == ["interrupt", "abort"]
+        assert backend.calls == ["interrupt", "abort"]
         assert house.slot() == "unclean"
         assert house.slots.get("gpu0").task_id == claim.task_id
         successor = house.start()
@@ -750,36 +750,36 @@ class TestDrain:
         assert house.finished(job).attempts == 0
 
     def test_an_attempt_lost_while_draining_is_not_counted(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        station.begins()
-        station.heeds_interrupt = False
-        station.interrupt = lambda _claim: station.answers(AttemptLost(BROKEN))
+        backend.begins()
+        backend.heeds_interrupt = False
+        backend.interrupt = lambda _claim: backend.answers(AttemptLost(BROKEN))
         house.workers[0].drain(0)
         kept = house.table.queries.current(job.identity)
         assert (kept.status, kept.attempts) == ("queued", 0)
         assert house.slot() == "unclean"
 
     def test_a_result_that_is_being_stored_is_waited_for(self, house: House) -> None:
-        station = house.start()
-        station.may_store.clear()
+        backend = house.start()
+        backend.may_store.clear()
         job = house.gate.accept()
-        station.begins()
-        station.answers()
-        station.stores()
+        backend.begins()
+        backend.answers()
+        backend.stores()
         with ThreadPoolExecutor(1) as pool:
             drained = pool.submit(house.workers[0].drain, DEADLINE)
             assert not drained.done()
-            station.may_store.set()
+            backend.may_store.set()
             drained.result(DEADLINE)
         assert house.table.queries.current(job.identity).status == "succeeded"
 
     def test_no_job_is_taken_after_that(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         house.workers[0].stop_claiming()
         job = house.gate.accept()
         house.workers[0].wake()
-        station.begins_nothing()
+        backend.begins_nothing()
         assert house.table.queries.current(job.identity).status == "queued"
 
 
@@ -789,11 +789,11 @@ class TestElection:
         house.worker(lock=tmp_path / "lock")
         job = house.gate.accept()
         first.begins()
-        assert house.stations[1].refreshes == 0
+        assert house.backends[1].refreshes == 0
         first.answers()
         house.finished(job)
         house.workers[0].drain(DEADLINE)
-        second = house.stations[1]
+        second = house.backends[1]
         job = house.gate.accept()
         assert second.begins().job.seq == job.seq
         second.answers()
@@ -805,11 +805,11 @@ class TestElection:
         job = house.gate.accept()
         dead = house.gate.claim(owner=f"{HOST}/dead", task="orphan")
         assert dead is not None
-        station = house.start(lock=tmp_path / "lock")
-        again = station.begins()
+        backend = house.start(lock=tmp_path / "lock")
+        again = backend.begins()
         assert (again.job.seq, again.job.losses, again.job.attempts) == (job.seq, 1, 0)
-        assert [task for task, _ in station.settled] == ["orphan"]
-        station.answers()
+        assert [task for task, _ in backend.settled] == ["orphan"]
+        backend.answers()
         house.finished(job)
 
     def test_a_process_that_stopped_while_it_waited_never_keeps_the_lock(self, house: House, tmp_path: Path) -> None:
@@ -818,7 +818,7 @@ class TestElection:
         waiting.drain(DEADLINE)
         house.workers[0].drain(DEADLINE)
         house.start(lock=tmp_path / "lock")
-        assert house.stations[1].refreshes == 0
+        assert house.backends[1].refreshes == 0
 
     def test_a_folder_that_can_not_be_used_yet_is_tried_again(
         self, house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -828,14 +828,14 @@ class TestElection:
         house.worker(lock=place / "lock")
         until(lambda: "lock file can't be used" in caplog.text)
         place.unlink()
-        until(lambda: house.stations[0].refreshes)
+        until(lambda: house.backends[0].refreshes)
 
     def test_stopping_before_being_elected_is_possible(self, house: House, tmp_path: Path) -> None:
         place = tmp_path / "data"
         place.touch()
         worker = house.worker(lock=place / "lock")
         worker.drain(0)
-        assert house.stations[0].refreshes == 0
+        assert house.backends[0].refreshes == 0
 
 
 class TestTwoWorkers:
@@ -860,7 +860,7 @@ class TestTwoWorkers:
         house.sql("UPDATE jobs SET lease_expires = 0, owner = 'a/still'")
         house.sql("UPDATE slots SET lease_expires = 0, owner = 'a/still'")
         until(lambda: house.table.queries.current(job.identity).losses == 1)
-        assert house.slot() in ("unclean", "settling", "clean")
+        assert house.slot() in ("unclean", "quiescing", "clean")
         winner = house.start("gpu1", host="b")
         again = winner.begins()
         assert (again.job.seq, again.attempt) == (job.seq, 2)
@@ -889,14 +889,14 @@ class TestRestoredDatabase:
     def test_the_answer_to_a_lost_claim_is_not_stored(
         self, house: House, change: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        station.begins()
+        backend.begins()
         house.sql(change)
-        station.answers()
+        backend.answers()
         until(lambda: f"the claim of job {job.name} was lost" in caplog.text)
-        assert not station.storing.acquire(blocking=False)
-        assert station.discarded == []
+        assert not backend.storing.acquire(blocking=False)
+        assert backend.discarded == []
         assert house.table.queries.of_user("bob", None, 9, None) == house.table.queries.of_user(
             "bob", "running", 9, None
         )
@@ -908,17 +908,17 @@ class TestRestoredDatabase:
     def test_files_that_were_written_before_are_removed_unless_they_may_be_another_claims(
         self, house: House, change: str, discarded: list[int]
     ) -> None:
-        station = house.start()
-        station.may_store.clear()
+        backend = house.start()
+        backend.may_store.clear()
         house.gate.accept()
-        station.begins()
-        station.answers()
-        station.stores()
+        backend.begins()
+        backend.answers()
+        backend.stores()
         house.sql(change)
-        station.may_store.set()
+        backend.may_store.set()
         [runner] = house.workers[0]._runners
         until(lambda: not runner.attempts.unstored_task_ids())
-        assert station.discarded == discarded
+        assert backend.discarded == discarded
         assert house.table.queries.of_user("bob", None, 9, None) == house.table.queries.of_user(
             "bob", "running", 9, None
         )
@@ -927,19 +927,19 @@ class TestRestoredDatabase:
         """The dump is of a moment when it was stored; its own heartbeats would keep it for ever."""
         rounds: list[float] = []
         house.upkeep = lambda: rounds.append(time.monotonic())
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        station.begins()
-        station.may_store.clear()
-        station.answers()
-        station.stores()
+        backend.begins()
+        backend.may_store.clear()
+        backend.answers()
+        backend.stores()
         stored = house.table.queries.current(job.identity)
         assert stored.phase == "storing"
         # Upkeep comes by while it really is stored.
         before = len(rounds)
         until(lambda: len(rounds) >= before + 2)
         assert house.table.queries.current(job.identity).claims == 1
-        station.may_store.set()
+        backend.may_store.set()
         house.finished(job)
         house.sql(
             "UPDATE jobs SET status = 'running', phase = 'storing', owner = :owner, slot = 'gpu0', lease_expires = 9e9,"
@@ -948,8 +948,8 @@ class TestRestoredDatabase:
         )
         for table in ("clock", "users"):
             house.sql(f"UPDATE {table} SET unfinished = 1")
-        station.begins()
-        station.answers()
+        backend.begins()
+        backend.answers()
         assert house.finished(job).losses == 1
 
 
@@ -974,11 +974,11 @@ class TestUpkeep:
         assert words in caplog.text
 
     def test_files_of_deletions_are_tidied_before_anything_else(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         assert house.tidied == ["tidy"]
         house.gate.accept()
-        station.begins()
-        station.answers()
+        backend.begins()
+        backend.answers()
 
     @pytest.mark.parametrize("error", [DatabaseUnavailable(), OSError("no such device")])
     def test_a_start_that_fails_is_tried_again(self, house: House, error: Exception) -> None:
@@ -1009,9 +1009,9 @@ class TestUpkeep:
         until(lambda: house.slots.configured() == ["gpu0"])
 
     def test_leases_are_beaten(self, house: House) -> None:
-        station = house.start()
+        backend = house.start()
         house.gate.accept()
-        station.begins()
+        backend.begins()
         house.sql("UPDATE jobs SET lease_expires = lease_expires - 5")
         house.sql("UPDATE slots SET lease_expires = lease_expires - 5")
 
@@ -1021,18 +1021,18 @@ class TestUpkeep:
                 return connection.execute(text(f"SELECT lease_expires - {now} FROM {table}")).scalar_one()
 
         until(lambda: left("jobs") > 9 and left("slots") > 9)
-        station.answers()
+        backend.answers()
 
     def test_beating_outlives_what_nobody_expected(
         self, house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         errors = iter([LookupError("a bug"), DatabaseUnavailable()])
-        beat = house.slots.beat
+        heartbeat = house.slots.heartbeat
 
         def failing(owner: str) -> bool:
             for error in errors:
                 raise error
-            return beat(owner)
+            return heartbeat(owner)
 
         monkeypatch.setattr(house.slots, "beat", failing)
         house.start()
@@ -1041,7 +1041,7 @@ class TestUpkeep:
                 "unavailable; leases were not renewed" in caplog.text and "the leases were not renewed" in caplog.text
             )
         )
-        house.sql("UPDATE workers SET beat_at = 0")
+        house.sql("UPDATE workers SET heartbeat_at = 0")
         until(house.slots.worker_alive)
 
 
@@ -1072,31 +1072,31 @@ class TestDatabaseTrouble:
     def test_an_end_that_can_not_be_written_is_written_later(
         self, house: House, lock: sqlite3.Connection, caplog: pytest.LogCaptureFixture, reply: Exception | None
     ) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        station.begins()
+        backend.begins()
         lock.execute("BEGIN IMMEDIATE")
-        station.answers(reply)
+        backend.answers(reply)
         until(lambda: "the database can't be written; trying again" in caplog.text)
         lock.execute("COMMIT")
         if reply is not None:
-            station.begins()
-            station.answers()
+            backend.begins()
+            backend.answers()
         assert house.finished(job).status == "succeeded"
         assert house.told.get(timeout=DEADLINE) == job.identity
 
     def test_a_success_that_can_not_be_written_is_written_later(
         self, house: House, lock: sqlite3.Connection, caplog: pytest.LogCaptureFixture
     ) -> None:
-        station = house.start()
-        station.may_store.clear()
+        backend = house.start()
+        backend.may_store.clear()
         job = house.gate.accept()
-        station.begins()
-        station.answers()
-        station.stores()
+        backend.begins()
+        backend.answers()
+        backend.stores()
         lock.execute("BEGIN IMMEDIATE")
         caplog.clear()
-        station.may_store.set()
+        backend.may_store.set()
         until(lambda: "the database can't be written; trying again" in caplog.text)
         lock.execute("COMMIT")
         assert house.finished(job).status == "succeeded"
@@ -1104,23 +1104,23 @@ class TestDatabaseTrouble:
     def test_a_worker_that_stops_meanwhile_lets_the_lease_run_out(
         self, house: House, lock: sqlite3.Connection, caplog: pytest.LogCaptureFixture
     ) -> None:
-        station = house.start()
+        backend = house.start()
         job = house.gate.accept()
-        station.begins()
+        backend.begins()
         lock.execute("BEGIN IMMEDIATE")
-        station.answers()
+        backend.answers()
         until(lambda: "the database can't be written; trying again" in caplog.text)
         house.workers[0].drain(0)
         lock.execute("COMMIT")
         assert house.table.queries.current(job.identity).status == "running"
-        assert station.discarded == []
+        assert backend.discarded == []
 
     def test_claiming_goes_on_when_the_database_is_back(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
-        station = house.start()
+        backend = house.start()
         house.sql("ALTER TABLE slots RENAME TO hidden")
         until(lambda: "the database is unavailable" in caplog.text)
         house.sql("ALTER TABLE hidden RENAME TO slots")
         job = house.gate.accept()
-        station.begins()
-        station.answers()
+        backend.begins()
+        backend.answers()
         house.finished(job)
