@@ -1,7 +1,7 @@
 """Waiting for jobs to finish: sync is async plus waiting.
 
-One watcher thread per process polls the database for all its waiters with one query; a notification (a job finished in this process,
-or a neighbour said so) makes a waiter look at once.
+One watcher thread per process polls the database for all its waiters with one query; a notification (a job finished in this
+process, or another process told so) wakes a waiter at once.
 """
 
 from __future__ import annotations

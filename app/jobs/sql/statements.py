@@ -119,7 +119,8 @@ FORGET_KEY: Final = Prepared(delete(IDEMPOTENCY).where(_KEY))
 REMEMBER_KEY: Final = Prepared(
     insert(IDEMPOTENCY).values(expires_at=db_now() + KEY_SECONDS), ("user_id", "key", "digest", "type", "name")
 )
-#: All that accepting has to know, in one look: the clock, the user (None for a new one) and the number of the requirements (None likewise).
+#: All that accepting has to know, in one query: the clock, the user (None for a new one) and the number of the requirements (None
+#: likewise).
 BEFORE_ACCEPTING: Final = Prepared(
     select(
         CLOCK.c.virtual,
@@ -216,7 +217,7 @@ START_JOB: Final = Prepared(
         progress=0.0,
         eta=None,
         progress_at=None,
-        watched=None,
+        watched_at=None,
     )
     .returning(*COLUMNS)
 )
@@ -278,7 +279,7 @@ STALE_WATCH: Final = Prepared(
         or_(JOBS.c.watched_at.is_(None), JOBS.c.watched_at < db_now() - 1.0, JOBS.c.watched_at > db_now()),
     )
 )
-WATCH: Final = Prepared(update(JOBS).where(ROW, JOBS.c.status == RUNNING).values(watched=db_now()))
+WATCH: Final = Prepared(update(JOBS).where(ROW, JOBS.c.status == RUNNING).values(watched_at=db_now()))
 SECONDS_SINCE_WATCHED: Final = Prepared(select((db_now() - JOBS.c.watched_at).label("seconds")).where(OWNED))
 
 # -- leases ----------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class Backend(Protocol):
     def knows(self, claim: Claim) -> bool:
         """Whether :meth:`serving` judged the requirements that the claimed job has.
 
-        If not, requirements have got other numbers, as after a restore of an older dump; the next fresh look judges all of them again.
+        If not, requirements have got other numbers, as after a restore of an older dump; the next fresh look judges all again.
         """
 
     # -- one attempt
