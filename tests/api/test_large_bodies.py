@@ -60,7 +60,7 @@ def crowd(monkeypatch: pytest.MonkeyPatch) -> Any:
     """An app whose services hold their callers, and a way to post to it from many threads."""
     app, fake = make_app()
     services = Services()
-    monkeypatch.setattr(type(fake), "submissions", property(lambda _self: services))
+    monkeypatch.setattr(type(fake), "acceptance", property(lambda _self: services))
     started: list[threading.Thread] = []
     answers: list[int] = []
 

@@ -296,7 +296,7 @@ class TestChangedLists:
     @pytest.fixture(autouse=True)
     def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let a WebUI be asked again without the pause of five seconds; no test depends on how short it is."""
-        monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "REFRESH_AGAIN_SECONDS", 0.0)
         monkeypatch.setattr(offering, "RECENT_SECONDS", 0.0)
         monkeypatch.setattr(offering, "LOOK_PATIENCE_SECONDS", 30.0)
 

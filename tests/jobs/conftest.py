@@ -129,7 +129,7 @@ def move_clock(database: Database, seconds: float) -> None:
         for table_name, names in columns.items():
             moved = ", ".join(f"{name} = {name} - :s" for name in names)
             connection.execute(text(f"UPDATE {table_name} SET {moved}"), {"s": seconds})
-        moved = "UPDATE notes SET value = CAST(CAST(value AS FLOAT) - :s AS TEXT) WHERE key = 'look_wanted_at'"
+        moved = "UPDATE notes SET value = CAST(CAST(value AS FLOAT) - :s AS TEXT) WHERE key = 'refresh_wanted_at'"
         connection.execute(text(moved), {"s": seconds})
 
 

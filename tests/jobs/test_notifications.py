@@ -19,8 +19,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 NEIGHBOUR = """
 import sys
 from pathlib import Path
-from app.jobs.notifications import Wake
-wake = Wake(Path(sys.argv[1]), lambda message: print(message.decode(), flush=True))
+from app.jobs.notifications import Notifier
+wake = Notifier(Path(sys.argv[1]), lambda message: print(message.decode(), flush=True))
 print("ready", flush=True)
 for line in sys.stdin:
     wake.tell(line.strip().encode())

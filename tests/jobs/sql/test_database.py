@@ -131,13 +131,13 @@ class TestIdentityMigration:
             connection.execute(
                 text("INSERT INTO slots (key, state, job, health, probed_at) VALUES ('gpu0', 'clean', 4, 'up', 0)")
             )
-            connection.execute(text("INSERT INTO requirements (id, body) VALUES (1, '{}')"))
+            connection.execute(text("INSERT INTO demands (id, body) VALUES (1, '{}')"))
         yield database
         database.close()
 
     JOB = (
-        "INSERT INTO jobs (seq, user_id, type, name, status, created_at, args, simulated, cost, start_tag, requirements_id, claims,"
-        " attempts, losses, one_by_one, pending_unlink)"
+        "INSERT INTO jobs (seq, user_id, type, name, status, created_at, args, simulated, cost, start_tag, demand, claims,"
+        " attempts, losses, one_by_one, debris)"
         " VALUES (:seq, 'u1', 'txt2img', :name, :status, 1, '{}', false, 1.0, 0.0, 1, 0, 0, 0, false, false)"
     )
     KEY = "INSERT INTO idempotency (user_id, key, digest, job, expires_at) VALUES ('u1', :key, 'digest', :job, 9e9)"

@@ -52,9 +52,17 @@ def empty(database: Database) -> None:
 def of_an_earlier_version(path: Path) -> None:
     """Make the file one that never becomes smaller, with an earlier schema."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("DROP INDEX jobs_deleted")
-        connection.execute("DROP INDEX idempotency_job")
-        connection.execute("UPDATE alembic_version SET version_num = '0004'")
+        connection.execute("DROP INDEX jobs_pending_unlink")
+        for table, old, new in (
+            ("jobs", "demand", "requirements_id"),
+            ("jobs", "debris", "pending_unlink"),
+            ("jobs", "looked_at", "watched_at"),
+            ("workers", "beat_at", "heartbeat_at"),
+        ):
+            connection.execute(f"ALTER TABLE {table} RENAME COLUMN {new} TO {old}")
+        connection.execute("ALTER TABLE requirements RENAME TO demands")
+        connection.execute("CREATE INDEX jobs_debris ON jobs (seq) WHERE debris")
+        connection.execute("UPDATE alembic_version SET version_num = '0005'")
         connection.execute("PRAGMA auto_vacuum=NONE")
         connection.execute("VACUUM")
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (0,)

@@ -630,7 +630,7 @@ class TestMonitor:
     def test_a_wrong_answer_and_a_wish_of_anybody_are_reasons_to_ask_again(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "REFRESH_AGAIN_SECONDS", 0.0)
         backend = house.start()
         before = backend.refreshes
         backend.wrong.set()
@@ -656,7 +656,7 @@ class TestMonitor:
     def test_a_hint_is_heard_before_the_next_second(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "POLL_SECONDS", DEADLINE * 10)
         backend = house.start()
-        monkeypatch.setattr(timing, "LOOK_AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(timing, "REFRESH_AGAIN_SECONDS", 0.0)
         house.catalogues.want_refresh()
 
         def heard() -> bool:
@@ -1034,7 +1034,7 @@ class TestUpkeep:
                 raise error
             return heartbeat(owner)
 
-        monkeypatch.setattr(house.slots, "beat", failing)
+        monkeypatch.setattr(house.slots, "heartbeat", failing)
         house.start()
         until(
             lambda: (
