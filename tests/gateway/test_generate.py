@@ -209,7 +209,7 @@ class TestRestoredDatabase:
         assert number in worker._runners[0].backend.serving().unservable
         sql("UPDATE requirements SET body = :body WHERE id = :id", body=wanted, id=number)
         view = pair.gateway.post(model="simulated-one", sampler_name="Heun")
-        assert (view["status"], pair.gateway.job(view).requirements) == ("succeeded", number)
+        assert (view["status"], pair.gateway.job(view).requirements_id) == ("succeeded", number)
 
 
 class TestFaults:

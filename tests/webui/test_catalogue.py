@@ -26,7 +26,7 @@ SCHEDULERS = tuple(
 
 
 @pytest.mark.parametrize(
-    ("demand", "served"),
+    ("requirements", "served"),
     [
         ({}, True),
         ({"sampler_name": "euler"}, False),

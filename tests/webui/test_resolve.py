@@ -82,7 +82,7 @@ def test_the_args_posted_back_resolve_to_themselves():
 
 
 @pytest.mark.parametrize(
-    ("type_", "posted", "demanded"),
+    ("type_", "posted", "required"),
     [
         ("txt2img", {}, {}),
         ("txt2img", {"style": "anime"}, {"style": "anime"}),
@@ -274,8 +274,8 @@ TOP, SUB = ("a.safetensors", None), ("sub/a.safetensors", None)
 def test_the_shortest_name_that_means_the_file_in_every_webui(webuis, posted, named, checkpoints):
     catalogues = [listing(*files) for files in webuis]
     found = resolved(catalogues=catalogues, default_model=None, model=posted)
-    assert found.args["model"] == found.requirements_id.model == named
-    taken = [one.model_of(found.requirements_id) for one in catalogues]
+    assert found.args["model"] == found.requirements.model == named
+    taken = [one.model_of(found.requirements) for one in catalogues]
     assert [model and model.checkpoint for model in taken] == checkpoints
     again = resolved(catalogues=catalogues, default_model=None, model=named)
     assert again.args == found.args
@@ -319,7 +319,7 @@ def test_a_preset_that_names_several_files_takes_the_exact_model_name():
     presets = Presets({"both": Preset(model="a")})
     webui = listing(TOP, SUB)
     found = resolve("txt2img", fields(style="both"), [webui], presets, None)
-    assert (found.args["model"], webui.model_of(found.requirements_id).checkpoint) == ("a.safetensors", "a.safetensors")
+    assert (found.args["model"], webui.model_of(found.requirements).checkpoint) == ("a.safetensors", "a.safetensors")
     assert merge_options([webui], presets, None)["styles"] == ["both", "anime", "photo"]
     assert guesses(["a", "sub_a", "gone"], {"gpu0": webui}) == [("a", "gpu0", "a.safetensors")]
 
@@ -355,5 +355,5 @@ OLDER = catalogue(samplers=("DPM++ 2M Karras",), schedulers=())
 def test_a_sampler_of_an_older_webui_is_served_by_old_and_new_ones(catalogues, posted, scheduler):
     found = resolved(catalogues=catalogues, sampler_name="DPM++ 2M Karras", **posted)
     assert (found.args["sampler_name"], found.args.get("scheduler")) == ("DPM++ 2M Karras", scheduler)
-    assert all(one.serves(found.requirements_id) for one in catalogues)
+    assert all(one.serves(found.requirements) for one in catalogues)
     assert resolve("txt2img", found.args, catalogues, PRESETS, None).args == found.args

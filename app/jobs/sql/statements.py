@@ -233,9 +233,11 @@ _SPEED: Final[dict[str, Any]] = {
 _FREE: Final[Update] = update(SLOTS).where(HELD).values(_CLEAN)
 FREE_SLOT: Final = Prepared(_FREE)
 _FREE_SLOT_MEASURED: Final = Prepared(_FREE.values(_SPEED))
-#: The same owner keeps the slot for its next job.
+#: The same owner keeps the slot for its next job, but not one that it has begun to quiesce since.
 _PASS: Final[Update] = (
-    update(SLOTS).where(HELD).values(task_id=bindparam("p_task"), lease_expires=db_now() + LEASE_SECONDS)
+    update(SLOTS)
+    .where(HELD, SLOTS.c.state == "held")
+    .values(task_id=bindparam("p_task"), lease_expires=db_now() + LEASE_SECONDS)
 )
 _PASS_SLOT: Final = Prepared(_PASS)
 _PASS_SLOT_MEASURED: Final = Prepared(_PASS.values(_SPEED))
