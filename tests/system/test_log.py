@@ -48,7 +48,9 @@ def test_a_start_tells_of_a_migration_once_and_of_nothing_else_of_the_database(g
         line for line in gateway.text().splitlines() if "alembic" in line or "schema" in line or "database" in line
     ]
     [migrated] = lines
-    assert re.search(r"\[INFO\] app\.jobs\.database: the database was migrated from schema none to \d{4}$", migrated)
+    assert re.search(
+        r"\[INFO\] app\.jobs\.sql\.database: the database was migrated from schema none to \d{4}$", migrated
+    )
 
 
 def test_every_transition_of_a_job_is_one_line_with_its_fields(gateway: Gateway) -> None:
