@@ -136,9 +136,10 @@ class Place:
         return self._started(Served(self._name("serve"), self, *options, **settings))
 
     def clear(self) -> None:
-        """End what still runs."""
+        """End what still runs, and show what it has printed where the test fails."""
         for process in reversed(self._processes):
             process.kill()
+            print(f"--- {process.name}\n{process.text()}")
 
     def files(self, pattern: str) -> Sequence[Path]:
         """The files of the instance folder that fit."""

@@ -161,6 +161,8 @@ def test_pictures_on_postgresql_by_a_worker_of_its_own_survive_a_kill(
         "SDG_WORKER": "external",
     }
     gateway = place.serve(**settings)
+    # A worker makes no folder; the database both may make.
+    until(place.instance.is_dir, "the instance folder is there", 60)
     worker = place.start("worker", **settings)
     gateway.await_ready()
     survive_a_kill(gateway)
