@@ -25,7 +25,7 @@ from app.jobs.model import Job
 
 _LOG = logging.getLogger(__name__)
 
-Event = Literal["accepted", "claimed", "sent", "answered", "stored", "failed", "given back", "deleted"]
+Event = Literal["accepted", "claimed", "sent", "answered", "stored", "failed", "cancelled", "given back", "deleted"]
 
 #: Events whose ``seconds`` are counted from the acceptance of the job.
 _SINCE_ACCEPTANCE: Final = ("claimed", "stored", "failed")
@@ -52,7 +52,7 @@ class Transition:
     @property
     def is_end(self) -> bool:
         """Whether the job is finished by it."""
-        return self.event in ("stored", "failed")
+        return self.event in ("stored", "failed", "cancelled")
 
 
 class Announcer:
