@@ -62,10 +62,21 @@ def _under(unit: str, state: Path, command: list[str]) -> list[str]:
     """A command line that runs another one as the unit would."""
     confine = [sys.executable, str(CHECKOUT / "tests/system/confined.py"), str(_UNITS / unit), *command]
     script = f"""
-        mount --make-rprivate / && mount -t tmpfs tmpfs /tmp && mount --bind {state} {state} &&
+        mount --make-rprivate / && {_private_tmp(state.parent)} && mount --bind {state} {state} &&
         mount -o remount,bind,ro / && exec {shlex.join(confine)}
     """
     return ["setpriv", "--regid", _GROUP, "--clear-groups", "unshare", "--mount", "sh", "-c", script]
+
+
+def _private_tmp(folder: Path) -> str:
+    """The commands for PrivateTmp=; a checkout that lies in /tmp stays to be seen there, to be read only."""
+    if not CHECKOUT.is_relative_to("/tmp"):
+        return "mount -t tmpfs tmpfs /tmp"
+    kept = folder / "checkout"
+    return (
+        f"mkdir -p {kept} && mount --bind {CHECKOUT} {kept} && mount -t tmpfs tmpfs /tmp && mkdir -p {CHECKOUT} &&"
+        f" mount --bind {kept} {CHECKOUT} && mount -o remount,bind,ro {CHECKOUT}"
+    )
 
 
 def _status(pid: int) -> dict[str, str]:
@@ -73,21 +84,34 @@ def _status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def test_the_gateway_does_everything_under_the_limits_of_its_unit(open_stage: Stage, simulator: Simulator) -> None:
+@pytest.fixture
+def state(open_stage: Stage) -> Path:
+    """The units' StateDirectory."""
     state = open_stage.folder / "state"
     state.mkdir(mode=0o750)
     shutil.chown(state, group=_GROUP)
+    return state
+
+
+@pytest.fixture
+def told(state: Path) -> Iterator[socket.socket]:
+    """Where systemd listens for Type=notify."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(state / "notify"))
+        told.settimeout(30)
+        yield told
+
+
+def test_the_gateway_does_everything_under_the_limits_of_its_unit(
+    open_stage: Stage, simulator: Simulator, state: Path, told: socket.socket
+) -> None:
     bind = f"unix:{state}/gateway.sock"
-    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    told.bind(str(state / "notify"))
-    told.settimeout(30)
     environ = {"SDG_WORKER": "external", "SDG_ACCEL": "nginx", "SDG_BIND": bind, "SDG_INSTANCE": state}
     gateway = Gateway("state", open_stage.folder, [simulator], **environ)
     worker = Process(
         "worker", _under("sd-gateway-worker.service", state, [COMMAND, "worker"]), gateway.environ, state.parent
     )
     gateway.command = _under("sd-gateway.service", state, gateway.command)
-    # Where systemd listens for Type=notify.
     gateway.environ["NOTIFY_SOCKET"] = str(state / "notify")
     open_stage.add(gateway)
     nginx = open_stage.nginx(gateway, gateway.data, user=f"{_USER} {_GROUP}")
@@ -117,7 +141,6 @@ def test_the_gateway_does_everything_under_the_limits_of_its_unit(open_stage: St
     assert files
     for path in (*files, *{file.parent for file in files}):
         assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640), path
-    told.close()
     assert worker.stop() == 0
     assert gateway.stop() == 0
     for process in (gateway, worker):
