@@ -44,7 +44,7 @@ coverage: $(STAMP) ## how much of app/ the tests within one process reach; fails
 	$(BIN)/pytest $(PARALLEL) --cov -m "$(IN_PROCESS)" --ignore tests/crash
 
 # Here every program starts from nothing (tests/system/launcher.py).
-soak: $(STAMP) ## the tests that take minutes: kill -9, a crash at every durable step, broken machines
+soak: $(STAMP) ## the tests that take minutes: kill -9, a crash at every failpoint, broken machines
 	TESTS_START_COLD=1 $(BIN)/pytest -m soak
 
 # Both need PyPI, and minutes.

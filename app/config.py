@@ -195,7 +195,7 @@ def parse_webui_urls(value: str, host_id: str) -> tuple[WebuiAddress, ...]:
         address, place = _parse_entry(entry, host_id)
         if any(address.key == other.key for at, other in found.items() if at != place):
             raise ValueError(f"the name {address.key!r} stands for two addresses")
-        # One WebUI under two keys would get two generations at once; a name that a person chose heartbeats a derived key.
+        # One WebUI under two keys would get two generations at once. A name that a person chose goes before a derived key.
         if place not in found or found[place].key == place:
             found[place] = address
     if not found:

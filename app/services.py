@@ -53,7 +53,7 @@ class _Notifications:
     worker: Worker | None = None
 
     def transition(self, transition: Transition) -> None:
-        """Notify whoever acts on a transition: a worker that a job waits, clients that theirs has ended."""
+        """Notify those who act on a transition: a worker that a job waits, clients that theirs has ended."""
         if transition.event == "accepted":
             self.accepted()
         elif transition.is_end:
@@ -62,7 +62,7 @@ class _Notifications:
     def accepted(self) -> None:
         """A job waits."""
         if self.worker is not None and self.worker.works:
-            # It is the only one of this host, and what nobody else needs to hear would only hold it up.
+            # The only worker of this host runs in this process, so no other process needs this notification.
             self.heard(ACCEPTED)
         else:
             self._tell(ACCEPTED)

@@ -241,7 +241,7 @@ NOT_THESE = {
     "backend": ("station",),
     "monitor": ("keeper",),
     "WorkerContext": ("desk",),
-    "quiesce": ("settles", "settled", "quiescing"),
+    "quiesce": ("settle", "settles", "settled", "settling"),
     "heartbeat": ("beat", "beats"),
     "poll": ("looks at progress",),
     "requirements": ("demand", "demands"),

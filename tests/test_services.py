@@ -17,6 +17,7 @@ from app import EXTENSION, create_app
 from app.config import ConfigError, load
 from app.jobs import waiters as waiters_module
 from app.jobs.errors import DatabaseUnavailable
+from app.jobs.model import Failure
 from app.jobs.worker import timing
 from app.records.errors import StoreUnavailable
 from app.services import build
@@ -123,6 +124,19 @@ class TestHints:
             two.post()
             assert two.post()["status"] == "succeeded"
             assert one.services.notifications.wake is not None
+
+    def test_a_client_is_told_at_once_that_no_webui_can_make_its_job_any_more(
+        self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waiters_module, "_POLL_SECONDS", NEVER)
+        gateway.start()
+        gateway.services.worker.stop_claiming()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(gateway.post)
+            [(number,)] = until(lambda: gateway.sql("SELECT requirements_id FROM jobs WHERE status = 'queued'"))
+            until(lambda: gateway.services.waiters._waiting, "the client waits")
+            gateway.services._fail_queued(Failure("no-longer-available", "It is gone."), requirement_sets=[number])
+            assert waiting.result(DEADLINE)["error"]["slug"] == "no-longer-available"
 
     def test_a_second_elected_process_waits_for_the_first(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer

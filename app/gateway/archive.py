@@ -115,7 +115,7 @@ class Archive:
         """
         job = self._table.queries.get(user_id, type_, name)
         if job.status == "running":
-            # Only a notification to its worker: where the disk is full, a job can still be looked at.
+            # It only makes its worker poll more often: where the disk is full, a job can still be shown.
             with suppress(DatabaseUnavailable):
                 self._table.watched(job)
         return self._describe(job)

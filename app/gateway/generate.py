@@ -7,7 +7,6 @@ generation), :mod:`app.gateway.results` (what becomes of an answer), :mod:`app.g
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -133,7 +132,7 @@ class WebuiBackend:
     def poll(self, claim: Claim) -> Poll | None:
         """Ask how far the WebUI is with this job; None if it doesn't say."""
         progress = self._driver.poll(claim.task_id, by_task=self._served.catalogue.task_ids)
-        return None if progress is None else Poll(*dataclasses.astuple(progress))
+        return None if progress is None else Poll(progress.progress, progress.eta, progress.idle, progress.by_task)
 
     def interrupt(self, claim: Claim) -> None:
         """Stop the generation of this job if it is the one that runs."""

@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 #: After a pause of so many seconds somebody may have loaded another model by hand.
 _KNOWN_SECONDS: Final = 2.0
-#: A WebUI with a broken model and no other one that can be loaded is tried again so often: a file may have been repaired.
+#: Seconds between two attempts at a WebUI with a broken model and no other one that can be loaded: a file may have been repaired.
 _TRY_AGAIN_SECONDS: Final = 60.0
 #: A WebUI at which others were seen to work counts as shared for so long.
 _SHARED_SECONDS: Final = 600.0
@@ -50,8 +50,9 @@ class WebuiMemory:
 
     def learn_stored(self) -> None:
         """Take over what another process has stored."""
-        self.doubt.learn(self._slots.traits(self._webui.key).doubt)
-        self.learn_overridden()
+        traits = self._slots.traits(self._webui.key)
+        self.doubt.learn(traits.doubt)
+        self.overrides.learn(traits.overridden)
 
     def learn_overridden(self) -> None:
         """Take over which options another process overrode and has not put back."""

@@ -20,10 +20,10 @@ _LOG = logging.getLogger(__name__)
 #: WebUIs that were all asked so lately what they offer are not asked again for one request.
 RECENT_SECONDS: Final = 5.0
 #: How long a request that names something unknown waits until they were asked, and how often it looks whether they were.
-LOOK_PATIENCE_SECONDS: Final = 2.0
-_LOOK_PAUSE_SECONDS: Final = 0.05
+REFRESH_PATIENCE_SECONDS: Final = 2.0
+_REFRESH_PAUSE_SECONDS: Final = 0.05
 #: Requests of a process that wait for that at the same time, so that unknown names never hold all of its threads.
-_MOST_LOOKING: Final = 4
+_MOST_WAITING: Final = 4
 
 
 class NoCatalogue(Exception):
@@ -41,7 +41,7 @@ class Offering:
 
     The catalogues are read again only when one changed.
 
-    :param on_look: tells the workers of this host to ask their WebUIs at once; those of others see it within a second.
+    :param on_refresh_wanted: tells the workers of this host to ask their WebUIs at once; those of others see it within a second.
     """
 
     def __init__(
@@ -51,20 +51,20 @@ class Offering:
         presets: Presets,
         default_model: str,
         parameters: Parameters = PARAMETERS,
-        on_look: Callable[[], None] = lambda: None,
+        on_refresh_wanted: Callable[[], None] = lambda: None,
     ) -> None:
         self.presets = presets
         self.parameters = parameters
         self._slots = slots
         self._kept = kept
         self._configured_model = default_model
-        self._on_look = on_look
+        self._on_refresh_wanted = on_refresh_wanted
         self._lock = threading.Lock()
         self._versions: tuple[tuple[str, int], ...] = ()
         self._catalogues: dict[str, Catalogue] = {}
         #: Held by the request that waits until the WebUIs were asked.
         self._refreshing = threading.Lock()
-        self._places = threading.BoundedSemaphore(_MOST_LOOKING)
+        self._places = threading.BoundedSemaphore(_MOST_WAITING)
         #: (name of a model, WebUI) whose choice among several files was logged.
         self._guessed: set[tuple[str, str]] = set()
 
@@ -139,15 +139,15 @@ class Offering:
         if not self._places.acquire(blocking=False):
             return False
         try:
-            self._look_in_turn(before.now)
+            self._refresh_in_turn(before.now)
         finally:
             self._places.release()
         return True
 
-    def _look_in_turn(self, since: float) -> None:
-        deadline = time.monotonic() + LOOK_PATIENCE_SECONDS
+    def _refresh_in_turn(self, since: float) -> None:
+        deadline = time.monotonic() + REFRESH_PATIENCE_SECONDS
         # One request of a process polls for all that wait.
-        if self._refreshing.acquire(timeout=LOOK_PATIENCE_SECONDS):
+        if self._refreshing.acquire(timeout=REFRESH_PATIENCE_SECONDS):
             try:
                 self._await_refresh(since, deadline)
             finally:
@@ -157,9 +157,9 @@ class Offering:
         if self._kept.sightings().all_since(since):
             return
         wanted_at = self._kept.want_refresh()
-        self._on_look()
+        self._on_refresh_wanted()
         while not self._kept.sightings().all_since(wanted_at) and time.monotonic() < deadline:
-            time.sleep(_LOOK_PAUSE_SECONDS)
+            time.sleep(_REFRESH_PAUSE_SECONDS)
 
     def options(self) -> dict[str, Any]:
         """The body of ``GET /options``."""

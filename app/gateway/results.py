@@ -228,7 +228,6 @@ class Results:
         if isinstance(error, BadImage):
             error = BadAnswer("The WebUI answered with a broken picture.")
         if isinstance(error, RecordsError):
-            self._discard_quietly(claim)
             return Failure(error.slug, str(error))
         if isinstance(error, Cannot):
             return self._cannot(error, claim)
@@ -274,6 +273,7 @@ class Results:
         try:
             return self._write(claim, checked)
         except RecordsError as error:
+            self._discard_quietly(claim)
             return self._verdict_on(error, claim)
 
     def _write(self, claim: Claim, checked: CheckedReplies) -> Success:

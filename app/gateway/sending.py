@@ -45,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 _OK: Final = 200
 _BAD_REQUEST: Final = 400
 _SERVER_FAILED: Final = 500
-#: A generation and its interrupt query and the look for its start, the next request, and one that was cancelled and still waits
+#: A generation and its interrupt query and the watch for its start, the next request, and one that was cancelled and still waits
 #: for its connection.
 _HELPERS: Final = 5
 
@@ -90,7 +90,7 @@ class Sending:
             prepared[1].cancel()
 
     def generate(self, attempt: Attempt, on_sent: Callable[[], None]) -> Answer:
-        """Send the job and wait for the WebUI's answer; ``on_sent`` is called when it is on its way.
+        """Send the job and wait for the WebUI's answer; ``on_sent`` is called once, right before the request goes out.
 
         :raises NotSent: no connection came about, or the WebUI is still starting.
         :raises DatabaseUnavailable: what must be kept before the POST goes out could not be kept.
@@ -199,7 +199,7 @@ class Sending:
             query.end()
         if is_start_window(reply):
             raise NotUp(restarted=is_restarted(reply))
-        query.let_go_ahead()
+        query.yield_until_sent()
         options = payloads.options_of(request.payload)
         memory.overrides.answered(options, ok=reply.status == _OK)
         return Replies(query, request.limits, request.model, options, request.payload["prompt"], reply, doubt=doubt)
@@ -255,4 +255,4 @@ class Sending:
 
 
 def _nothing() -> None:
-    """What is called in place of what was called already."""
+    """Stands in for a callback that was called already."""

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, false, fu
 
 from app.jobs.errors import JobNotFound, JobUnfinished
 from app.jobs.model import Identity, Job, to_json
-from app.jobs.rows import by_name, now_ms
+from app.jobs.rows import AFTER_ALL, by_name, now_ms
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.schema import (
@@ -32,8 +32,6 @@ from app.jobs.sql.schema import (
 MOST_FORGOTTEN: Final = 500
 #: Far longer than a waiting client's process takes to see that its job has ended (app/jobs/waiters.py), in milliseconds.
 _SEEN_MS: Final = 10_000
-#: Above every number of a job.
-_AFTER_ALL: Final = 2**63 - 1
 
 
 class JobDeletion:
@@ -71,7 +69,7 @@ class JobDeletion:
                 )
             return job, not left
 
-    def pending_unlink(self, after: int = 0, limit: int = _AFTER_ALL) -> list[tuple[Job, bool]]:
+    def pending_unlink(self, after: int = 0, limit: int = AFTER_ALL) -> list[tuple[Job, bool]]:
         """Rows above a number whose deleted files may still be on disk, each with whether the whole record was deleted."""
         wanted = select(*sql.COLUMNS).where(PENDING_UNLINK, JOBS.c.seq > after).order_by(JOBS.c.seq).limit(limit)
         with self.database.read() as connection:

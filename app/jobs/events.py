@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 Event = Literal["accepted", "claimed", "sent", "answered", "stored", "failed", "cancelled", "given back", "deleted"]
 
 #: Events whose ``seconds`` are counted from the acceptance of the job.
-_SINCE_ACCEPTANCE: Final = ("claimed", "stored", "failed")
+_SINCE_ACCEPTANCE: Final = ("claimed", "stored", "failed", "cancelled")
 _QUOTED: Final = re.compile(r'[\s"\\=]')
 
 

@@ -24,9 +24,10 @@ class Losses:
         self.database = database
 
     def release_orphans(self, slot: str, owner: str) -> list[Job]:
-        """Give back what the rows say that this owner holds on a slot, though its runner has nothing in hand; the jobs.
+        """Release rows still assigned to this owner although its runner is idle: the COMMIT succeeded but its
+        acknowledgement was lost.
 
-        So it is when the answer to a commit was lost: it was made, nobody knew, and this owner's heartbeats would keep it for ever.
+        :returns: the jobs that went back to the queue.
         """
         with self.database.write("release orphans") as connection:
             mine = {"c_slot": slot, "c_owner": owner}

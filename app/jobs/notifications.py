@@ -1,4 +1,4 @@
-"""Notifications between the processes of one host: "a job was accepted", "this job is finished", "look at the WebUIs again".
+"""Notifications between the processes of one host: "a job was accepted", "this job is finished", "refresh the catalogues".
 
 Each process binds a Unix datagram socket in one folder beside the database and sends to all the others. A lost notification costs
 nothing but time, for everybody who waits also polls the database.
@@ -22,20 +22,20 @@ _LONGEST_PATH: Final = 100
 #: More than the longest name of a job takes: a user id is at most 64 characters of up to 4 bytes.
 _LONGEST_MESSAGE: Final = 1024
 ACCEPTED: Final = b"accepted"
-#: A request named what no WebUI was known to have; see :meth:`app.jobs.slots.Slots.want_refresh`.
-REFRESH_WANTED: Final = b"look wanted"
+#: A request named what no WebUI was known to have; see :meth:`app.jobs.catalogues.Catalogues.want_refresh`.
+REFRESH_WANTED: Final = b"refresh wanted"
 
 
 class Notifier:
     """This process's socket and those of its neighbours.
 
-    ``on_hint`` is called from one background thread with each message of another process, and from the caller's thread with
+    ``on_message`` is called from one background thread with each message of another process, and from the caller's thread with
     this process's own.
     """
 
-    def __init__(self, folder: Path, on_hint: Callable[[bytes], None]) -> None:
+    def __init__(self, folder: Path, on_message: Callable[[bytes], None]) -> None:
         self._folder = folder
-        self._on_hint = on_hint
+        self._on_message = on_message
         self._name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True, exist_ok=True)
         self._folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -55,7 +55,7 @@ class Notifier:
 
     def tell(self, message: bytes) -> None:
         """Hand a notification to this process and to every other process of the host; never blocks, never fails."""
-        self._on_hint(message)
+        self._on_message(message)
         for name in self._neighbours():
             try:
                 self._sender.sendto(message, self._address(name))
@@ -80,7 +80,7 @@ class Notifier:
             except OSError:
                 return
             if message:
-                self._on_hint(message)
+                self._on_message(message)
 
     def close(self) -> None:
         """Stop listening and remove the socket."""

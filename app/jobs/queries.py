@@ -1,4 +1,4 @@
-"""What is asked of the job table: jobs by name, pages of them, their places in the queue, and what waiting jobs need of a WebUI."""
+"""Reads of the job table: jobs by name, pages of them, their places in the queue, and what waiting jobs need of a WebUI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import and_, select
 from app.jobs import places
 from app.jobs.errors import JobLost, JobNotFound
 from app.jobs.model import Claim, Identity, Job, Place
-from app.jobs.rows import by_name, found
+from app.jobs.rows import AFTER_ALL, by_name, found
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.prepared import Prepared
@@ -21,8 +21,6 @@ from app.jobs.sql.schema import JOBS, QUEUED, REFUSALS, REQUIREMENTS, RUNNING, S
 from app.runtime.jsontext import loads
 
 _LATE_HEARTBEAT_SECONDS: Final = 60.0
-#: Above every number of a job.
-_AFTER_ALL: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class JobQueries:
             return found(row)
 
     def images(self, user_id: str, type_: str, name: str) -> list[dict[str, Any]]:
-        """The images of one job, its reference image last: a narrow look, for every picture that is served asks it.
+        """The images of one job, its reference image last: a narrow query, since every picture that is served needs it.
 
         :raises JobNotFound: there is no such job, or it was deleted.
         """
@@ -109,7 +107,7 @@ class JobQueries:
         before: int | None,
         wanted: Callable[[Job], bool],
     ) -> list[Job]:
-        page = {"p_before": _AFTER_ALL if before is None else before, "p_limit": limit}
+        page = {"p_before": AFTER_ALL if before is None else before, "p_limit": limit}
         with self.database.read() as connection, closing(statement.walk(connection, where | page)) as rows:
             return [*takewhile(wanted, map(Job.of, rows))]
 
@@ -192,7 +190,7 @@ class JobQueries:
         return row is not None and row.claims == claim.attempt and row.task_id != claim.task_id
 
     def seconds_since_watched(self, claim: Claim) -> float | None:
-        """How long ago somebody looked at the claimed job; None when nobody did, or the claim is lost."""
+        """How long ago a client watched the claimed job; None when nobody did, or the claim is lost."""
         with self.database.read() as connection:
             row = sql.SECONDS_SINCE_WATCHED.first(connection, sql.owned_by(claim))
             return None if row is None else row.seconds

@@ -1,16 +1,19 @@
-"""What several modules of the job table do with a row."""
+"""Helpers for rows of the job table."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from app.jobs.errors import JobNotFound
 from app.jobs.model import Identity, Job
 from app.jobs.sql import statements as sql
+
+#: Above every sequence number of a job.
+AFTER_ALL: Final = 2**63 - 1
 
 
 def now_ms() -> int:

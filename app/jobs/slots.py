@@ -23,7 +23,7 @@ from app.runtime.jsontext import loads
 
 #: A WebUI that refused is asked once in so many seconds, by one process (a starting one can be killed by requests).
 PROBE_SECONDS: Final = 10.0
-#: A worker that heartbeat within so many seconds is alive.
+#: A worker whose last heartbeat is at most so many seconds old is alive.
 ALIVE_SECONDS: Final = 10.0
 #: An external worker that has been gone for so long no longer counts as configured.
 FORGOTTEN_SECONDS: Final = 3600.0
@@ -71,7 +71,7 @@ class Slots:
     def heartbeat(self, owner: str) -> bool:
         """Prolong every lease of this worker; False when the database doesn't know the worker (any more)."""
         mine = {"p_owner": owner}
-        # Unflushed: whoever lives on after a power cut heartbeats again before its lease ends.
+        # Unflushed: a worker that survives a power cut renews its leases before they end.
         with self.database.write(flushed=False) as connection:
             sent_at = leases.now()
             sql.RENEW_JOBS.change(connection, mine)
@@ -90,7 +90,7 @@ class Slots:
             connection.execute(delete(WORKERS).where(gone))
 
     def worker_alive(self) -> bool:
-        """Whether any worker heartbeat lately."""
+        """Whether any worker sent a heartbeat lately."""
         with self.database.read() as connection:
             # A heartbeat from the future is one from before the clock was set back.
             alive = select(WORKERS.c.owner).where(
@@ -140,7 +140,7 @@ class Slots:
             return leased_at if taken.rowcount == 1 else None
 
     def end_quiescing(self, key: str, owner: str, state: Quiesced) -> None:
-        """Let go of a slot that was being quiesced: clean when its WebUI is idle, suspect when it went on working, unclean when
+        """Release a slot that was being quiesced: clean when its WebUI is idle, suspect when it went on working, unclean when
         nothing could be asked.
         """
         left: dict[str, Any] = {"owner": None, "lease_expires": None, "state": state}

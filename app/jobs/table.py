@@ -5,7 +5,7 @@ start tag is the later of the virtual clock and the finish tag of its user's pre
 the clock moves to the start tag of the job that was claimed. So a user with many jobs delays only himself.
 
 Leases are in seconds of the database's clock. Every change to a claimed job is a compare-and-set on the job's identity, the owner,
-the number of the claim and its task id: whoever lost the claim changes nothing.
+the number of the claim and its task id: a worker that lost the claim changes nothing.
 
 A sequence number names a row within one transaction only. What is kept longer (a claim, a waiting client, an idempotency key, a
 refusal, files to be removed) names the job by its identity: see :class:`app.jobs.model.Identity`.
@@ -73,10 +73,10 @@ class Serving:
 
 
 class NotReady(Exception):
-    """Whoever wanted the change can't let it be committed yet; nothing was changed."""
+    """``ready`` refused the commit; nothing was changed."""
 
 
-def _always(_what: Claim | Job | None) -> bool:
+def _always(_claim: Claim | None) -> bool:
     return True
 
 
@@ -159,7 +159,7 @@ class JobTable:
         business of :meth:`flush`, beside the sending. A cut in between takes the claim back: the job waits as before, and all
         that is lost is what the WebUI had begun.
 
-        :param expected: a job is known to wait. Without that a cheap look comes first: an idle gateway should not write, nor hold
+        :param expected: a job is known to wait. Without that a cheap read comes first: an idle gateway should not write, nor hold
             up writers, once a second for each WebUI.
         :param ready: see :meth:`answered`; asked only when there is a claim.
         :raises NotReady: it said no, and nothing was changed.
@@ -171,7 +171,7 @@ class JobTable:
         with self.database.write("claim", flushed=False) as connection:
             claim = self._claim(connection, slot, owner, task_id, serving)
             if claim is None:
-                # Nothing to make durable, so nothing is: whether a notification finds a job is chance, and no step of a job's way.
+                # Nothing was changed, so nothing is flushed and no failpoint is passed.
                 connection.rollback()
             elif not ready(claim):
                 raise NotReady
@@ -327,7 +327,7 @@ class JobTable:
         with self.database.write("restore") as connection:
             there = sql.ANY_NAMED.first(connection, sql.named(Identity(new.user_id, new.type, new.name)))
             if there is None:
-                # It will never be claimed, so it requirements nothing.
+                # It will never be claimed, so it requires nothing.
                 connection.execute(insert(JOBS).values(values | {"requirements_id": 0}))
             return there is None
 

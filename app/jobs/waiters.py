@@ -131,7 +131,7 @@ class Waiters:
             self._somebody_waits.clear()
             with contextlib.suppress(DatabaseUnavailable):
                 self._release_finished(jobs)
-            # A job that was accepted just now needs no look, and whoever is about to claim it needs the interpreter.
+            # A job that was accepted just now needs no query yet, and the thread that claims it needs the interpreter.
             self._draining.wait(_POLL_SECONDS)
 
     def _release_finished(self, jobs: list[Identity]) -> None:

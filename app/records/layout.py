@@ -78,7 +78,7 @@ def new_name(now_ms: int, random: Random) -> str:
     """Draw the name of a record.
 
     :param now_ms: milliseconds since the epoch.
-    :param random: ``secrets.SystemRandom()`` in earnest, a seeded one in tests.
+    :param random: ``secrets.SystemRandom()`` in production, a seeded one in tests.
     """
     seconds, milliseconds = divmod(now_ms, 1000)
     moment = datetime.fromtimestamp(seconds, UTC)

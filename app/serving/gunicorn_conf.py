@@ -42,7 +42,7 @@ threads = _config.threads
 # Waiting clients hold their connection; the kernel's queue takes what arrives in a burst.
 backlog = 2048
 keepalive = 5
-# The main thread of a gthread process heartbeats by itself, however long a request waits.
+# The main thread of a gthread process tells the master by itself that it is alive, however long a request waits.
 timeout = 30
 # Longer than draining may take, so that a stopping worker is never killed over it.
 graceful_timeout = int(_config.drain_timeout) + 10

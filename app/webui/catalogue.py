@@ -1,4 +1,4 @@
-"""What one WebUI offers by name, as a value that can be stored, and what one job requirements of a WebUI.
+"""The names that one WebUI offers, as a value that can be stored, and those that one job requires.
 
 A :class:`Catalogue` is read from the WebUI's list routes by :meth:`app.webui.client.Webui.catalogue` and kept as JSON in the
 database, so that names can be checked while the WebUI is down. Route names and shapes: ``modules/api/models.py`` of the WebUI.
@@ -54,7 +54,7 @@ class Requirements:
     sampler_name: str
     model: str
     scheduler: str | None = None
-    #: A style of the WebUI; a preset of the gateway requirements nothing under its own name.
+    #: A style of the WebUI; a preset of the gateway requires nothing under its own name.
     style: str | None = None
     hr_upscaler: str | None = None
     #: The hash that the request put behind the model's name, in lower case.

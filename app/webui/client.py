@@ -102,20 +102,20 @@ class Webui:
     """
 
     def __init__(
-        self, address: WebuiAddress, *, job_timeout: float, connect_timeout: float = 5.0, look_timeout: float = 5.0
+        self, address: WebuiAddress, *, job_timeout: float, connect_timeout: float = 5.0, query_timeout: float = 5.0
     ) -> None:
         """Make a client; nothing is sent.
 
         :param job_timeout: seconds that one generation may take, from its first byte sent to the last one read.
         :param connect_timeout: seconds to connect.
-        :param look_timeout: seconds that any other call may take as a whole.
+        :param query_timeout: seconds that any other call may take as a whole.
         """
         self.key = address.key
         self.name = address.name
         self._base, self._credentials = _split_credentials(address.url)
         self._job_timeout = job_timeout
         self._connect_timeout = connect_timeout
-        self._look_timeout = look_timeout
+        self._query_timeout = query_timeout
         self._lock = threading.Lock()
         self._running: Exchange | None = None
         self._adapter = adapter()
@@ -170,7 +170,7 @@ class Webui:
             return self._send("POST", route, payload, exchange, self._job_timeout, limit)
         finally:
             with self._lock:
-                # One that was called off may end after the next has begun.
+                # One that was aborted may end after the next has begun.
                 if self._running is exchange:
                     self._running = None
 
@@ -284,7 +284,7 @@ class Webui:
         seconds: float | None = None,
     ) -> object | None:
         """Return the JSON that a light question is answered with, or None where the route may be missing and is."""
-        seconds = self._look_timeout if seconds is None else seconds
+        seconds = self._query_timeout if seconds is None else seconds
         try:
             reply = self._send(method, route, payload, Exchange(on_open), seconds, _QUESTION_LIMIT)
         except (BadAnswer, ConnectionBroken, JobTimeout) as error:

@@ -130,7 +130,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        #: Few at a time: a generation and a look or two.
+        #: Few at a time: a generation and a query or two.
         self._running: dict[Exchange, float] = {}
         self._thread: threading.Thread | None = None
         #: When the thread looks again by itself; it is not woken for a later deadline, nor for one that is taken back.
@@ -196,7 +196,7 @@ def _connected(connection: HTTPConnection) -> None:
 
 
 class _FinalResponse(http.client.HTTPResponse):
-    """Skips every interim answer, such as 103 Early Notifications; ``http.client`` itself knows only 100 Continue."""
+    """Skips every interim answer, such as 103 Early Hints; ``http.client`` itself knows only 100 Continue."""
 
     def _read_status(self) -> tuple[str, int, str]:
         read: Callable[[], tuple[str, int, str]] = super()._read_status  # type: ignore[misc]
@@ -371,7 +371,7 @@ def _read(response: requests.Response, limit: int) -> bytes:
 
 
 def _declared_length(response: requests.Response) -> int | None:
-    """The length of the body as sent, bytes; None where the head does not say it, or not in earnest."""
+    """The length of the body as sent, bytes; None where the head does not say it, or its value is not credible."""
     length = response.headers.get("Content-Length", "")
     if "Transfer-Encoding" in response.headers or not length.isdecimal() or len(length) > _MOST_LENGTH_DIGITS:
         return None

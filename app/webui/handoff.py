@@ -116,7 +116,7 @@ class InterruptQuery:
             self._pool.submit(self._watch_start, watch_start_of, pause)
 
     def _watch_start(self, task_id: str, pause: float) -> None:
-        """Note until when the generation was queued behind others; each look costs the one that runs a little."""
+        """Note until when the generation was queued behind others; each poll costs the one that runs a little."""
         while not self._answered.wait(pause):
             asked_at = time.monotonic()
             try:
@@ -159,7 +159,7 @@ class InterruptQuery:
         if self._question is not None:
             self._question.cancel()
 
-    def let_go_ahead(self) -> None:
+    def yield_until_sent(self) -> None:
         """Yield the interpreter (≤ 20 ms) until the question is sent: its answer then comes while this thread works on."""
         if self._asked is not None:
             self._sent.wait(_SENDING_SECONDS)

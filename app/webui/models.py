@@ -86,7 +86,7 @@ class Models:
         """Return every model that ``text`` may mean: one when it is unambiguous, none when it is unknown.
 
         A text is a title with or without hash, a model_name or a stem; the latter two may be followed by a hash in brackets too.
-        Titles heartbeat the short names. A hash decides between files as far as theirs are known.
+        Titles take precedence over short names. A hash decides between files as far as theirs are known.
         """
         for names in (self._by_title, self._by_short_name):
             if text in names:

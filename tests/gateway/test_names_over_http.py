@@ -298,7 +298,7 @@ class TestChangedLists:
         """Let a WebUI be asked again without the pause of five seconds; no test depends on how short it is."""
         monkeypatch.setattr(timing, "REFRESH_AGAIN_SECONDS", 0.0)
         monkeypatch.setattr(offering, "RECENT_SECONDS", 0.0)
-        monkeypatch.setattr(offering, "LOOK_PATIENCE_SECONDS", 30.0)
+        monkeypatch.setattr(offering, "REFRESH_PATIENCE_SECONDS", 30.0)
 
     def test_a_model_that_was_added_is_taken_by_the_first_post(self, tmp_path: Path, server: SimulatorServer) -> None:
         with Site(tmp_path, server).start() as site:
@@ -366,7 +366,7 @@ class TestFreshServer:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(timing, "FRESH_SECONDS", 0.05)
-        monkeypatch.setattr(offering, "LOOK_PATIENCE_SECONDS", 0.0)
+        monkeypatch.setattr(offering, "REFRESH_PATIENCE_SECONDS", 0.0)
         with simulator(fresh=True, seconds_per_first_load=3600.0) as server, Site(tmp_path, server).start() as site:
             refused = site.post()
             assert (refused.status_code, refused.json["type"]) == (503, "no-default-model")

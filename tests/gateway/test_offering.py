@@ -114,7 +114,7 @@ class TestLookingAgain:
         host.catalogues.put("gpu0", catalogue("a").to_json(), host.catalogues.now() - seconds_ago)
 
     def look(self, host: Host, on_look: Callable[[], object]) -> bool:
-        host.offering._on_look = on_look
+        host.offering._on_refresh_wanted = on_look
         return host.offering.refresh_soon()
 
     def test_it_waits_until_each_webui_that_is_up_was_asked(self, host: Host) -> None:
@@ -136,7 +136,7 @@ class TestLookingAgain:
     def test_one_that_does_not_answer_is_waited_for_for_a_moment(
         self, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(offers_module, "LOOK_PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr(offers_module, "REFRESH_PATIENCE_SECONDS", 0.1)
         self.known(host, seconds_ago=10)
         notifications: list[None] = []
         assert self.look(host, lambda: notifications.append(None))

@@ -55,9 +55,9 @@ STATE = {
 }
 
 
-def client(url=URL, *, job_timeout=30.0, look_timeout=30.0, connect_timeout=5.0):
+def client(url=URL, *, job_timeout=30.0, query_timeout=30.0, connect_timeout=5.0):
     address = WebuiAddress("main", url)
-    return Webui(address, job_timeout=job_timeout, look_timeout=look_timeout, connect_timeout=connect_timeout)
+    return Webui(address, job_timeout=job_timeout, query_timeout=query_timeout, connect_timeout=connect_timeout)
 
 
 # -- a mocked WebUI -----------------------------------------------------------------------------------------------------
@@ -444,7 +444,7 @@ def test_a_failed_tls_handshake_sent_nothing():
 )
 def test_time_is_bounded_however_the_answer_comes(part):
     with Peer(part) as peer:
-        webui = client(peer.url, job_timeout=0.3, look_timeout=0.3)
+        webui = client(peer.url, job_timeout=0.3, query_timeout=0.3)
         began = time.monotonic()
         with pytest.raises(errors.JobTimeout):
             webui.generate(*GENERATION)
@@ -637,10 +637,10 @@ def test_a_cut_before_the_connection_is_made_still_ends_it():
 
 def test_what_is_held_back_has_all_its_time_once_it_is_let_go():
     with Peer(says(answer(json.dumps(STATE).encode()))) as peer:
-        webui = client(peer.url, look_timeout=1)
+        webui = client(peer.url, query_timeout=1)
         assert webui.server_state(lambda: threading.Event().wait(1.5)).job_count == 2
     with Peer(lambda connection: connection.recv(1)) as silent, pytest.raises(errors.NotAnswering) as caught:
-        client(silent.url, look_timeout=0.2).server_state(lambda: threading.Event().wait(0.3))
+        client(silent.url, query_timeout=0.2).server_state(lambda: threading.Event().wait(0.3))
     assert isinstance(caught.value.__cause__, errors.JobTimeout)
 
 
@@ -883,7 +883,7 @@ def test_somebody_may_listen_where_the_connection_takes_too_long():
 )
 def test_somebody_listens_who_answers_badly_or_not_at_all(part, reason):
     with Peer(part) as peer:
-        error = unanswered(client(peer.url, look_timeout=0.3).server_state)
+        error = unanswered(client(peer.url, query_timeout=0.3).server_state)
     assert isinstance(error, errors.NotAnswering)
     assert not errors.nobody_listens(error)
     assert errors.reason(error) == reason

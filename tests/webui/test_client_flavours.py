@@ -27,7 +27,7 @@ class Bench:
 
     def __init__(self, server: SimulatorServer, **limits: float) -> None:
         self.server = server
-        self.webui = Webui(WebuiAddress("main", server.url), **{"job_timeout": 60.0, "look_timeout": 30.0} | limits)
+        self.webui = Webui(WebuiAddress("main", server.url), **{"job_timeout": 60.0, "query_timeout": 30.0} | limits)
         self.catalogue = self.webui.catalogue()
         self.overrides = overrides()
 

@@ -67,8 +67,8 @@ def simulator(request):
         yield server
 
 
-def client(url, look_timeout=30.0):
-    return Webui(WebuiAddress("main", url), job_timeout=60, look_timeout=look_timeout)
+def client(url, query_timeout=30.0):
+    return Webui(WebuiAddress("main", url), job_timeout=60, query_timeout=query_timeout)
 
 
 def arm(server, kind, **values):
@@ -98,7 +98,7 @@ def generate(webui, pool, *, watch=False, task_id="ours", before_asking=lambda: 
         )
     finally:
         inquiry.end()
-    inquiry.let_go_ahead()
+    inquiry.yield_until_sent()
     assert inquiry.wait(30)
     timestamp = None
     if reply.status == 200:
@@ -187,7 +187,7 @@ def test_a_generation_without_an_answer_ends_the_question(simulator, pool):
     with contextlib.suppress(Exception):
         webui.generate("txt2img", payload("ours"), LIMIT, lambda: inquiry.prepare("ours", None), inquiry.ask)
     inquiry.end()
-    inquiry.let_go_ahead()
+    inquiry.yield_until_sent()
     assert inquiry.wait(0)
     ended = inquiry.result()
     assert (ended.flagged, ended.state) == (False, None)
@@ -197,9 +197,9 @@ def test_a_generation_without_an_answer_ends_the_question(simulator, pool):
 STATE = json.dumps({"progress": 0, "state": {"interrupted": True, "job_count": 0}}).encode()
 
 
-def asked(peer, pool, look_timeout=30.0):
+def asked(peer, pool, query_timeout=30.0):
     """Ask about a generation that was answered, with a peer in the WebUI's place."""
-    inquiry = InterruptQuery(client(peer.url, look_timeout), pool)
+    inquiry = InterruptQuery(client(peer.url, query_timeout), pool)
     inquiry.prepare(None, None)
     inquiry.ask(200)
     inquiry.end()
@@ -225,7 +225,7 @@ def test_a_proxy_that_keeps_no_silent_connection_is_asked_anew(pool, first):
 
 def test_a_webui_that_does_not_answer_in_time_is_asked_once(pool):
     with Peer(lambda connection: connection.recv(1)) as peer:
-        ended = asked(peer, pool, look_timeout=0.3)
+        ended = asked(peer, pool, query_timeout=0.3)
     assert (ended.flagged, ended.state) == (False, None)
     assert len(peer.requests) == 1
 

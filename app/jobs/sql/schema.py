@@ -34,7 +34,7 @@ RUNNING: Final = literal_column("'running'", Text)
 SUCCEEDED: Final = literal_column("'succeeded'", Text)
 FAILED: Final = literal_column("'failed'", Text)
 DELETED: Final = literal_column("'deleted'", Text)
-# For the same reason a bare column: as a Boolean it would become "pending unlink = 1" on SQLite, which its index does not say.
+# For the same reason a bare column: as a Boolean it would become "pending_unlink = 1" on SQLite, which its index does not say.
 PENDING_UNLINK: Final[ColumnElement[Any]] = literal_column("pending_unlink")
 
 JOBS: Final = Table(

@@ -277,7 +277,7 @@ REPORT: Final = Prepared(
 STALE_WATCH: Final = Prepared(
     select(JOBS.c.seq).where(
         ROW,
-        # A look from the future is one from before the clock was set back.
+        # A time in the future is one from before the clock was set back.
         or_(JOBS.c.watched_at.is_(None), JOBS.c.watched_at < db_now() - 1.0, JOBS.c.watched_at > db_now()),
     )
 )
@@ -430,7 +430,7 @@ REFRESH_WANTED: Final = Prepared(
     .select_from(NOTES.outerjoin(CATALOGUES, CATALOGUES.c.key == bindparam("p_slot")))
     .where(NOTES.c.key == bindparam("p_key"))
 )
-#: The lists of the workers in their order, the versions of the catalogues and one note, in one look, for every request asks.
+#: The lists of the workers in their order, the versions of the catalogues and one note, in one query, for every request asks.
 CURRENT_CATALOGUES: Final = Prepared(
     union_all(
         select(

@@ -2,15 +2,15 @@
 
 The states of an attempt, and which thread moves it::
 
-    PREPARED ──▶ SENT ──▶ ANSWERED ──▶ STORING ──▶ DONE
-    (runner)   (sender)   (runner)   (store pool)
-        └─────────┴───────────┴───────────┴──────▶ ABANDONED (reason)
+    PREPARED ──▶ SENT ──▶ ANSWERED ──▶ STORING ──▶ DONE     (a failure skips STORING)
+    (runner)   (helper)   (runner)   (store pool)
+        └─────────┴───────────┴───────────┴──────▶ ABANDONED (reason, in the log)
 
 * ``PREPARED``: its claim is being committed, or is; the request is being made ready.
 * ``SENT``: the request is on its way.
 * ``ANSWERED``: the reply is here. It may be decoded while the slot is being freed.
 * ``STORING``: the slot is free and the claim still holds, so files may be written.
-* ``DONE``: what became of it is committed.
+* ``DONE``: nothing more is done about it here: its end is committed, or the worker stops.
 * ``ABANDONED``: no answer of it is used; its job goes back to the queue, fails, or belongs to another worker.
 
 All attempts of one WebUI are guarded by one lock, that of :class:`Attempts`. No other lock is taken while it is held.
@@ -19,12 +19,15 @@ All attempts of one WebUI are guarded by one lock, that of :class:`Attempts`. No
 from __future__ import annotations
 
 import enum
+import logging
 import threading
 import time
 from typing import Final
 
 from app.jobs.leases import Lease
 from app.jobs.model import Claim
+
+_LOG = logging.getLogger(__name__)
 
 #: Answers of one WebUI that may wait to be stored before its runner waits too.
 MOST_UNSTORED: Final = 2
@@ -54,7 +57,6 @@ class Attempt:
         self._attempts = attempts
         self._changed = attempts.changed
         self._state = State.PREPARED
-        self._abandoned_for: str | None = None
         self._slot_is_free = False
         self._sent_at: float | None = None
         self._seconds: float | None = None
@@ -64,12 +66,6 @@ class Attempt:
         """Where it is now."""
         with self._changed:
             return self._state
-
-    @property
-    def abandoned_for(self) -> str | None:
-        """Why it was abandoned; None if it was not."""
-        with self._changed:
-            return self._abandoned_for
 
     @property
     def seconds(self) -> float | None:
@@ -99,15 +95,19 @@ class Attempt:
         with self._changed:
             if self._state in (State.ABANDONED, State.DONE):
                 return False
-            self._state, self._abandoned_for = State.ABANDONED, reason
+            self._abandon(reason)
             return True
 
     def abandon_run(self, reason: str) -> bool:
         """Use no answer of it if it has none yet; whether it is abandoned now. For :meth:`Attempts.abandon_running`."""
         with self._changed:
             if self._state in (State.PREPARED, State.SENT):
-                self._state, self._abandoned_for = State.ABANDONED, reason
+                self._abandon(reason)
             return self._state is State.ABANDONED
+
+    def _abandon(self, reason: str) -> None:
+        self._state = State.ABANDONED
+        _LOG.debug("attempt %d at job %s is abandoned: %s", self.claim.attempt, self.claim.job.name, reason)
 
     def free_slot(self) -> None:
         """Note that the slot is free, or in the hands of the next attempt."""
@@ -126,7 +126,7 @@ class Attempt:
             self._move(State.ANSWERED, State.STORING)
 
     def done(self) -> None:
-        """Note that what became of its answer is committed, or was judged by another worker; makes room for the next answer."""
+        """Note that nothing more is done about its answer; makes room for the next one."""
         with self._changed:
             if self._state is not State.ABANDONED:
                 self._state = State.DONE

@@ -1,4 +1,4 @@
-"""What the worker and one WebUI have to say to each other: the wall between the queue and the generation.
+"""The protocol between the worker and one WebUI: the wall between the queue and the generation.
 
 The worker drives a :class:`Backend`; :class:`app.gateway.generate.WebuiBackend` implements it.
 """
@@ -115,7 +115,8 @@ class Backend(Protocol):
     def knows(self, claim: Claim) -> bool:
         """Whether :meth:`serving` judged the requirements that the claimed job has.
 
-        If not, requirements have got other numbers, as after a restore of an older dump; the next fresh look judges all again.
+        If not, requirements have got other numbers, as after a restore of an older dump; the next ``serving(fresh=True)`` reads
+        all of them again.
         """
 
     # -- one attempt
@@ -130,7 +131,7 @@ class Backend(Protocol):
         """Drop the prepared request; nothing of it was sent."""
 
     def generate(self, attempt: Attempt, on_sent: Callable[[], None]) -> Answer:
-        """Send the job and wait for the answer; ``on_sent`` is called when it is on its way.
+        """Send the job and wait for the answer; ``on_sent`` is called once, right before the request goes out.
 
         :raises NotSent, AttemptLost, LeaseLost: there is no answer.
         """

@@ -1,4 +1,4 @@
-"""What all threads of one worker share."""
+"""The state that all threads of one worker share."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Monitor:
             self._woken.clear()
 
     def wake(self) -> None:
-        """Look before the next second is over."""
+        """Check now instead of at the next second."""
         self._woken.set()
 
     # -- health and catalogue ----------------------------------------------------------------------------------------

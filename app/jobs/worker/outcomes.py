@@ -1,4 +1,4 @@
-"""What becomes of attempts: answers are checked and stored by a pool of threads, attempts without an answer go back or fail.
+"""The end of an attempt: answers are checked and stored by a pool of threads, attempts without an answer go back or fail.
 
 The backend decodes and checks an answer at once, while the WebUI makes the next picture. Files are written when the slot of the
 attempt is free, and only if its claim still holds; then the row is committed, and the transition reported.
@@ -99,7 +99,7 @@ class Outcomes:
     def _still_ours(self, claim: Claim) -> bool:
         """Whether the claim holds; assumed while the database is away, because the commit compares it again.
 
-        Asked because the files of a later claim may have the same names; see :meth:`JobTable.shares_number`.
+        Asked because the files of a later claim may have the same names; see :meth:`JobQueries.shares_number`.
         """
         try:
             return self._context.table.queries.owns(claim)

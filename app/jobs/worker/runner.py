@@ -228,12 +228,14 @@ class Runner:
     ) -> Attempt | None:
         serving = self.backend.serving(fresh=False)
         seconds = attempt.seconds if answer.ok else None
-        following = self._context.retry_until_stopped(
-            lambda: self._context.table.answered(attempt.claim, seconds, next_task, serving, ready=ready)
-        )
-        if attempt.seconds is not None:
-            self._outcomes.note("answered", attempt.claim, seconds=attempt.seconds)
-        return self._claimed(following)
+
+        def commit() -> Claim | None:
+            following = self._context.table.answered(attempt.claim, seconds, next_task, serving, ready=ready)
+            if attempt.seconds is not None:
+                self._outcomes.note("answered", attempt.claim, seconds=attempt.seconds)
+            return following
+
+        return self._claimed(self._context.retry_until_stopped(commit))
 
     def _store_last_answer(self) -> None:
         """Hand the last answer to the pool."""

@@ -102,7 +102,7 @@ class Worker:
         """
         self.stop_claiming()
         with self._beginning:
-            # From here on nothing begins; what began is whole, and has taken over before the lock is let go.
+            # From here on nothing begins; what began is whole, and has taken over before the lock is released.
             begun = self._begun
         if begun:
             deadline = time.monotonic() + timeout
@@ -151,7 +151,7 @@ class Worker:
             else:
                 break
         if self._context.stopping.is_set() and self._lock is not None:
-            # Too late to work; whoever waits behind us must not wait until this process has ended.
+            # Too late to work: release the lock, so that the next process need not wait for this one's end.
             self._lock.release()
 
     def _get_ready(self) -> bool:
@@ -205,25 +205,21 @@ class Worker:
     def _look_after(self) -> None:
         context = self._context
         try:
-            back = context.table.losses.reclaim(context.owner) + context.table.losses.lose_unknown(
-                context.owner, self._unstored_task_ids
-            )
-            self._announce_lost(back)
+            self._announce_lost(context.table.losses.reclaim(context.owner))
+            self._announce_lost(context.table.losses.lose_unknown(context.owner, self._unstored_task_ids))
             context.slots.forget_workers(context.owner, self._host)
             context.catalogues.drop_unconfigured()
             context.table.deletion.forget_keys()
             self._duties.upkeep()
         except DatabaseUnavailable:
             _LOG.warning("the database is unavailable")
-            return
         except Exception:
             _LOG.exception("the worker's upkeep failed")
-            return
-        if back:
-            self.wake()
 
     def _announce_lost(self, jobs: Sequence[Job]) -> None:
-        """Announce what became of jobs whose worker died or lost its lease."""
+        """Announce the end of attempts whose worker died or lost its lease; the runners may claim the jobs at once."""
         for job in jobs:
             event: Event = "failed" if job.status == "failed" else "given back"
             self._context.announcer.announce(Transition(event, job, job.slot, job.claims, slug=job.error_slug))
+        if jobs:
+            self.wake()

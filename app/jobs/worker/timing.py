@@ -1,4 +1,4 @@
-"""How long the threads of the worker wait for what, in seconds. Each is read when it is needed, so that a test can shorten it."""
+"""Intervals and time limits of the worker's threads, in seconds. Each is read when it is needed, so that a test can shorten it."""
 
 from __future__ import annotations
 
