@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from importlib import metadata, resources
 from types import MappingProxyType
 from typing import Final
@@ -11,7 +12,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from app.api.chinese import chinese, in_both_languages
 from app.api.http import conditions
-from app.api.http.refusals import NotFound
+from app.api.http.refusals import NotFound, PreconditionFailed
 from app.api.schemas.examples import USER
 from app.problems import MEDIA_TYPE, PROBLEMS
 
@@ -115,6 +116,10 @@ def blueprint() -> Blueprint:
         if asset not in _ASSETS:
             raise NotFound("The documentation has no such file.")
         conditions.tidy(request.environ)
-        return send_from_directory(folder, asset, max_age=_ASSET_MAX_AGE)
+        response = send_from_directory(folder, asset, max_age=_ASSET_MAX_AGE)
+        if response.status_code == HTTPStatus.PRECONDITION_FAILED:
+            response.close()
+            raise PreconditionFailed("The file has another ETag than If-Match names.")
+        return response
 
     return blp

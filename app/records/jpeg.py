@@ -39,8 +39,10 @@ _TABLES: Final = (0xC4, 0xCC, 0xDB, _DRI)
 _COLOURS: Final = {_APP0: b"JFIF\0", _APP14: b"Adobe"}
 _PROFILE: Final = b"ICC_PROFILE\0"
 
-_MARKER: Final = re.compile(rb"\xff+([^\0\xff])", re.DOTALL)
-_END_OF_SCAN: Final = re.compile(rb"\xff+[^\0\xff\xd0-\xd7]", re.DOTALL)
+# Any number of FF may stand before a marker. They are not part of the patterns: with "+" a search through a long run of them would
+# begin anew at each one.
+_MARKER: Final = re.compile(rb"\xff([^\0\xff])", re.DOTALL)
+_END_OF_SCAN: Final = re.compile(rb"\xff[^\0\xff\xd0-\xd7]", re.DOTALL)
 #: Coefficients of a block of 8×8 samples.
 _BLOCK: Final = 64
 #: Noise without a marker. Behind the data of a whole scan libjpeg skips it; where data is missing it takes it for pixels, whereas

@@ -36,6 +36,8 @@ bind = _config.bind
 workers = _config.web_concurrency
 # gthread, with our way to end and to tell why it can't start.
 worker_class = "app.serving.gunicorn_worker.Worker"
+# gunicorn would obey SCRIPT_NAME and PATH_INFO as header fields of a client on this machine.
+forwarder_headers = ""
 # No work for an access log that is not written.
 logger_class = "app.serving.gunicorn_worker.Logger"
 threads = _config.threads

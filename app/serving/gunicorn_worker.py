@@ -21,6 +21,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import select
 import selectors
 import signal
@@ -44,12 +45,14 @@ from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger as GunicornLogger  # type: ignore[import-untyped]
 from gunicorn.http.errors import (  # type: ignore[import-untyped]
     ExpectationFailed,
+    InvalidHeader,
     InvalidResponseHeader,
     InvalidResponseHeaderName,
     LimitRequestHeaders,
     LimitRequestLine,
     NoMoreData,
     ParseException,
+    UnsupportedTransferCoding,
 )
 from gunicorn.http.message import Request  # type: ignore[import-untyped]
 from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
@@ -119,6 +122,9 @@ _SLUGS: Final = {
     ParseException: "invalid-request",
     TimeoutError: "request-timeout",
 }
+_HTTP_1_1: Final = (1, 1)
+#: RFC 3986, section 3.2.2, with an optional port.
+_HOST: Final = re.compile(r"(\[[0-9A-Za-z:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 #: POLLRDHUP (the client has closed its half of the connection) exists on Linux only.
 _GONE: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -316,6 +322,7 @@ class ClientSocket(socket.socket):
 class _Request(Request):  # type: ignore[misc]  # gunicorn ships no types
     """A request whose connection is closed after the answer if its body has not arrived by then."""
 
+    version: tuple[int, int]
     _over: bool | None = None
 
     def body_is_over(self) -> bool:
@@ -336,8 +343,29 @@ class _Request(Request):  # type: ignore[misc]  # gunicorn ships no types
         return False
 
     def should_close(self) -> bool:
-        """Whether the connection ends with this request."""
-        return not self.body_is_over() or super().should_close()
+        """Whether the connection ends with this request. gunicorn reads only a ``Connection`` field of one word."""
+        wants_close = "close" in (
+            word.strip(" \t").lower() for value in self._fields("CONNECTION") for word in value.split(",")
+        )
+        return wants_close or not self.body_is_over() or super().should_close()
+
+    def check_head(self) -> None:
+        """Check what gunicorn leaves to the application (RFC 9112, sections 3.2 and 6.1; RFC 9110, section 2.5).
+
+        :raises InvalidHeader: HTTP/1.1 without one Host, or a Host that is none.
+        :raises UnsupportedTransferCoding: a coding besides chunked, which nobody would undo.
+        """
+        hosts = self._fields("HOST")
+        if (self.version >= _HTTP_1_1 and len(hosts) != 1) or not all(map(_HOST.fullmatch, hosts)):
+            raise InvalidHeader("HOST")
+        for coding in self._fields("TRANSFER-ENCODING"):
+            if coding.strip(" \t").lower() != "chunked":
+                raise UnsupportedTransferCoding(coding)
+        # The status line names the version that we conform to.
+        self.version = min(self.version, _HTTP_1_1)
+
+    def _fields(self, name: str) -> list[str]:
+        return [value for field, value in self.headers if field == name]
 
 
 class _Parser(RequestParser):  # type: ignore[misc]  # gunicorn ships no types
@@ -411,6 +439,7 @@ class _Connection:
             raise LimitRequestHeaders(f"the head has more than {_HEAD_BYTES} bytes")
         self.parser.unreader.unread(head)
         request: _Request = next(self.parser)
+        request.check_head()
         return request
 
 

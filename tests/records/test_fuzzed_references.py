@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 import struct
@@ -140,3 +141,17 @@ def test_damaged_images_are_bad_or_good_but_never_another_error() -> None:
 @pytest.mark.timeout(1200)
 def test_many_damaged_images() -> None:
     rounds(str(time.time_ns()), 800)
+
+
+@pytest.mark.parametrize("place", ["alone", "behind the picture", "within the pixels"])
+def test_a_long_run_of_ff_costs_no_time(place: str) -> None:
+    run, photo = b"\xff" * 2_000_000, SEEDS["JPEG"]
+    data = {
+        "alone": b"\xff\xd8" + run,
+        "behind the picture": photo[:-2] + run,
+        "within the pixels": photo[:-200] + run + b"\0" + photo[-200:],
+    }[place]
+    begun = time.process_time()
+    with contextlib.suppress(BadImage):
+        READER.read(data)
+    assert time.process_time() - begun < LONGEST

@@ -6,6 +6,8 @@ answered rightly, or the connection is closed, and nothing else comes.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import json
 import re
@@ -73,7 +75,8 @@ def answers(received: bytes, methods: Iterator[str]) -> list[Answer]:
         first, *lines = head.decode("latin-1").split("\r\n")
         assert first.startswith("HTTP/1."), received[:200]
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        size = 0 if next(methods, "GET") == "HEAD" else int(headers["content-length"])
+        bodiless = next(methods, "GET") == "HEAD" or first.split()[1] == "304"
+        size = 0 if bodiless else int(headers["content-length"])
         assert len(rest) >= size
         found.append(Answer(int(first.split()[1]), headers, rest[:size]))
         received = rest[size:]
@@ -356,6 +359,14 @@ SEVERAL_RANGES = (
     "bytes=" + "0-," * 1000,
     "bytes=" + "," * 8000,
 )
+#: Ranges that end behind the file, and what is sent of a file of so many bytes (RFC 9110, section 14.1.2).
+LONG_RANGES = {
+    "bytes=-99999999": 0,
+    "bytes=-" + "9" * 5000: 0,
+    "bytes=0-" + "9" * 5000: 0,
+    "bytes=7-99999999999999999999999": 7,
+    "bytes=7-99999999": 7,
+}
 #: Of one range that is none, the refusal is right too (RFC 9110, section 14.2).
 ODD_RANGES = (
     "bytes",
@@ -391,6 +402,68 @@ def test_several_ranges_are_answered_with_the_whole_file_or_the_first(house: Gat
     assert answer.status == 200
 
 
+def test_a_range_that_ends_behind_the_file_ends_with_it(house: Gateway, image: tuple[str, bytes]) -> None:
+    target, whole = image
+    for value, begin in LONG_RANGES.items():
+        answer = ask(house, "GET", head("GET", target, f"Range: {value}"))
+        assert (answer.status, answer.body) == (206, whole[begin:]), value[:40]
+        assert answer.headers["content-range"] == f"bytes {begin}-{len(whole) - 1}/{len(whole)}", value[:40]
+
+
+def test_conditions_are_judged_in_their_order(house: Gateway, image: tuple[str, bytes]) -> None:
+    target, whole = image
+    etag = ask(house, "GET", head("GET", target)).headers["etag"]
+    old = "Mon, 01 Jan 2001 00:00:00 GMT"
+    for status, *lines in (
+        (200, "If-Match: *"),
+        (200, f"If-Match: {etag}", f"If-Unmodified-Since: {old}"),
+        (412, 'If-Match: "another"', "Range: bytes=99999999-"),
+        (412, f"If-Unmodified-Since: {old}"),
+        (412, f"If-Unmodified-Since: {old}", f"If-None-Match: {etag}"),
+        (304, f"If-None-Match: {etag}", "Range: bytes=0-9"),
+        (304, f"If-None-Match: W/{etag}", "Range: bytes=99999999-"),
+        (304, "If-None-Match: *"),
+        (206, 'If-None-Match: "another"', "Range: bytes=0-9"),
+        (416, 'If-None-Match: "another"', "Range: bytes=99999999-"),
+        (200, f"If-Modified-Since: {old}", 'If-None-Match: "another"'),
+    ):
+        answer = ask(house, "GET", head("GET", target, *lines))
+        assert answer.status == status, lines
+        if status in (200, 206):
+            assert answer.body == (whole if status == 200 else whole[:10]), lines
+        elif status >= 400:
+            check_refused(answer, "GET", (status,))
+
+
+def test_a_condition_on_the_documentation_is_a_problem(house: Gateway) -> None:
+    check_refused(ask(house, "GET", head("GET", "/docs/swagger-ui.css", 'If-Match: "another"')), "GET", (412,))
+
+
+def test_a_cursor_of_no_row_is_422(house: Gateway) -> None:
+    payload = b"\x01" + (2**63).to_bytes(8, "big")
+    cursor = base64.urlsafe_b64encode(payload + hashlib.sha256(b"sd-gateway cursor" + payload).digest()[:3]).decode()
+    for path in ("/t2ihistory/u1", "/i2ihistory/u1", "/jobs/u1"):
+        check_refused(ask(house, "GET", head("GET", f"{path}?before={cursor}")), "GET", (422,))
+
+
+def test_a_connection_that_the_client_wants_closed_is_closed(house: Gateway) -> None:
+    for value in ("close", "Close, TE", "TE , close", "keep-alive, close"):
+        received = exchange(house, head("GET", "/livez", f"Connection: {value}") + following()[1])
+        [answer] = answers(received, iter(["GET"]))
+        assert (answer.status, answer.headers["connection"]) == (200, "close"), value
+
+
+def test_the_status_line_names_the_version_of_the_gateway(house: Gateway) -> None:
+    received = exchange(house, b"GET /livez HTTP/1.2\r\nHost: g\r\nConnection: close\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 200 ")
+
+
+def test_fields_that_only_a_proxy_may_set_say_nothing(house: Gateway) -> None:
+    answer = ask(house, "GET", head("GET", "/livez", "SCRIPT_NAME: /livez", "PATH_INFO: /readyz"))
+    assert answer.status in (200, 400)
+    assert b"location" not in answer.body
+
+
 def test_one_range_that_is_none_is_ignored_or_refused(house: Gateway, image: tuple[str, bytes]) -> None:
     for range_ in ODD_RANGES:
         answer = ask(house, "GET", head("GET", image[0], f"Range: {range_}"))
@@ -422,6 +495,12 @@ BROKEN_HEADS: dict[str, bytes] = {
     "two lengths": b"%M %P HTTP/1.1\r\nHost: g\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
     "two hosts": b"%M %P HTTP/1.1\r\nHost: g\r\nHost: h\r\n\r\n",
     "two content types": b"%M %P HTTP/1.1\r\nHost: g\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\n",
+    "no Host": b"%M %P HTTP/1.1\r\n\r\n",
+    "two Hosts": b"%M %P HTTP/1.1\r\nHost: g\r\nHost: g\r\n\r\n",
+    "a Host that is none": b"%M %P HTTP/1.1\r\nHost: a b/c\r\n\r\n",
+    "a Host with an open bracket": b"%M %P HTTP/1.1\r\nHost: [::1\r\n\r\n",
+    "a Host with a user": b"%M %P HTTP/1.1\r\nHost: u@x\r\n\r\n",
+    "a coding besides chunked": b"%M %P HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "a header without a colon": b"%M %P HTTP/1.1\r\nHost: g\r\nnonsense\r\n\r\n",
     "a header without a name": b"%M %P HTTP/1.1\r\nHost: g\r\n: x\r\n\r\n",
     "a space before the colon": b"%M %P HTTP/1.1\r\nHost : g\r\n\r\n",

@@ -123,7 +123,7 @@ def test_settings_and_gunicorns_options_are_honoured(place: Place) -> None:
     gateway = place.serve("--bind", f"127.0.0.1:{port}", SDG_INSTANCE="elsewhere/instance", **settings)
     gateway.http.base = f"http://127.0.0.1:{port}"
     gateway.await_ready()
-    assert len(children(gateway.running.pid)) == 3
+    until(lambda: len(children(gateway.running.pid)) == 3, "all processes are there")
 
     def refused(**changes: object) -> set[str]:
         answer = gateway.http.request("POST", "/txt2img", json=picture(**changes))

@@ -12,6 +12,8 @@ import hashlib
 _VERSION = b"\x01"
 _BYTES = 8
 _CHECKSUM = 3
+#: The highest number that a row can have.
+_HIGHEST = 2**63 - 1
 
 
 def encode(sequence: int) -> str:
@@ -31,7 +33,7 @@ def decode(cursor: str) -> int:
         raise ValueError("not a cursor") from error
     sequence = int.from_bytes(raw[1 : 1 + _BYTES], "big")
     # Comparing with the one true spelling judges version, length, checksum and unused bits together.
-    if encode(sequence) != cursor:
+    if sequence > _HIGHEST or encode(sequence) != cursor:
         raise ValueError("not a cursor")
     return sequence
 

@@ -55,6 +55,7 @@ class Delivery:
             # As it came: nginx gets the range that the client sent.
             by_nginx = by_nginx and _both_read_alike(request, file.etag)
             conditions.tidy(request.environ)
+            conditions.judge(request.environ, file.etag, file.place)
         response = _answer(file, conditional=conditional, by_nginx=by_nginx)
         response.headers["Cache-Control"] = _CACHE_CONTROL
         response.headers["Content-Security-Policy"] = _POLICY
