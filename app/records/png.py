@@ -89,9 +89,10 @@ def size_of(data: bytes) -> tuple[int, int]:
 def read(data: bytes) -> Essence:
     """What a PNG shows, or the default image of an animated one; what stands behind its end does not count.
 
-    Chunks that are repeated or stand where they may not are ignored, as libpng does, which browsers decode with.
+    Chunks that are repeated or stand where they may not are ignored, as libpng does, which browsers decode with. A file may end
+    behind its pixels: IEND, and what stands before it, holds nothing of the picture.
 
-    :raises Broken: a chunk is missing, or truncated; or a critical one, tRNS or iCCP is damaged.
+    :raises Broken: a chunk is missing, or pixels are; or a critical chunk, tRNS or iCCP is damaged.
     """
     chunks = _checked(data)
     header = _read_header(chunks[0])
@@ -103,10 +104,13 @@ def read(data: bytes) -> Essence:
     colours = _palette(chunks[:first]) if header.colour == _PALETTE else []
     kept = [chunks[0].place, *(chunk.place for chunk in colours), _run(chunks, first)]
     exif = next((bytes(chunk.body) for chunk in chunks if chunk.kind == b"eXIf" and chunk.intact()), None)
+    bare = b"".join((SIGNATURE, *(data[place] for place in kept), _END))
+    if chunks[-1].kind != b"IEND":
+        prove_rows(bare)
     return Essence(
         header.width,
         header.height,
-        b"".join((SIGNATURE, *(data[place] for place in kept), _END)),
+        bare,
         profile=_unpacked(before[b"iCCP"].body) if b"iCCP" in before else None,
         exif=exif,
         transparent=_transparent(header, before[b"tRNS"].body) if b"tRNS" in before else None,
@@ -150,14 +154,31 @@ def _chunks(data: bytes) -> Iterator[_Chunk]:
 
 def _checked(data: bytes) -> list[_Chunk]:
     """All chunks of a client's image, those proven that must be whole."""
-    chunks = list(islice(_chunks(data), _MOST_CHUNKS + 1))
+    chunks = _found(data)
     if len(chunks) > _MOST_CHUNKS:
         raise Broken("too many chunks")
-    for chunk in chunks:
+    # The checksum of IEND is of nothing.
+    for chunk in (chunk for chunk in chunks if chunk.kind != b"IEND"):
         if not chunk.kind.isalpha() or (chunk.critical and chunk.kind not in _CRITICAL):
             raise Broken("a chunk of an unknown kind that may not be left out")
         if (chunk.critical or chunk.kind in (b"tRNS", b"iCCP")) and not chunk.intact():
             raise Broken("a damaged chunk")
+    return chunks
+
+
+def _found(data: bytes) -> list[_Chunk]:
+    """The chunks of a client's image, at most one more than may be; behind pixels they may be cut off."""
+    chunks: list[_Chunk] = []
+    pixels = False
+    try:
+        for chunk in islice(_chunks(data), _MOST_CHUNKS + 1):
+            if pixels and not chunk.kind.isalpha():
+                break
+            chunks.append(chunk)
+            pixels = pixels or chunk.kind == b"IDAT"
+    except Broken:
+        if not pixels:
+            raise
     return chunks
 
 
@@ -185,7 +206,7 @@ def _bytes_of_rows(header: _Header) -> int:
 def _run(chunks: list[_Chunk], first: int) -> slice:
     """The place of the IDAT chunks that follow each other without another between them, as all must (section 5.6)."""
     last = first
-    while chunks[last + 1].kind == b"IDAT":
+    while last + 1 < len(chunks) and chunks[last + 1].kind == b"IDAT":
         last += 1
     return slice(chunks[first].place.start, chunks[last].place.stop)
 

@@ -323,6 +323,10 @@ ACCEPTED = {
     "JPEG with junk between its segments": JPEG[:20] + b"junk\0\xff\0" + JPEG[20:],
     "WebP with bytes behind it": encode(PHOTO, "WEBP", lossless=True) + VIDEO[:100_000],
     "PNG with a video behind it": encode(PHOTO, "PNG") + VIDEO,
+    "PNG without its end": encode(PHOTO, "PNG")[:-12],
+    "PNG with half an end": encode(PHOTO, "PNG")[:-5],
+    "PNG with a damaged end": encode(PHOTO, "PNG")[:-1] + b"\0",
+    "PNG with zeros in place of its end": encode(PHOTO, "PNG")[:-12] + bytes(1000),
 }
 
 
@@ -483,7 +487,7 @@ BROKEN = {
     "PNG with too few rows": png((4, 4), 8, 2, (b"\0" + b"x" * 12) * 3),
     "PNG with too few black rows": png((4, 4), 8, 2, b"\0" + bytes(12)),
     "PNG that is cut": WHOLE[:-100],
-    "PNG without its end": WHOLE[:-12],
+    "PNG without its end and its last pixels": WHOLE[:-17],
     "WebP that is cut": encode(PHOTO, "WEBP")[:-100],
     "WebP without pixels": b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(10),
 }

@@ -20,7 +20,9 @@ _NAMES: Final = ("HTTP_IF_", "HTTP_RANGE")
 #: Characters of a header's value. gunicorn takes as many in one line; more come from several lines of one header.
 _LONGEST: Final = 8190
 #: The three forms of a date: two end with GMT, asctime names no zone.
-_DATE: Final = re.compile(r"[A-Za-z]{3,9}, [A-Za-z0-9: -]{15,30} GMT|[A-Za-z]{3} [A-Za-z]{3} [ 0-9]?[0-9] [0-9:]{8} [0-9]{4}")
+_DATE: Final = re.compile(
+    r"[A-Za-z]{3,9}, [A-Za-z0-9: -]{15,30} GMT|[A-Za-z]{3} [A-Za-z]{3} [ 0-9]?[0-9] [0-9:]{8} [0-9]{4}"
+)
 _DATES: Final = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE")
 #: Digits of a position that any file can have.
 _DIGITS: Final = 18
