@@ -271,7 +271,7 @@ CONTENTS = {
     "GIF": encoded(image_of("GIF")),
     "BMP": encoded(image_of("BMP")),
     "truncated PNG": encoded(PNG[: len(PNG) // 2]),
-    "PNG without its end": encoded(PNG[:-12]),
+    "PNG without its last pixels": encoded(PNG[:-20]),
     "truncated JPEG": encoded(JPEG[: len(JPEG) // 2]),
     "truncated WebP": encoded(image_of("WEBP")[:-20]),
     "too many pixels": encoded(huge_png()),
