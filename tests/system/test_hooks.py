@@ -166,7 +166,17 @@ def test_the_hook_answers_before_a_body_is_judged(guarded: Gateway, body: bytes)
         (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
         (b"POST /txt2img HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
     ],
-    ids=["no path", "a small method", "another version", "a raw byte", "no field", "too long", "a length below 0"],
+    ids=[
+        "no path",
+        "a small method",
+        "another version",
+        "an odd host",
+        "no host",
+        "a raw byte",
+        "no field",
+        "too long",
+        "a length below 0",
+    ],
 )
 def test_what_gunicorn_refuses_reaches_no_hook(guarded: Gateway, request_: bytes, status: int) -> None:
     """It is no request that an application could be asked about, and the answer tells nothing of the gateway."""
