@@ -114,7 +114,7 @@ def url(guarded: Gateway) -> str:
 
 def send(gateway: Gateway, method: str, target: str, fields: str = "", version: str = "1.1") -> tuple[int, str, bytes]:
     """Ask for exactly this target, with exactly these further header fields."""
-    host = "" if "Host:" in fields else "Host: x\r\n"
+    host = "" if fields.startswith("Host:") else "Host: x\r\n"
     head = f"{method} {target} HTTP/{version}\r\n{host}{fields}Connection: close\r\n\r\n"
     if "Connection:" in fields:
         head = head.replace("Connection: close\r\n", "")
