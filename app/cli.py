@@ -37,7 +37,7 @@ def _config() -> Config:
 
 
 def _loaded(read: Callable[[], _T]) -> _T:
-    """What a function returns; where it can't start, the command ends with that line."""
+    """The result of a function; where it can't start, the command ends with that line."""
     try:
         return read()
     except CannotStart as error:

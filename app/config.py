@@ -406,7 +406,7 @@ def _reject_unknown(environ: Mapping[str, str]) -> None:
 
 
 def _unknown(names: Sequence[str], known: Iterable[str]) -> str:
-    """What to say of settings that stand in no row of the table."""
+    """The complaint about settings that stand in no row of the table."""
     near = {other for name in names for other in difflib.get_close_matches(name.upper(), known, n=1)}
     advice = f"did you mean {', '.join(sorted(near))}?" if near else "the README lists all settings"
     return f"unknown setting {', '.join(names)}; {advice}"

@@ -26,7 +26,7 @@ _LONGEST_SHOWN = 64
 
 @dataclass(frozen=True)
 class Problem:
-    """What a slug means over HTTP: the status code and a short title that never changes.
+    """The meaning of a slug over HTTP: the status code and a short title that never changes.
 
     ``retry_after`` (seconds) is the Retry-After where the exception names none; every 429 and 503 has one.
     """

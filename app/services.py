@@ -97,7 +97,7 @@ class _Notifications:
 
 @dataclass
 class Services:
-    """What one process of the gateway works with; :func:`build` makes it.
+    """The long-lived objects of one process; :func:`build` makes it.
 
     Nothing runs before :meth:`start`. A process that is about to stop calls :meth:`begin_drain` and then :meth:`drain`.
     """
@@ -140,7 +140,7 @@ class Services:
         return self.offering.options()
 
     def readiness(self) -> list[str]:
-        """Why no picture can be made now, in words; empty when all is well.
+        """The reasons why no picture can be made now, in words; empty when all is well.
 
         :raises DatabaseUnavailable, StoreUnavailable: nothing can be accepted.
         """

@@ -71,7 +71,7 @@ def _explained(config: Config) -> Iterator[None]:
 
 
 def places(config: Config) -> str:
-    """Which database and which data folder are used, without secrets."""
+    """The database and the data folder in use, without secrets."""
     return f"database {without_secrets(config.database_url)}, data folder {config.data_dir}"
 
 
@@ -97,7 +97,7 @@ def explain(error: Exception, config: Config) -> str:
 
 
 def _because(error: Exception) -> str:
-    """What the operating system or the database said, where it said anything."""
+    """The words of the operating system or the database, where there are any."""
     cause = error.__cause__
     # SQLAlchemy wraps the driver's own exception, and adds lines about itself.
     lines = str(getattr(cause, "orig", None) or getattr(cause, "strerror", None) or cause or "").splitlines()

@@ -1,4 +1,4 @@
-"""What the documentation says, in Chinese: a catalogue by the English sentences that stand in the code.
+"""The documentation in Chinese: a catalogue by the English sentences that stand in the code.
 
 So the code is read in one language, and the Chinese stands in one place. A test compares the catalogue with the OpenAPI document:
 every sentence of that has a translation, and every translation here is used.

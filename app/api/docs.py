@@ -81,7 +81,7 @@ def version() -> str:
 
 
 def introduction() -> str:
-    """What stands above the endpoints, as Markdown."""
+    """The introduction above the endpoints, as Markdown."""
     return "\n\n".join(in_both_languages(text) for text in _INTRODUCTION)
 
 

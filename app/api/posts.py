@@ -96,7 +96,7 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
 
 
 def _contract(blp: Blueprint, finished: Mapping[str, Any], queued: Mapping[str, Any]) -> Decorator:
-    """What both POSTs answer, with an example of a finished and of a queued job."""
+    """The answers of both POSTs, with an example of a finished and of a queued job."""
     decorators: list[Decorator] = [
         blp.answers(200, Job, "The finished job.", headers={"Preference-Applied": _APPLIED}, example=finished),
         blp.also(

@@ -1,4 +1,4 @@
-"""What users have made: history, images, parameters, deletion.
+"""The records of users: history, images, parameters, deletion.
 
 The row is the truth: a file is shown when its row names it, and goes when no row does.
 """
@@ -39,7 +39,7 @@ Page = tuple[list[dict[str, Any]], int | None]
 
 
 class _Room:
-    """What a page has room for: so many jobs, and :data:`PAGE_BYTES` of JSON.
+    """The room of a page: so many jobs, and :data:`PAGE_BYTES` of JSON.
 
     ``exceeded`` tells whether a job was refused, so that another page follows.
     """

@@ -1,4 +1,4 @@
-"""What holds table and data folder together: sweep, verify, reindex; and the upkeep, so that nothing stays that nobody needs.
+"""Consistency of job table and data folder: sweep, verify, reindex; and the upkeep, which removes what nobody needs.
 
 The worker does the upkeep in small steps beside everything else; ``sd-gateway records upkeep`` does it once, to its end.
 """
@@ -34,7 +34,7 @@ _UNREADABLE: Final = (RecordsError, ValueError, KeyError, TypeError)
 
 @dataclass(slots=True)
 class Report:
-    """What a run over the whole data folder found. ``unindexed`` counts the readable records that have no row."""
+    """The result of a run over the whole data folder. ``unindexed`` counts the readable records that have no row."""
 
     count: int = 0
     unindexed: int = 0
@@ -73,7 +73,7 @@ class Maintenance:
             yield from by_name.values()
 
     def _strays(self, files: list[StoredFile], report: Report) -> list[StoredFile]:
-        """Which files of one name should go; what else is wrong with them goes into the report."""
+        """The files of one name that should go; other faults of them go into the report."""
         rows = self._table.queries.rows_named(_name(files[0]), files[0].type)
         mine = next((row for row in rows if user_folder(row[0].user_id) == files[0].user_folder), None)
         if mine is None:

@@ -1,4 +1,4 @@
-"""What is known of one WebUI's memory: the checkpoint that it has loaded, whether that is whole, and the options we overrode.
+"""Knowledge of one WebUI's memory: the checkpoint that it has loaded, whether that is whole, and the options we overrode.
 
 All of it ends with the WebUI's process. The doubt and the overridden options are kept in the slot's row as well, so that the next
 process of the gateway knows them.

@@ -1,4 +1,4 @@
-"""What the configured WebUIs offer, as stored in the database: to check names by, also while a WebUI is down."""
+"""The names that the configured WebUIs offer, as stored: requests are checked by them, also while a WebUI is down."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NoCatalogue(Exception):
 
 
 class Offering:
-    """What a request may ask for: the table of its fields, the presets, and the catalogues of the configured WebUIs.
+    """The names that a request may use: its fields, the presets, and the catalogues of the configured WebUIs.
 
     The catalogues are read again only when one changed.
 

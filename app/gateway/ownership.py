@@ -1,4 +1,4 @@
-"""Which files a job's row owns: said here for deletion, sweep and verification alike."""
+"""The files that a job's row owns: said here for deletion, sweep and verification alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def unnamed_images(job: Job) -> list[str]:
 
 
 def batch_size(job: Job) -> int | None:
-    """How many pictures each attempt was to make; None for a row that an earlier version emptied when it was deleted."""
+    """The number of pictures that each attempt was to make; None for a row that an earlier version emptied when it was deleted."""
     return job.args.get("batch_size")
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a WebUI's answer: pictures and parameter JSON on disk, or the reason why the attempt failed.
+"""The fate of a WebUI's answer: pictures and parameter JSON on disk, or the reason why the attempt failed.
 
 :meth:`Results.check` reads the answer and proves that it is what was asked for, :meth:`Results.store` writes the files. The worker
 commits the verdict.
@@ -58,7 +58,7 @@ _TIMELESS: Final = frozenset({"id", "prompt", "negative_prompt", "seed", "style"
 
 @dataclass(frozen=True, slots=True)
 class Replies:
-    """What a WebUI answered to one job: the generation, and for upscaled img2img the extras.
+    """The answers of a WebUI to one job: the generation, and for upscaled img2img the extras.
 
     ``options`` are the overridden options as they were sent, ``prompt`` the prompt; ``unexplained`` says that
     ``enable_prompt_comments`` was left out because the error before told nothing. ``switch_noted`` says that a doubt about the
@@ -107,7 +107,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """Which values of an answer may differ from those that were asked for, because extensions of the WebUI change them."""
+    """The values of an answer that may differ from those that were asked for, because extensions of the WebUI change them."""
 
     any_size: bool
     any_seed: bool
@@ -119,7 +119,7 @@ class Tolerance:
 
 
 def kind_of(job: Job) -> Hashable:
-    """What generations have in common that should take the same time on one WebUI."""
+    """The kind of a generation: those of one kind should take the same time on one WebUI."""
     fields = frozenset((name, value) for name, value in job.args.items() if name not in _TIMELESS)
     # A cfg_scale of 1 halves the work.
     return job.type, job.one_by_one, job.args["cfg_scale"] == 1, fields
@@ -224,7 +224,7 @@ class Results:
     # -- the verdict -------------------------------------------------------------------------------------------------
 
     def _verdict_on(self, error: WebuiError | RecordsError, claim: Claim) -> Failure | Retry:
-        """What a failed attempt means for its job."""
+        """The verdict on a failed attempt."""
         if isinstance(error, BadImage):
             error = BadAnswer("The WebUI answered with a broken picture.")
         if isinstance(error, RecordsError):
@@ -296,7 +296,7 @@ class Results:
 
 
 def refused_everywhere(job: Job, refusing: Iterable[str], serving: Iterable[str]) -> Failure | None:
-    """Why a queued job fails that no WebUI is left for: every one that serves it said that it can't make it."""
+    """The failure of a queued job that no WebUI is left for: every one that serves it said that it can't make it."""
     left = set(serving) - set(refusing)
     last = next((note for note in reversed(job.tried) if note["why"] == _CANNOT), None)
     return None if left or last is None else Failure(Cannot.slug, last["detail"])

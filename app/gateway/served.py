@@ -1,4 +1,4 @@
-"""What one WebUI offers, and which of the waiting jobs it can serve."""
+"""The catalogue of one WebUI, and the waiting jobs that it can serve."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Served:
 
     @property
     def catalogue(self) -> Catalogue:
-        """What the WebUI offers, as of the last refresh."""
+        """The catalogue as of the last refresh."""
         return self._catalogue
 
     def refresh(self) -> Catalogue:

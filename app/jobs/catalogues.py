@@ -1,4 +1,4 @@
-"""What the configured WebUIs offer, as the database keeps it: catalogues, requests for a refresh, and the default model."""
+"""The stored offers of the configured WebUIs: catalogues, requests for a refresh, and the default model."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Catalogues:
         return row is not None and _past(row.seen_at, row.now) < float(row.value) <= row.now
 
     def offer(self) -> CurrentCatalogues:
-        """Which catalogues count now, and the default model; one cheap query for every request."""
+        """The catalogues that count now, and the default model; one cheap query for every request."""
         with self.database.read() as connection:
             rows = sql.CURRENT_CATALOGUES.all(connection, {"p_key": _DEFAULT_MODEL})
         versions = {row.key: row.version for row in rows if row.kind == "catalogue"}

@@ -1,4 +1,4 @@
-"""What can go wrong with jobs; each exception carries the slug under which a client is told."""
+"""The errors of jobs; each exception carries the slug under which a client is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How old the leases of this process can be, by a clock that also counts while the process or the machine sleeps.
+"""The age of the leases of this process, by a clock that also counts while the process or the machine sleeps.
 
 The database alone decides who holds a lease. A process that was stopped for a while (SIGSTOP, a suspended machine) does not notice
 that it has lost one, so before it sends anything that only the holder may send, it asks here. An age counts from *before* the

@@ -1,4 +1,4 @@
-"""What a job is, in memory: the row as an immutable value, and the small values that the worker passes round."""
+"""Jobs in memory: the row as an immutable value, and the small values that the worker passes round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNFINISHED: Final[tuple[Status, ...]] = ("queued", "running")
 
 
 class Identity(NamedTuple):
-    """What identifies a job for good, across transactions and processes.
+    """The identity of a job for good, across transactions and processes.
 
     The sequence number of its row does not: after the database was restored from an older dump, or a replica that lagged behind has
     taken over, the number may belong to another job.
@@ -105,7 +105,7 @@ class Job(NamedTuple):
 
     @property
     def identity(self) -> Identity:
-        """Which job it is."""
+        """The identity of the job."""
         return Identity(self.user_id, self.type, self.name)
 
     @property
@@ -164,7 +164,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """What a finished attempt leaves in the row."""
+    """The values that a finished attempt leaves in the row."""
 
     finished_at: int
     args: dict[str, Any]
@@ -175,7 +175,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt, or at last the job, failed: a slug of the error table and a sentence that may be shown."""
+    """The reason why an attempt, or at last the job, failed: a slug of the error table and a sentence that may be shown."""
 
     slug: str
     detail: str

@@ -77,7 +77,7 @@ def seconds_until_room(connection: Connection, user_id: str | None = None) -> fl
 
 @dataclass(frozen=True, slots=True)
 class _Speed:
-    """How fast the WebUIs are: seconds per unit of cost (None before anything was measured), how many are up, and what time it is
+    """The speed of the WebUIs: seconds per unit of cost (None before anything was measured), how many are up, and what time it is
     by the database's clock.
     """
 
@@ -91,7 +91,7 @@ class _Speed:
         return cls(row[0], max(row[1], 1), float(row[2]))
 
     def seconds_left(self, job: Job | Any) -> float | None:
-        """What the WebUI said last, else what the measured speed promises."""
+        """The WebUI's own estimate, else that of the measured speed."""
         if job.phase == "storing":
             return 0.0
         if job.eta is not None and job.progress_at is not None:

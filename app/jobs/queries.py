@@ -190,7 +190,7 @@ class JobQueries:
         return row is not None and row.claims == claim.attempt and row.task_id != claim.task_id
 
     def seconds_since_watched(self, claim: Claim) -> float | None:
-        """How long ago a client watched the claimed job; None when nobody did, or the claim is lost."""
+        """Seconds since a client watched the claimed job; None when nobody did, or the claim is lost."""
         with self.database.read() as connection:
             row = sql.SECONDS_SINCE_WATCHED.first(connection, sql.owned_by(claim))
             return None if row is None else row.seconds

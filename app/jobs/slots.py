@@ -32,7 +32,7 @@ Quiesced = Literal["clean", "suspect", "unclean"]
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a slot's row keeps about the state that its WebUI was left in: JSON of the use case, None where there is nothing."""
+    """The state that a WebUI was left in, as its slot's row keeps it: JSON of the use case, None where there is nothing."""
 
     doubt: str | None
     overridden: str | None
@@ -175,7 +175,7 @@ class Slots:
     # -- what WebUIs were left with ----------------------------------------------------------------------------------
 
     def traits(self, key: str) -> Traits:
-        """What is kept about the state of one WebUI; nothing for an unknown slot."""
+        """The kept facts about the state of one WebUI; none for an unknown slot."""
         with self.database.read() as connection:
             row = connection.execute(select(SLOTS.c.doubt, SLOTS.c.overridden).where(SLOTS.c.key == key)).first()
             return Traits(row.doubt, row.overridden) if row is not None else Traits(None, None)

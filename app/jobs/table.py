@@ -53,7 +53,7 @@ SlotState = Literal["clean", "unclean"]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many unfinished jobs may stand in the table."""
+    """The most unfinished jobs that may stand in the table."""
 
     total: int
     per_user: int

@@ -1,4 +1,4 @@
-"""What can go wrong with files and images; ``str(error)`` is safe to show to a client."""
+"""The errors of files and images; ``str(error)`` is safe to show to a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in the data folder: its files and folders as they are found, whatever should be there."""
+"""The content of the data folder: its files and folders as they are found, whatever should be there."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def translated(doing: str) -> Iterator[None]:
 
 
 def entries_of(folder: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds, by name; nothing when it is not there."""
+    """The entries of a folder, by name; none when it is not there."""
     with suppress(MissingFile), translated("read"), os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
     return []

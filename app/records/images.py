@@ -52,7 +52,7 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class Sniffed:
-    """What an image turned out to be: its extension (``png``, ``jpg`` or ``webp``), media type and size in pixels."""
+    """The format of an image: its extension (``png``, ``jpg`` or ``webp``), media type and size in pixels."""
 
     extension: str
     media_type: str

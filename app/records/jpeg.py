@@ -1,4 +1,7 @@
-"""What a JPEG needs to be shown, read without decoding it (ITU-T T.81, annex B); :func:`decode_whole` relies on libjpeg besides."""
+"""The parts of a JPEG that are needed to show it, read without decoding it (ITU-T T.81, annex B).
+
+:func:`decode_whole` relies on libjpeg besides.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ class _Scan:
 
 
 def read(data: bytes) -> Essence:
-    """What the first picture in a file shows; what stands behind its end marker, or behind its pixels, does not count.
+    """The essence of the first picture in a file; what stands behind its end marker, or behind its pixels, does not count.
 
     :raises Broken: a segment or a scan is missing or truncated, or there are too many of them. Pixels that are missing within the
         last scan are left to :func:`decode_whole`.

@@ -1,4 +1,4 @@
-"""What a PNG must have to be shown, read without decoding it (PNG specification, third edition, sections 5 and 11).
+"""The parts of a PNG that are needed to show it, read without decoding it (PNG specification, third edition, sections 5 and 11).
 
 Only critical chunks count, and tRNS, which holds the transparency; for a client's image also iCCP (colours) and eXIf (orientation).
 Text, times and animation are no reason to throw a picture away, however broken or large they are.
@@ -87,7 +87,7 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def read(data: bytes) -> Essence:
-    """What a PNG shows, or the default image of an animated one; what stands behind its end does not count.
+    """The essence of a PNG, or of the default image of an animated one; what stands behind its end does not count.
 
     Chunks that are repeated or stand where they may not are ignored, as libpng does, which browsers decode with. A file may end
     behind its pixels: IEND, and what stands before it, holds nothing of the picture.

@@ -1,4 +1,4 @@
-"""What a WebP needs to be shown: its container, read without decoding it (RFC 9649, section 2)."""
+"""The parts of a WebP that are needed to show it: its container, read without decoding it (RFC 9649, section 2)."""
 
 from __future__ import annotations
 

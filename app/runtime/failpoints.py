@@ -20,7 +20,7 @@ _LINE: Final = 64
 
 
 class Failpoints(Protocol):
-    """What the rooms tell when they are about to make something durable."""
+    """The points at which something becomes durable."""
 
     def around(self, name: str) -> AbstractContextManager[None]:
         """Surround one fsync, rename, removal or commit."""

@@ -32,7 +32,7 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
 
 
 def loads(text: str | bytes) -> Any:
-    """What :func:`dumps` wrote, and any other JSON.
+    """Read JSON that :func:`dumps` wrote, or any other.
 
     An integer of hundreds of digits, which no number that was checked is, comes back as an infinite float.
 

@@ -1,4 +1,4 @@
-"""What a process of the gateway asks of the C library's allocator: to give back what a burst of large bodies and pictures took.
+"""Settings of the C library's allocator: give back what a burst of large bodies and pictures took.
 
 glibc's own rules fit programs of few threads and small blocks. Each thread that finds the heaps busy gets one more, up to eight
 for each core, and each keeps what its largest burst needed; and once a block of some megabytes was freed, blocks of that size come

@@ -1,4 +1,4 @@
-"""What the operating system must allow before a server starts: its address, and enough open files."""
+"""Checks before a server starts: its address, and enough open files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def room_for_connections(config: Config) -> int:
 
 
 def failure_to_bind(host: str, port: int) -> OSError | None:
-    """Why nobody could listen there now; None when it works."""
+    """The reason why nobody could listen there now; None when it works."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

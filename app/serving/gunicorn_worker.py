@@ -375,7 +375,7 @@ class _Parser(RequestParser):  # type: ignore[misc]  # gunicorn ships no types
 
 
 class _Ending(Enum):
-    """What becomes of a connection after a request."""
+    """The fate of a connection after a request."""
 
     KEEP = "keep"
     CLOSE = "close"
@@ -509,7 +509,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
             self.poller.unregister(conn.sock)
 
     def _receive(self, conn: _Connection) -> memoryview | None:
-        """What has arrived: empty at the end of the connection, None if nothing has."""
+        """The bytes that have arrived: empty at the end of the connection, None if nothing has."""
         try:
             return self._buffer[: conn.sock.recv_into(self._buffer)]
         except BlockingIOError:

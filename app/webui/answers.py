@@ -1,4 +1,4 @@
-"""What a WebUI's answer to a generation means: pictures with their seeds, or one of the room's errors.
+"""The meaning of a WebUI's answer to a generation: pictures with their seeds, or one of the package's errors.
 
 The shape of good answers: ``modules/api/api.py`` and ``Processed.js`` in ``modules/processing.py`` of the WebUI; the error
 bodies of the different WebUIs are told apart by their keys.

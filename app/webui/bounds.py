@@ -1,4 +1,4 @@
-"""How large an honest answer of a WebUI can be, so that a broken or hostile one costs neither memory nor time.
+"""The size that an honest answer of a WebUI can have, so that a broken or hostile one costs neither memory nor time.
 
 A generation's answer is JSON: the pictures in base64, and the same texts several times over (``modules/api/models.py`` and
 ``Processed.js`` of the WebUI). Both are bounded by what was asked for.
@@ -31,7 +31,7 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class AnswerBounds:
-    """What the answer to one generation may hold at most.
+    """The bounds of the answer to one generation.
 
     ``size`` is in bytes of the body; ``values`` counts what JSON brackets and commas can make of it; ``infotext`` is in bytes
     of UTF-8.

@@ -47,7 +47,7 @@ _NO_TASK = "sd-gateway-probe"
 
 @dataclass(frozen=True)
 class TaskState:
-    """What the WebUI says about one task id; all false for an id that it does not know."""
+    """The state of one task id; all false for an id that it does not know."""
 
     active: bool
     queued: bool
@@ -60,7 +60,7 @@ class TaskState:
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the WebUI as a whole is doing, whoever asked for it."""
+    """The state of the WebUI as a whole."""
 
     #: 0…1; 0.01 before the first step.
     progress: float

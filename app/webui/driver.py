@@ -19,7 +19,7 @@ _IDLE_TWICE_SECONDS: Final = 0.3
 
 @dataclass(frozen=True, slots=True)
 class TaskProgress:
-    """How far a WebUI is with a task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours.
+    """The progress of a WebUI with a task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours.
 
     ``by_task`` is False where the WebUI can't be asked for a task: it then also looks idle while it still loads its model.
     """

@@ -238,7 +238,7 @@ _REASONS: Final[Mapping[type[BaseException], str]] = {
 
 
 def reason(error: WebuiError) -> str:
-    """Why a light question got no usable answer, in a few words for the operator's log; credentials are not among them."""
+    """The reason why a query got no usable answer, in a few words for the operator's log; credentials are not among them."""
     for cause in _causes(error):
         for kind, text in _REASONS.items():
             if isinstance(cause, kind):

@@ -287,7 +287,7 @@ def adapter() -> HTTPAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long one exchange may take, and how large its answer may be.
+    """The bounds of one exchange: its time, and the size of its answer.
 
     ``connect_seconds`` bound the connecting, for each address of the host; a slow name server may add its own time. ``seconds``
     bound it until the connection is made, and again from the first byte of the request to the last one of the answer. ``body`` is

@@ -78,7 +78,7 @@ def says_out_of_memory(body: Mapping[str, Any]) -> bool:
 
 
 def advice(body: Mapping[str, Any]) -> str | None:
-    """What a client should change where the error is a deterministic one; None for any other error.
+    """Advice to the client where the error is a deterministic one; None for any other error.
 
     The sentence is ours and holds nothing of the WebUI's text.
     """
@@ -87,7 +87,7 @@ def advice(body: Mapping[str, Any]) -> str | None:
 
 
 def unknown_option(body: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
-    """Which of the overridden options the WebUI does not know: an override of an unknown one is a KeyError before any work."""
+    """The overridden option that the WebUI does not know: an override of an unknown one is a KeyError before any work."""
     if body.get("error") != _KEY_ERROR:
         return None
     said = {str(body.get(key)).strip("'\" ") for key in ("errors", "message")}

@@ -73,7 +73,7 @@ class Prepared(Generic[_T]):
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """How a generation ended. ``seconds`` is the time from its begin to its answer, as near as it is known, never less."""
+    """The end of a generation. ``seconds`` is the time from its begin to its answer, as near as it is known, never less."""
 
     flagged: bool
     #: The state that was seen; None where the WebUI did not answer the question.
@@ -169,7 +169,7 @@ class InterruptQuery:
         return self._asked is None or bool(wait([self._asked], seconds).done)
 
     def result(self) -> Circumstances:
-        """How the generation ended; blocks until the question is answered."""
+        """The circumstances of the end; blocks until the question is answered."""
         state = None if self._asked is None else self._asked.result()
         flagged = state is not None and state.stopped
         return Circumstances(flagged, state, self._answered_at - self._not_begun_at)

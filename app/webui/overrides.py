@@ -24,7 +24,7 @@ _DEFAULTS: Final = {PROMPT_COMMENTS: True}
 
 
 class OptionOverrides:
-    """What one WebUI is sent, and what must be put back there. Safe under threads.
+    """The options that are overridden in one WebUI, and those to be put back there. Safe under threads.
 
     :param stored: the JSON that ``keep`` was called with last, by this process or an earlier one; None for nothing.
     :param keep: called with what is to be put back, as JSON, before an override is sent, and with None when nothing is left to
@@ -91,7 +91,7 @@ class OptionOverrides:
                 self._keep(None)
 
     def refused(self, options: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What to send instead, where a generation with these options failed because the WebUI does not know one of them.
+        """The options to send instead, where a generation with these options failed because the WebUI does not know one of them.
 
         Where the error says nothing at all, the prompts' option is left out once; see :meth:`seems_unknown`.
 

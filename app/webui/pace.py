@@ -1,4 +1,4 @@
-"""How long a WebUI lately took for generations of one kind: one that was clearly faster can't have been finished."""
+"""The time that a WebUI lately took for generations of one kind: one that was clearly faster can't have been finished."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOISE_SECONDS: Final = 0.05
 
 
 class Pace:
-    """How fast one WebUI lately made generations, by kind. Safe under threads; kept in memory only."""
+    """The speed of one WebUI's last generations, by kind. Safe under threads; kept in memory only."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What is posted to a WebUI, built from a job's ``args``.
+"""The bodies that are posted to a WebUI, built from a job's ``args``.
 
 Nothing of a client's goes through but the fields set here and those that :mod:`app.parameters` passes on.
 

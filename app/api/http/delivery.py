@@ -1,4 +1,4 @@
-"""How a stored file is sent: by Flask itself, or by the nginx in front of it (``SDG_ACCEL=nginx``).
+"""Sending of stored files: by Flask itself, or by the nginx in front of it (``SDG_ACCEL=nginx``).
 
 Flask judges every request for a file: whether it exists, its conditions, its range. With nginx, the answer to a plain GET then
 has no body but X-Accel-Redirect, the place of the file below an internal location of ``deploy/nginx/sd-gateway.conf``, and nginx

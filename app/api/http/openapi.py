@@ -26,7 +26,7 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 class Decorator(Protocol):
-    """What leaves the type of a view as it is."""
+    """A decorator that leaves the type of a view as it is."""
 
     def __call__(self, view: View, /) -> View:
         """Decorate."""

@@ -1,4 +1,4 @@
-"""What stands in a path: judged for every route at once, before any view runs, so that no view can forget it."""
+"""Checks of paths: judged for every route at once, before any view runs, so that no view can forget it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.records.layout import parse_filename
 
 
 def user_id_fault(text: str) -> str | None:
-    """Why a text is no user id, or ``None`` when it is one.
+    """The reason why a text is no user id, or ``None`` when it is one.
 
     Printable is what Unicode's categories call neither Other nor Separator, and the ASCII space. Ids are compared by code
     point: nothing is normalised.

@@ -32,13 +32,13 @@ _LONGEST_WAIT: Final = 10**9
 
 @dataclass(frozen=True)
 class Preference:
-    """What the client prefers: ``respond_async``, and ``wait`` in seconds; ``None`` where it said nothing."""
+    """The preferences of a client: ``respond_async``, and ``wait`` in seconds; ``None`` where it said nothing."""
 
     respond_async: bool = False
     wait: int | None = None
 
     def seconds(self, limit: float) -> float:
-        """How long to wait for the end of the job; ``limit`` is the gateway's own bound, seconds."""
+        """Seconds to wait for the end of the job; ``limit`` is the gateway's own bound, seconds."""
         if self.wait is not None:
             return min(self.wait, limit)
         return 0 if self.respond_async else limit
@@ -65,7 +65,7 @@ def parse(fields: Iterable[str]) -> Preference:
 
 
 def _items(header: str) -> Iterator[str]:
-    """What stands between the commas; of a header that is too long, what is whole within its limit.
+    """The preferences between the commas; of a header that is too long, what is whole within its limit.
 
     A quotation mark that nothing closes quotes nothing, so that from there on every comma counts.
     """

@@ -47,7 +47,7 @@ def register_handlers(app: Flask) -> None:
 
 
 def _http_refusal(error: HTTPException) -> Response | WerkzeugResponse:
-    """What Flask and Werkzeug raise: no route, wrong method, a Range that the file hasn't, a malformed request."""
+    """Answer what Flask and Werkzeug raise: no route, wrong method, a Range that the file hasn't, a malformed request."""
     code = error.code or 500
     if code < HTTPStatus.BAD_REQUEST:  # Werkzeug raises redirects too
         return error.get_response()

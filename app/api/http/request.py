@@ -71,7 +71,7 @@ class GatewayRequest(flask.Request):
 
     @cached_property
     def _turn(self) -> contextlib.ExitStack:
-        """What ends the turn of a large body."""
+        """The context that ends the turn of a large body."""
         return contextlib.ExitStack()
 
     def forget_document(self) -> None:

@@ -85,7 +85,7 @@ def _holds_more(text: bytes, marks: bytes, most: int) -> bool:
 
 
 def _without_strings(body: bytes) -> bytes:
-    """What stands outside of the strings of a JSON text.
+    """The parts of a JSON text outside of its strings.
 
     :raises InvalidJson: there are more strings than a body may hold values and names.
     """

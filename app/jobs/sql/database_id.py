@@ -59,7 +59,7 @@ def assign(database: Database, value: str) -> None:
 
 
 def count_jobs(database: Database, *, records: bool = False) -> int:
-    """How many jobs the database holds, deleted ones too; with ``records`` those that succeeded. 0 where it is missing or empty.
+    """The number of jobs, deleted ones too; with ``records`` those that succeeded. 0 where the database is missing or empty.
 
     :raises DatabaseUnavailable: it can't be read.
     """

@@ -89,7 +89,7 @@ class Prepared:
         return rows[0] if rows else None
 
     def change(self, connection: Connection, values: Mapping[str, Any] = _NOTHING) -> int:
-        """How many rows it changed."""
+        """The number of rows that it changed."""
         return int(self._run(connection, values).rowcount)
 
     def _run(self, connection: Connection, values: Mapping[str, Any]) -> Any:

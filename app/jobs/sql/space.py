@@ -56,7 +56,7 @@ class Space:
         return bool(self._pragma("auto_vacuum"))
 
     def _pages(self) -> tuple[int, int]:
-        """How many pages are free, and how many there are."""
+        """The number of free pages, and of all pages."""
         return self._pragma("freelist_count"), self._pragma("page_count")
 
     def _pragma(self, name: str) -> int:

@@ -45,7 +45,7 @@ def _done(_seconds: float | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back from a WebUI. ``ok`` says whether it is a result, so that its time tells something about the WebUI's speed.
+    """The answer of a WebUI. ``ok`` says whether it is a result, so that its time tells something about the WebUI's speed.
 
     ``await_checks`` blocks, at most so many seconds (None: without limit), until the WebUI was asked all that it must be asked
     before it gets another job; it returns whether that is done.
@@ -65,7 +65,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """How far a WebUI is with our task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours.
+    """The progress of a WebUI with our task: ``progress`` 0…1, ``eta`` seconds or None; ``idle`` when it works at nothing of ours.
 
     ``by_task`` is False where the WebUI can't be asked for a task: it then also looks idle while it still loads its model.
     """

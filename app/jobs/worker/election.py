@@ -1,4 +1,4 @@
-"""Which process of a host runs the embedded worker: the one that holds an advisory lock on a file.
+"""The election of the process that runs the embedded worker of a host: the one that holds an advisory lock on a file.
 
 The kernel frees ``flock(2)`` when the last descriptor of the open file is closed, so also at ``kill -9``, and the next process
 that waits for it has it at once. A child process would inherit the descriptor and keep the lock alive: the holder never forks.

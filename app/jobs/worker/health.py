@@ -21,7 +21,7 @@ class Health:
 
     @property
     def why_down(self) -> str:
-        """Why it was last found down, for the log."""
+        """The reason why it was last found down, for the log."""
         with self._lock:
             return self._why_down
 

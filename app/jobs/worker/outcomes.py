@@ -78,7 +78,7 @@ class Outcomes:
             self._wake.set()
 
     def _verdict(self, attempt: Attempt, answer: Answer) -> Success | Failure | Retry | None:
-        """What became of an answer; None if its claim was lost, or the worker was stopped while the database was away."""
+        """The verdict on an answer; None if its claim was lost, or the worker was stopped while the database was away."""
         claim, context = attempt.claim, self._context
         try:
             checked = context.retry_until_stopped(lambda: self._backend.check(claim, answer))

@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Duties:
-    """What the worker does for the use cases, which it doesn't know.
+    """The work that the worker does for the use cases, which it doesn't know.
 
     ``backends`` makes a backend for each WebUI; called once, when this process is the one that works. ``tidy`` is called once
     before the first claim, to finish what a crash left of deletions. ``upkeep`` is called every few seconds for what only the use
