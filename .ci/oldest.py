@@ -12,7 +12,7 @@ SETUP = Path(__file__).resolve().parent.parent / "setup.cfg"
 
 
 def requirements() -> Iterator[Requirement]:
-    """What the package, its extras and its build need."""
+    """The requirements of the package, of its extras and of its build."""
     parser = configparser.ConfigParser()
     parser.read(SETUP, encoding="utf-8")
     lists = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]

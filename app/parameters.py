@@ -21,7 +21,7 @@ Type = Literal["txt2img", "img2img"]
 TYPES: Final[tuple[Type, ...]] = get_args(Type)
 
 Kind = Literal["user id", "text", "integer", "number", "boolean", "choice", "seed", "image"]
-"""What a field takes. The last two are strings with rules of their own."""
+"""The type of a field's value. The last two are strings with rules of their own."""
 
 #: Posted as ``hr_upscaler``, these mean no upscaling; the second is the WebUI's own word for it.
 NO_UPSCALING: Final = ("", "None")

@@ -40,7 +40,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The files of records": "作图记录的文件",
         "What a request may choose from": "请求中可选的内容",
         "The state of the gateway": "网关状态",
-        # What the endpoints do, take and answer
+        # Texts of the endpoints: summaries, descriptions, parameters and answers
         "Make pictures from a prompt.": "根据提示词作图。",
         "Make pictures from a prompt and a reference image.": "根据提示词和参考图作图。",
         "List the succeeded txt2img jobs of a user.": "列出用户已成功的文生图任务。",

@@ -1,4 +1,4 @@
-"""What a request may choose from."""
+"""The endpoint that lists the names that a request may use."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class File:
 
     @property
     def path(self) -> Path:
-        """Where it lies."""
+        """The path of the file."""
         return Path(self.place)
 
 

@@ -77,7 +77,7 @@ class Catalogues:
             return True
 
     def sightings(self) -> Sightings:
-        """When the configured WebUIs that are up were asked last what they offer."""
+        """The times at which the configured WebUIs that are up were last asked for their catalogues."""
         asked = select(SLOTS.c.key, CATALOGUES.c.seen_at).where(SLOTS.c.health == "up")
         with self.database.read() as connection:
             rows = connection.execute(asked.outerjoin_from(SLOTS, CATALOGUES, CATALOGUES.c.key == SLOTS.c.key)).all()

@@ -1,4 +1,4 @@
-"""Where an unfinished job stands, and how long it will take: positions, etas and the seconds of Retry-After.
+"""The queue position and eta of an unfinished job, and the seconds of Retry-After.
 
 All of it comes from the table: what waits before the job in the real order, what runs, and how long the WebUIs took for a unit
 of cost lately.

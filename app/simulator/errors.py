@@ -42,7 +42,7 @@ class PlainError(SimulatedError):
 
 
 class InvalidError(SimulatedError):
-    """What pydantic refuses: 422 and a list of places and reasons."""
+    """A refusal as pydantic words it: 422 and a list of places and reasons."""
 
     def __init__(self, errors: list[dict[str, Any]]) -> None:
         super().__init__(f"{len(errors)} errors")

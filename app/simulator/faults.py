@@ -183,6 +183,6 @@ class Faults:
             return fault
 
     def armed(self) -> list[dict[str, Any]]:
-        """What is armed, for a person to see."""
+        """The armed faults, for a person to see."""
         with self._lock:
             return [{"kind": fault.kind, "count": fault.count} for fault in self._armed if not fault.over]

@@ -72,7 +72,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. ``done`` below 1 is a picture that was stopped on the way."""
+    """The inputs that decide how a picture looks. ``done`` below 1 is a picture that was stopped on the way."""
 
     key: str
     width: int
@@ -229,5 +229,5 @@ def upscale(image: Image.Image, upscaler: str, size: tuple[int, int]) -> Image.I
 
 
 def base64_text(data: bytes) -> str:
-    """How pictures travel: standard alphabet, no prefix."""
+    """Base64 as pictures are sent: standard alphabet, no prefix."""
     return pybase64.b64encode_as_string(data)

@@ -1,4 +1,4 @@
-"""What a simulator is told at its start: its flavour, its speed, its models and the faults it begins with."""
+"""Settings of a simulator: its flavour, its speed, its models and the faults that are armed at its start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.simulator.faults import FAULT_KINDS
 
 @dataclass(frozen=True)
 class Flavour:
-    """How one family of servers differs from the next; each field is one difference that a client can see."""
+    """The behaviour of one family of WebUIs; each field is one difference from the others that a client can see."""
 
     name: str
     version: str

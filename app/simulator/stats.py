@@ -1,4 +1,4 @@
-"""What a test may ask a simulator afterwards: how many, how many at once, how long the gaps, which payloads."""
+"""Counts that a test reads from a simulator afterwards: requests, the most at once, the gaps between them, and their payloads."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def _field(field: Field, values: dict[str, Any], version: int, place: tuple[Any,
 
 
 def read_body(data: bytes, content_type: str | None, version: int) -> Any:
-    """What FastAPI makes of a request body: JSON only under a JSON content type or none, else the bare bytes' text.
+    """Read a request body as FastAPI does: JSON only under a JSON content type or none, else the bare bytes' text.
 
     :raises InvalidError: for broken JSON and for no body at all, also a JSON null.
     :raises HttpError: 400 for bytes that are no text or nest too deep.

@@ -16,7 +16,7 @@ from app.webui.bounds import is_name
 from app.webui.models import Model, Models, stored_model, to_store, told_apart
 
 Kind = Literal["sampler", "scheduler", "model", "style", "hires", "upscaler"]
-"""What a name names. ``hires`` is the upscaling of txt2img (latent modes and upscalers), ``upscaler`` that of img2img."""
+"""A kind of name. ``hires`` is the upscaling of txt2img (latent modes and upscalers), ``upscaler`` that of img2img."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -173,7 +173,7 @@ def stored_model(entry: Mapping[str, Any]) -> Model:
 
 
 def to_store(model: Model) -> dict[str, Any]:
-    """What :func:`stored_model` reads; what tells a model from the others is found anew by :func:`told_apart`."""
+    """The JSON that :func:`stored_model` reads, without ``rivals``, which :func:`told_apart` finds anew."""
     return {name: value for name, value in vars(model).items() if name != _RIVALS}
 
 

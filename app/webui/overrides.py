@@ -70,7 +70,7 @@ class OptionOverrides:
             return {option: value for option, value in options.items() if option not in self._unknown}
 
     def _true_value(self, shown: bool | None) -> bool | None:
-        """What the WebUI's options would show now: they may have been read last while our own override stood."""
+        """The values that the WebUI's options would show now: they may have been read last while our own override stood."""
         if shown is not False:
             self._put_back.clear()
         return self._put_back.get(PROMPT_COMMENTS, shown)

@@ -1,4 +1,4 @@
-"""Checks of paths: judged for every route at once, before any view runs, so that no view can forget it."""
+"""Checks of paths, made for every route at once and before any view runs, so that no view can forget them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _PREFERENCE: Final = re.compile(
     rf"(?P<name>{_NAME})(?:[ \t]*+=[ \t]*+(?P<value>{_WORD}))?"
     rf"(?:[ \t]*+;(?:[ \t]*+{_NAME}(?:[ \t]*+=[ \t]*+{_WORD})?)?)*+"
 )
-#: What a comma outside of quoted strings ends, or the end of the header; where a quoted string has no end, nothing fits.
+#: An item, up to a comma outside of quoted strings or to the end; no match where a quoted string is not closed.
 _ITEM: Final = re.compile(rf'((?:[^",]|{_QUOTED})*+)(?:,|\Z)')
 _ESCAPED: Final = re.compile(r"\\(.)")
 #: More seconds than this are no different from it, and an integer of a million digits is not read.
@@ -55,7 +55,7 @@ class Preference:
 
 
 def parse(fields: Iterable[str]) -> Preference:
-    """Read the values of every Prefer field; what is malformed, too long or unknown is ignored, of a repeat the first counts."""
+    """Read the values of all Prefer fields. Malformed, overlong and unknown preferences are ignored, and repeats of one."""
     found: dict[str, str] = {}
     for item in _items(",".join(fields)):
         match = _PREFERENCE.fullmatch(item) if len(item) <= _LONGEST_PREFERENCE else None
@@ -65,7 +65,7 @@ def parse(fields: Iterable[str]) -> Preference:
 
 
 def _items(header: str) -> Iterator[str]:
-    """The preferences between the commas; of a header that is too long, what is whole within its limit.
+    """Split a header at its commas. Of one that is too long, only the preferences that end within the limit are read.
 
     A quotation mark that nothing closes quotes nothing, so that from there on every comma counts.
     """

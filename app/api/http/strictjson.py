@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from app.api.http.refusals import InvalidJson
 from app.problems import shown
 
-#: What a body may hold: members of objects and items of lists together, at any depth. A request has some twenty.
+#: The most members of objects and items of lists, counted together and at any depth, in a body. A request has some twenty.
 MOST_VALUES: Final = 10_000
 #: Objects and lists inside each other. A request has two; Python's own parser gives up at about 900.
 MOST_DEPTH: Final = 500

@@ -190,7 +190,7 @@ class Choice(_Judged, fields.String):
 
 
 class PageLimit(_Judged, fields.Integer):
-    """How many jobs a page holds, from the query."""
+    """The number of jobs on a page, from the query."""
 
     def judge(self, value: Any) -> int:
         """Load the value."""
@@ -200,7 +200,7 @@ class PageLimit(_Judged, fields.Integer):
 
 
 class Cursor(_Judged, fields.String):
-    """Where a page starts, as the sequence that the cursor stands for; from the query."""
+    """The start of a page, from the query: the sequence number that the cursor stands for."""
 
     def judge(self, value: Any) -> Any:
         """Load the value."""

@@ -45,7 +45,7 @@ _UNBOUNDED: Mapping[str, Callable[..., fields.Field[Any]]] = MappingProxyType(
 
 
 class PictureRequest(Schema):
-    """What txt2img and img2img share: the rules that join several fields, and unknown fields refused by name."""
+    """The part that txt2img and img2img share: rules over several fields, and the refusal of unknown fields by name."""
 
     class Meta:
         """Unknown fields are errors."""

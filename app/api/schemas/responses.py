@@ -1,4 +1,4 @@
-"""What the answers look like, for the documentation; the services' dicts go through as they are.
+"""Schemas of the answers, for the documentation; the services' dicts go through as they are.
 
 Descriptions are translated by :mod:`app.api.chinese`.
 """
@@ -135,7 +135,7 @@ class InitImage(Answer):
 
 
 class Webui(Answer):
-    """What made the pictures."""
+    """The model, the sampler and the version of the WebUI that made the pictures."""
 
     model = fields.String(required=True, allow_none=True, metadata={"description": "The model."})
     sampler = fields.String(required=True, allow_none=True, metadata={"description": "The sampler."})
@@ -210,7 +210,7 @@ class Jobs(Answer):
 
 
 class Deleted(Answer):
-    """What a DELETE removed."""
+    """The answer of a DELETE."""
 
     EXAMPLES: ClassVar = {"record": examples.DELETED}
 

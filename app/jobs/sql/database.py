@@ -327,7 +327,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    """Repeat the switch for as long as the busy timeout: SQLite does not wait where several processes make it at once."""
+    """Switch to write-ahead logging; several processes may do so at once.
+
+    SQLite's busy timeout does not cover this switch, so it is repeated here for as long.
+    """
     ends = time.monotonic() + connection.execute("PRAGMA busy_timeout").fetchone()[0] / 1000
     while True:
         try:
