@@ -115,7 +115,8 @@ class Delivery:
         return self._counted(self._in_two(half), response, len(half))
 
     def _overstate(self, data: bytes, response: Response) -> Response:
-        answer = self._counted(self._in_two(data), response, len(data))
+        self._visit.end(time.perf_counter(), answered=False)
+        answer = self._counted(iter((data,)), response, len(data))
         answer.headers["Content-Length"] = "9" * _DIGITS
         answer.headers["Connection"] = "close"
         return answer
@@ -142,7 +143,8 @@ class Delivery:
         return self._stream(streams.many_lists(size), response, size)
 
     def _stream(self, pieces: Iterator[bytes], response: Response, length: int | None = None) -> Response:
-        """A 200 in pieces; the visit ends when the last of them is sent or the client has left."""
+        """A 200 in pieces; the visit ends before the first, as the work is over and nobody may take the rest."""
+        self._visit.end(time.perf_counter(), answered=False)
         answer = self._counted(self._while_running(pieces), response, length or 0)
         answer.status_code = 200
         if length is None:
@@ -154,7 +156,6 @@ class Delivery:
             if self._engine.wait_for_stop(0):
                 return
             yield piece
-        self._visit.end(time.perf_counter())
 
     def _sized(self, otherwise: int) -> int:
         return otherwise if self._fault is None else self._fault.sized(otherwise)
