@@ -14,6 +14,9 @@ Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 UNFINISHED: Final[tuple[Status, ...]] = ("queued", "running")
 
+#: What has become of a claim's job by a finish: ``lost`` when the claim was not its owner's any more, or the job was deleted.
+End = Literal["succeeded", "failed", "cancelled", "lost"]
+
 
 class Identity(NamedTuple):
     """The identity of a job for good, across transactions and processes.
@@ -43,6 +46,8 @@ class NewJob:
     init_image: dict[str, Any] | None
     requirements: str
     cost: float
+    #: Seconds from acceptance after which it is cancelled, unless it has ended; None for never.
+    cancel_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,9 @@ class Job(NamedTuple):
     tried: tuple[dict[str, Any], ...] = ()
     #: The last change that a client can see; see :mod:`app.jobs.revisions`.
     rev: int = 0
+    #: When a client, or the deadline, asked for its end; it is never queued or claimed again then. Seconds by the database's clock.
+    cancel_at: float | None = None
+    deadline: float | None = None
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:
