@@ -221,9 +221,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("SDG_THREADS", "64", _COUNT, "Threads of each web process."),
     Setting(
         "SDG_MAX_WAITERS",
-        "32",
+        "1000",
         _COUNT,
-        "Clients of each process that may wait for a picture; must be fewer than its threads.",
+        "Clients of each process that may wait for a picture; they hold a connection, but no thread.",
+    ),
+    Setting(
+        "SDG_MAX_STREAMS",
+        "1000",
+        _COUNT,
+        "Event streams of each process; 20 of them for one user.",
     ),
     Setting(
         WEBUI_URLS,
@@ -312,6 +318,7 @@ class Config:
     web_concurrency: int
     threads: int
     max_waiters: int
+    max_streams: int
     webui_urls: str
     host_id: str
     default_model: str
@@ -462,8 +469,6 @@ def load(environ: Mapping[str, str] | None = None, instance: Path | None = None)
         webuis = parse_webui_urls(values["webui_urls"], values["host_id"])
     except ValueError as error:
         raise ConfigError(f"{WEBUI_URLS}: {error}") from error
-    if values["max_waiters"] >= values["threads"]:
-        raise ConfigError("SDG_MAX_WAITERS: must be fewer than SDG_THREADS")
     if values["accel"] and not _only_this_machine_reaches(values["bind"]):
         raise ConfigError(
             "SDG_ACCEL: needs SDG_BIND to be a loopback address or a Unix socket, so that only nginx reaches it"

@@ -20,9 +20,12 @@ from app.gateway.identity import Belonging
 from app.gateway.maintenance import Maintenance, Upkeep
 from app.gateway.offering import Offering
 from app.gateway.results import refused_everywhere
+from app.gateway.waiting import LongPolls
+from app.gateway.watching import Watching
+from app.jobs.changes import Changes
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import Failure, Identity
-from app.jobs.notifications import ACCEPTED, REFRESH_WANTED, Notifier
+from app.jobs.notifications import ACCEPTED, CHANGED, REFRESH_WANTED, Notifier
 from app.jobs.slot_keys import rename_slots
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
@@ -49,15 +52,21 @@ class _Notifications:
     """Passes notifications between the processes of this host, once the process has started; before that only within it."""
 
     waiters: Waiters
+    changes: Changes
     wake: Notifier | None = None
     worker: Worker | None = None
 
     def transition(self, transition: Transition) -> None:
-        """Notify those who act on a transition: a worker that a job waits, clients that theirs has ended."""
+        """Notify at once those whose time matters: a worker that a job waits, clients that theirs has ended."""
         if transition.event == "accepted":
             self.accepted()
         elif transition.is_end:
             self.finished(transition.job.identity)
+
+    def logged(self, transition: Transition) -> None:
+        """Notify those who watch, off the path where the time matters."""
+        if transition.event != "sent" and not transition.is_end:
+            self._tell(CHANGED)
 
     def accepted(self) -> None:
         """A job waits."""
@@ -88,7 +97,10 @@ class _Notifications:
             self.worker.wake()
         elif message == REFRESH_WANTED and self.worker is not None:
             self.worker.refresh_soon()
+        elif message == CHANGED:
+            self.changes.hurry()
         elif message.startswith(_FINISHED):
+            self.changes.hurry()
             parts = message.removeprefix(_FINISHED).decode("utf-8", "replace").split(" ", 2)
             if len(parts) == len(Identity._fields):
                 type_, name, user_id = parts
@@ -108,7 +120,10 @@ class Services:
     records: RecordStore
     identity: Belonging
     offering: Offering
+    changes: Changes
     waiters: Waiters
+    watching: Watching
+    long_polls: LongPolls
     acceptance: Acceptance
     archive: Archive
     maintenance: Maintenance
@@ -212,6 +227,7 @@ class Services:
     def begin_drain(self) -> None:
         """Answer every waiter now and take no more jobs; what runs goes on."""
         self.waiters.drain()
+        self.watching.drain()
         if self.worker is not None:
             self.worker.stop_claiming()
 
@@ -241,7 +257,7 @@ class Services:
         self.begin_drain()
         if self.worker is not None:
             self.worker.drain(self.config.drain_timeout)
-        self.waiters.end()
+        self.changes.end()
         if self.simulator is not None:
             self.simulator.stop()
         if self.notifications.wake is not None:
@@ -305,12 +321,16 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
     database, records = identity.database, identity.records
     tables = Tables.of(database)
     table = tables.jobs
-    waiters = Waiters(table, config.max_waiters)
-    notifications = _Notifications(waiters)
+    changes = Changes(table.revisions)
+    waiters = Waiters(table, changes, config.max_waiters)
+    watching = Watching(table, changes, config.max_streams)
+    for follower in (waiters, watching):
+        changes.add(follower)
+    notifications = _Notifications(waiters, changes)
     offering = Offering(
         tables.slots, tables.catalogues, presets, config.default_model, parameters, notifications.refresh_wanted
     )
-    announcer = Announcer(notifications.transition)
+    announcer = Announcer([notifications.transition], [notifications.logged])
     archive = Archive(table, records, announcer)
     return Services(
         config=config,
@@ -319,7 +339,10 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
         records=records,
         identity=identity,
         offering=offering,
+        changes=changes,
         waiters=waiters,
+        watching=watching,
+        long_polls=LongPolls(table, waiters),
         acceptance=Acceptance(config, table, waiters, offering, records, announcer),
         archive=archive,
         maintenance=Maintenance(table, records),

@@ -18,8 +18,9 @@ from PIL import Image
 from sqlalchemy import text
 
 from app.config import load
+from app.gateway.waiting import PendingJob, Reading
 from app.jobs import slots as slots_module
-from app.jobs.model import Job, Slot
+from app.jobs.model import Identity, Job, Slot
 from app.jobs.slots import Slots
 from app.jobs.worker import timing
 from app.services import Services, build
@@ -84,6 +85,20 @@ def make_clean(slots: Slots, *keys: str) -> None:
         slots.end_quiescing(key, "nobody", "clean")
 
 
+def settled(posted: dict[str, Any] | PendingJob[dict[str, Any]]) -> dict[str, Any]:
+    """The job at the end of its wait, for which this thread waits."""
+    if isinstance(posted, dict):
+        return posted
+    woken = threading.Event()
+    posted.begin(woken.set)
+    while True:
+        woken.wait(max(posted.deadline - time.monotonic(), 0.0))
+        woken.clear()
+        view = posted.answer()
+        if view is not None:
+            return view
+
+
 class Gateway:
     """The services of one process, with the files of ``folder``; two of them may share a folder as two processes would."""
 
@@ -126,11 +141,19 @@ class Gateway:
         if type_ == "img2img":
             posted = {"init_images": png_base64()} | posted
         fingerprint = json.dumps(posted, sort_keys=True)
-        return self.services.acceptance.post(type_, posted, fingerprint=fingerprint, idempotency_key=key, wait=wait)
+        return settled(
+            self.services.acceptance.post(type_, posted, fingerprint=fingerprint, idempotency_key=key, wait=wait)
+        )
 
     def accept(self, type_: str = "txt2img", **fields: Any) -> dict[str, Any]:
         """Post a request and don't wait."""
         return self.post(type_, wait=0, **fields)
+
+    def shown(self, view: dict[str, Any]) -> dict[str, Any]:
+        """The job as a client is shown it now."""
+        reading = self.services.long_polls.job(Identity(view["id"], view["type"], view["name"]))
+        assert isinstance(reading, Reading)
+        return reading.view
 
     def job(self, view: dict[str, Any]) -> Job:
         return self.services.table.queries.get(view["id"], view["type"], view["name"])

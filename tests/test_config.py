@@ -73,7 +73,7 @@ def test_the_environment_beats_the_file_and_the_file_the_default(tmp_path: Path)
         ({"SDG_WEBUI_URLS": "http://x:1/?q=1"}, "SDG_WEBUI_URLS"),
         ({"SDG_WEBUI_URLS": " , "}, "SDG_WEBUI_URLS"),
         ({"SDG_WEBUI_URLS": "a=http://x:1,a=http://y:1"}, "SDG_WEBUI_URLS"),
-        ({"SDG_MAX_WAITERS": "64"}, "SDG_MAX_WAITERS"),
+        ({"SDG_MAX_WAITERS": "0"}, "SDG_MAX_WAITERS"),
         ({"WEB_CONCURRENCY": "none"}, "WEB_CONCURRENCY"),
         ({"SDG_ACCEL": "apache"}, "SDG_ACCEL"),
         ({"SDG_ACCEL": "nginx", "SDG_BIND": "0.0.0.0:8000"}, "SDG_ACCEL"),

@@ -37,6 +37,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "Ask for pictures": "请求作图",
         "What was made": "作图历史",
         "Jobs in any state": "任意状态的任务",
+        "Changes of jobs as they happen": "任务变化的实时通知",
         "The files of records": "作图记录的文件",
         "What a request may choose from": "请求中可选的内容",
         "The state of the gateway": "网关状态",
@@ -47,6 +48,27 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "List the succeeded img2img jobs of a user.": "列出用户已成功的图生图任务。",
         "List the jobs of a user in any state, or in one.": "列出用户的任务，可为任意状态，也可只列某一状态。",
         "Get one job in any state, for example to follow its progress.": "查询单个任务，无论其状态；可用于跟踪进度。",
+        "The job as it is now, or at the end of the wait.": "任务的当前状态，或等待结束时的状态。",
+        "The job has not changed within the wait.": "等待期间任务没有变化。",
+        "`wait=30`: answer at the end of the job, after 30 seconds at the latest (RFC 7240).": (
+            "`wait=30`：任务结束时应答，最迟 30 秒后应答（RFC 7240）。"
+        ),
+        "With `Prefer: wait`: answer as soon as the job has another version than this ETag, or 304 after the wait.": (
+            "与 `Prefer: wait` 同用：任务版本与此 ETag 不同时立即应答，否则等待结束后返回 304。"
+        ),
+        "Follow one job by server-sent events. The first `event: job` tells its present state; the stream ends with the job.": (
+            "以服务器推送事件（SSE）跟踪单个任务。首个 `event: job` 给出当前状态；任务结束时事件流随之结束。"
+        ),
+        "Follow all jobs of a user by server-sent events. `event: snapshot` lists the unfinished ones first.": (
+            "以服务器推送事件（SSE）跟踪用户的全部任务。首先由 `event: snapshot` 列出未完成的任务。"
+        ),
+        "The events, as they happen.": "实时事件。",
+        "The client has seen the end of the job already; a browser asks no more.": (
+            "客户端已收到该任务的结束事件；浏览器不会再次请求。"
+        ),
+        "The `id` of the last event that the client has seen, which a browser sends by itself: the stream goes on behind it.": (
+            "客户端收到的最后一个事件的 `id`，浏览器会自动发送；事件流从其后继续。"
+        ),
         "Get the bytes of an image.": "获取图片的字节内容。",
         "Get the parameters of a record, or of one of its images.": "获取一条记录或其中一张图片的作图参数。",
         "Delete a whole record by its name, or one image by its file name. An unfinished job is cancelled and leaves nothing.": (
@@ -168,6 +190,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "There is no such file": "没有此文件",
         "The job of this Idempotency-Key was deleted": "该 Idempotency-Key 对应的任务已被删除",
         "The path does not take this method": "此路径不支持该方法",
+        "The path has nothing that the Accept header takes": "该路径没有 Accept 头可接受的内容",
         "The request arrived too slowly": "请求到达过慢",
         "The job was cancelled": "任务已取消",
         "The job's time was up": "任务已超过时限",
@@ -198,6 +221,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The queue is full": "队列已满",
         "The accepted job was lost": "已接受的任务丢失",
         "Too many clients are waiting": "等待的客户端过多",
+        "Too many clients are watching": "事件流过多",
         "No WebUI was ever seen": "从未连接到 WebUI",
         "No default model is known": "没有已知的默认模型",
         "The database is not available": "数据库不可用",

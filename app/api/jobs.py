@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from flask import Response, request
+from werkzeug.datastructures import ETags
+
+from app.api.http import prefer
 from app.api.http.openapi import Blueprint
 from app.api.http.representation import Presenter
+from app.api.http.waiting import answered
 from app.api.schemas.path_parameters import ID, NAME, PROBLEMS_OF_A_FILE, TYPE
 from app.api.schemas.requests import JobsQuery
 from app.api.schemas.responses import Job, Jobs
+from app.jobs.model import Identity
+from app.jobs.revisions import Version
 from app.parameters import Type
 from app.services import Services
 
@@ -18,12 +26,26 @@ _VERSION: Final = {
         "schema": {"type": "string"},
     }
 }
+_HEADERS: Final[tuple[Mapping[str, Any], ...]] = (
+    {
+        "in": "header",
+        "name": "Prefer",
+        "description": "`wait=30`: answer at the end of the job, after 30 seconds at the latest (RFC 7240).",
+        "schema": {"type": "string"},
+    },
+    {
+        "in": "header",
+        "name": "If-None-Match",
+        "description": "With `Prefer: wait`: answer as soon as the job has another version than this ETag, or 304 after the wait.",
+        "schema": {"type": "string"},
+    },
+)
 
 
 def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     """The endpoints over these services."""
     blp = Blueprint("jobs", __name__, description="Jobs in any state")
-    archive = services.archive
+    archive, long_polls = services.archive, services.long_polls
 
     @blp.route("/jobs/<id>", parameters=[ID])
     @blp.arguments(JobsQuery, location="query")
@@ -35,11 +57,21 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
         return presenter.page("jobs", views, before, ("jobs", user))
 
     @blp.route("/jobs/<id>/<type>/<name>", parameters=[ID, TYPE, NAME])
-    @blp.answers(200, Job, "The job as it is now.", headers=_VERSION)
+    @blp.answers(200, Job, "The job as it is now, or at the end of the wait.", headers=_VERSION)
+    @blp.also(304, "The job has not changed within the wait.")
     @blp.problems(*PROBLEMS_OF_A_FILE)
-    @blp.about("One job · 查询任务", "Get one job in any state, for example to follow its progress.")
-    def get_job(user: str, kind: Type, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-        view, version = archive.job(user, kind, name)
-        return presenter.job(view), presenter.version(version)
+    @blp.about(
+        "One job · 查询任务", "Get one job in any state, for example to follow its progress.", parameters=_HEADERS
+    )
+    def get_job(user: str, kind: Type, name: str) -> Response:
+        preference = prefer.parse(request.headers.getlist("Prefer"))
+        wait = min(preference.wait or 0, services.config.sync_timeout)
+        reading = long_polls.job(Identity(user, kind, name), wait=wait, knows=_versions(request.if_none_match))
+        return answered(reading, lambda now: presenter.read(now, preference))
 
     return blp
+
+
+def _versions(etags: ETags) -> Callable[[Version], bool] | None:
+    """Whether a client has a version; None if it names none."""
+    return (lambda version: etags.contains_weak(str(version))) if etags else None

@@ -11,6 +11,7 @@ from app.api.http import prefer
 from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.http.request import GatewayRequest
+from app.api.http.waiting import answered
 from app.api.schemas import examples
 from app.api.schemas.requests import picture_request
 from app.api.schemas.responses import Job
@@ -125,7 +126,7 @@ def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str
     # Only a repeated key is compared, and a reference image is megabytes.
     fingerprint = posted.fingerprint if key is not None else ""
     posted.forget_document()
-    view = services.acceptance.post(
+    posted_job = services.acceptance.post(
         kind,
         fields,
         fingerprint=fingerprint,
@@ -133,4 +134,4 @@ def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str
         wait=preference.seconds(services.config.sync_timeout),
         client=posted,
     )
-    return presenter.posted(view, preference)
+    return answered(posted_job, lambda view: presenter.posted(view, preference))

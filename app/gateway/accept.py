@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from app.config import Config
 from app.gateway.offering import Offering
+from app.gateway.waiting import PendingJob
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import IdempotencyKey, Job, NewJob
@@ -49,23 +50,15 @@ class Client(Protocol):
         """Free what was posted: it is in its row, and its reference image on disk."""
         ...
 
-    def client_gone(self) -> bool:
-        """Whether the client has hung up, so that nobody waits any more; asked now and then."""
-        ...
 
-
-class _Patient:
-    """A client of this process, which keeps what it posted and never hangs up."""
+class _Local:
+    """A client of this process, which keeps what it posted."""
 
     def release_body(self) -> None:
         """Free nothing."""
 
-    def client_gone(self) -> bool:
-        """False."""
-        return False
 
-
-_PATIENT: Final = _Patient()
+_LOCAL: Final = _Local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +98,9 @@ class Acceptance:
         fingerprint: str,
         idempotency_key: str | None,
         wait: float,
-        client: Client = _PATIENT,
-    ) -> dict[str, Any]:
-        """Accept a request, wait up to ``wait`` seconds for its end, and describe the job as it is then.
+        client: Client = _LOCAL,
+    ) -> dict[str, Any] | PendingJob[dict[str, Any]]:
+        """Accept a request: the job as it is now, or with ``wait`` seconds one whose end is waited for.
 
         :param fields: the request after schema validation; for img2img ``init_images`` is the posted text, which is taken out.
         :param fingerprint: a digest of the posted body, which a repeated key is compared by.
@@ -120,13 +113,17 @@ class Acceptance:
             return describe(known)
         if wait <= 0:
             return self._describe(known or self._accept(type_, fields, key))
-        with self._waiters.reserve():
+        waiter = self._waiters.reserve()
+        try:
             job = known or self._accept(type_, fields, key)
-            # That of a repeated request was not looked at.
-            fields.pop("init_images", None)
-            client.release_body()
-            ended = self._waiters.wait(job.identity, wait, client.client_gone)
-            return self._describe(ended or self._table.queries.current(job.identity))
+        except BaseException:
+            waiter.leave()
+            raise
+        # That of a repeated request was not looked at.
+        fields.pop("init_images", None)
+        client.release_body()
+        waiter.await_end(job.identity, wait)
+        return PendingJob(waiter, self._describe)
 
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job, self._table.queries.place(job))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +14,9 @@ from typing import Any, Final
 import pybase64
 
 from app.gateway.ownership import batch_size, files_of, has_only_named_files, unnamed_images
-from app.jobs.errors import DatabaseUnavailable, JobNotFound
+from app.jobs.errors import JobNotFound
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import Job
-from app.jobs.revisions import Version
 from app.jobs.table import JobTable
 from app.jobs.view import describe
 from app.records.errors import RecordsError
@@ -108,18 +106,6 @@ class Archive:
 
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job) if job.finished else describe(job, self._table.queries.place(job))
-
-    def job(self, user_id: str, type_: str, name: str) -> tuple[dict[str, Any], Version]:
-        """One job, and the version of it; while it runs, its WebUI is asked how far it is, which changes no version.
-
-        :raises JobNotFound: there is none.
-        """
-        job = self._table.queries.get(user_id, type_, name)
-        if job.status == "running":
-            # It only makes its worker poll more often: where the disk is full, a job can still be shown.
-            with suppress(DatabaseUnavailable):
-                self._table.watched(job)
-        return self._describe(job), self._table.revisions.version_of(job.rev)
 
     def file(self, user_id: str, type_: str, filename: str) -> File:
         """One image of a record, or the reference image of a job.

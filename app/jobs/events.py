@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -67,23 +67,38 @@ class Announcer:
 
     :param listeners: called one after the other, in the thread that committed the transition, so they must be quick. What one of
         them raises is logged and harms neither the job nor the others.
+    :param later: likewise, but when the transition is logged.
     """
 
-    def __init__(self, *listeners: Callable[[Transition], object]) -> None:
-        self._listeners = listeners
+    def __init__(
+        self,
+        listeners: Iterable[Callable[[Transition], object]] = (),
+        later: Iterable[Callable[[Transition], object]] = (),
+    ) -> None:
+        self._listeners = list(listeners)
+        self._later = list(later)
 
     def announce(self, transition: Transition) -> None:
         """Tell the listeners of a transition, and log it."""
         self.tell(transition)
-        log(transition)
+        self.log(transition)
 
     def tell(self, transition: Transition) -> None:
-        """Tell the listeners alone; the caller logs it later."""
-        for listener in self._listeners:
-            try:
-                listener(transition)
-            except Exception:  # noqa: BLE001 -- the job itself went well
-                _LOG.exception("a listener failed at event=%s of job %s", transition.event, transition.job.name)
+        """Tell the first listeners alone; the caller has it logged later."""
+        _tell(self._listeners, transition)
+
+    def log(self, transition: Transition) -> None:
+        """Log a transition that was told, and tell the other listeners."""
+        log(transition)
+        _tell(self._later, transition)
+
+
+def _tell(listeners: Iterable[Callable[[Transition], object]], transition: Transition) -> None:
+    for listener in listeners:
+        try:
+            listener(transition)
+        except Exception:  # noqa: BLE001 -- the job itself went well
+            _LOG.exception("a listener failed at event=%s of job %s", transition.event, transition.job.name)
 
 
 class Backlog:
@@ -106,7 +121,7 @@ class Backlog:
         """Log all that was added; afterwards every earlier one has been logged, by whichever thread."""
         with self._writing:
             while self._waiting:
-                log(self._waiting.popleft())
+                self._announcer.log(self._waiting.popleft())
 
 
 def log(transition: Transition) -> None:

@@ -22,6 +22,8 @@ _LONGEST_PATH: Final = 100
 #: More than the longest name of a job takes: a user id is at most 64 characters of up to 4 bytes.
 _LONGEST_MESSAGE: Final = 1024
 ACCEPTED: Final = b"accepted"
+#: Something that a client sees of some job has changed.
+CHANGED: Final = b"changed"
 #: A request named what no WebUI was known to have; see :meth:`app.jobs.catalogues.Catalogues.want_refresh`.
 REFRESH_WANTED: Final = b"refresh wanted"
 

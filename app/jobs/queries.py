@@ -75,6 +75,30 @@ class JobQueries:
         listed: list[dict[str, Any]] = loads(images) if images else []
         return listed + ([loads(init_image)] if init_image else [])
 
+    def named(self, jobs: Collection[Identity]) -> dict[Identity, Job]:
+        """Those of these jobs that exist."""
+        if not jobs:
+            return {}
+        with self.database.read() as connection:
+            rows = connection.execute(sql.JOBS_NAMED, {"p_names": [job.name for job in jobs]}).all()
+        found = {job.identity: job for job in map(Job.of, rows)}
+        return {job: found[job] for job in jobs if job in found}
+
+    def running(self) -> dict[Identity, Job]:
+        """All jobs that run; there are few, as each has a WebUI or its answer is being stored."""
+        with self.database.read() as connection:
+            return {job.identity: job for job in map(Job.of, sql.RUNNING_JOBS.all(connection))}
+
+    def unfinished(self, user_id: str, limit: int) -> list[Job]:
+        """The unfinished jobs of a user in the order of acceptance, at most ``limit``."""
+        with self.database.read() as connection:
+            rows = sql.UNFINISHED_OF_USER.all(connection, {"p_user": user_id, "p_limit": limit})
+            return [Job.of(row) for row in rows]
+
+    def places(self, jobs: Collection[Job]) -> dict[Identity, Place]:
+        """The places of jobs, as :meth:`place` gives them."""
+        return {job.identity: self.place(job) for job in jobs}
+
     def statuses(self, jobs: Collection[Identity]) -> dict[Identity, str]:
         """The status of each of these jobs that has a row; a deleted one shows as ``deleted``."""
         with self.database.read() as connection:

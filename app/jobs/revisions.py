@@ -16,12 +16,14 @@ from typing import Final, NamedTuple, Self
 
 from sqlalchemy import Connection, delete, func, insert, select
 
+from app.jobs.errors import JobNotFound
 from app.jobs.model import Identity
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.prepared import Prepared
 from app.jobs.sql.schema import CLOCK, EPOCHS, db_now
 
+_PAGE: Final = 500
 #: As :meth:`Version.__str__` writes it; numbers that a 64-bit column takes.
 _VERSION: Final = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
@@ -92,6 +94,35 @@ class Revisions:
     def of_user(self, user_id: str, after_rev: int, limit: int) -> list[Change]:
         """The same for the jobs of one user."""
         return self._read(sql.CHANGES_OF_USER, {"p_user": user_id, "p_after": after_rev, "p_limit": limit})
+
+    def between(self, after_rev: int, up_to_rev: int, user_id: str | None = None) -> list[Change]:
+        """The jobs (of a user) that changed after one rev, up to another one, in their order.
+
+        A job that has changed again since ``up_to_rev`` is left out.
+        """
+        found: dict[Identity, Change] = {}
+        limit = _PAGE
+        while True:
+            page = self.changes(after_rev, limit) if user_id is None else self.of_user(user_id, after_rev, limit)
+            found |= {change.identity: change for change in page if change.rev <= up_to_rev}
+            if len(page) < limit or page[-1].rev > up_to_rev:
+                return list(found.values())
+            if page[0].rev < page[-1].rev:
+                # Of the last rev some jobs may be missing.
+                after_rev = page[-1].rev - 1
+            else:
+                limit *= 2
+
+    def rev_of_deleted(self, job: Identity) -> int:
+        """The rev of the deletion of a job.
+
+        :raises JobNotFound: nothing is known of it any more.
+        """
+        with self.database.read() as connection:
+            row = sql.DELETED_AT.first(connection, sql.named(job))
+        if row is None:
+            raise JobNotFound
+        return int(row.rev)
 
     def _read(self, statement: Prepared, values: dict[str, object]) -> list[Change]:
         with self.database.read() as connection:

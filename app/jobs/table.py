@@ -232,13 +232,14 @@ class JobTable:
         with self.database.write() as connection:
             sql.REPORT.change(connection, sql.owned_by(claim) | {"p_progress": progress, "p_eta": eta})
 
-    def watched(self, job: Job) -> None:
-        """Somebody asked for this running job: its WebUI is asked for progress while that goes on."""
+    def watched(self, *jobs: Job) -> None:
+        """Somebody asked for these running jobs: their WebUIs are asked for progress while that goes on."""
         with self.database.read() as connection:
-            if sql.STALE_WATCH.first(connection, sql.row_of(job)) is None:
-                return
-        with self.database.write() as connection:
-            sql.WATCH.change(connection, sql.row_of(job))
+            stale = [job for job in jobs if sql.STALE_WATCH.first(connection, sql.row_of(job)) is not None]
+        if stale:
+            with self.database.write() as connection:
+                for job in stale:
+                    sql.WATCH.change(connection, sql.row_of(job))
 
     # -- finish ------------------------------------------------------------------------------------------------------
 

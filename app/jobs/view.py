@@ -66,6 +66,12 @@ def describe(job: Job, place: Place = _NOWHERE) -> dict[str, Any]:
     }
 
 
+def progress_of(job: Job, place: Place) -> dict[str, Any]:
+    """How far an unfinished job is, and how long it will take."""
+    view = describe(job._replace(args={}), place)
+    return {name: view[name] for name in ("name", "type", "progress", "eta", "position")}
+
+
 def _progress(job: Job) -> float:
     if job.status == "succeeded":
         return 1.0

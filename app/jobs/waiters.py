@@ -1,26 +1,23 @@
-"""Waiting for jobs to finish: sync is async plus waiting.
+"""Clients that wait for the end of a job, or for a change of it: sync is async plus waiting.
 
-One watcher thread per process polls the database for all its waiters with one query; a notification (a job finished in this
-process, or another process told so) wakes a waiter at once.
+They are told by the thread that reads the changes of all jobs (:mod:`app.jobs.changes`); a notification that a job is finished (in
+this process, or from another one) wakes its waiters at once. A waiter holds no thread of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from app.jobs.changes import Changes
 from app.jobs.errors import DatabaseUnavailable, NoFreeWaiter
 from app.jobs.model import UNFINISHED, Identity, Job
+from app.jobs.revisions import Change, Version
 from app.jobs.table import JobTable
 
-_POLL_SECONDS: Final = 0.25
-_END_SECONDS: Final = 3.0
-#: How often a waiter asks whether its client is gone.
-_GONE_SECONDS: Final = 0.25
 #: More than can finish between the acceptance of a job and the waiting for it.
 _REMEMBERED: Final = 256
 
@@ -28,115 +25,218 @@ _REMEMBERED: Final = 256
 class Waiters:
     """The clients of this process that wait for a job; at most ``limit`` at a time."""
 
-    def __init__(self, table: JobTable, limit: int) -> None:
+    def __init__(self, table: JobTable, changes: Changes, limit: int) -> None:
         self._table = table
-        self._free = threading.BoundedSemaphore(limit)
-        self._waiting: dict[Identity, list[threading.Event]] = {}
+        self._changes = changes
+        self._limit = limit
+        self._places = 0
+        self._waiting: dict[Identity, list[Waiter]] = {}
+        #: Jobs whose waiters came since the last read of changes, and may have ended before.
+        self._fresh: set[Identity] = set()
+        #: Waiters for any change of their job.
+        self._hurried = 0
         self._lock = threading.Lock()
-        self._somebody_waits = threading.Event()
         #: Jobs that were said to be finished, perhaps before their clients had begun to wait.
         self._lately: deque[Identity] = deque(maxlen=_REMEMBERED)
         self._draining = threading.Event()
-        self._watcher: threading.Thread | None = None
 
-    @contextlib.contextmanager
-    def reserve(self) -> Iterator[None]:
-        """Hold a place for one waiting client.
+    def reserve(self) -> Waiter:
+        """Take a place for one waiting client, who leaves it by :meth:`Waiter.leave` or at the end of the wait.
 
         :raises NoFreeWaiter: all are taken; with the seconds after which one may be free.
         """
-        if not self._free.acquire(blocking=False):
+        with self._lock:
+            free = self._places < self._limit
+            self._places += free
+        if not free:
             raise NoFreeWaiter(self._table.queries.seconds_until_room())
-        try:
-            yield
-        finally:
-            self._free.release()
+        return Waiter(self)
 
-    def wait(self, job: Identity, seconds: float, gone: Callable[[], bool] = lambda: False) -> Job | None:
-        """Wait for the end of a job: the job, or None after ``seconds`` or at once when the process is about to stop.
+    def current(self, job: Identity) -> Job:
+        """The job as it is now; see :meth:`app.jobs.queries.JobQueries.current`."""
+        return self._table.queries.current(job)
 
-        :param gone: asked four times a second; when it says that the client is gone, the wait ends too.
-        :raises JobNotFound: it was deleted meanwhile.
-        :raises JobLost: its row has vanished.
-        """
-        done = threading.Event()
+    def enter(self, waiter: Waiter, job: Identity) -> bool:
+        """Wake this waiter when the job ends or changes; True if that may have been already."""
         with self._lock:
-            self._waiting.setdefault(job, []).append(done)
-            if self._watcher is None:
-                self._watcher = threading.Thread(target=self._watch, name="waiters", daemon=True)
-                self._watcher.start()
-            if job in self._lately:
-                done.set()
-        deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
-        self._somebody_waits.set()
-        try:
-            # Draining is looked at after the event was cleared, and set before the event is set: it is never missed.
-            while not self._draining.is_set():
-                left = max(deadline - time.monotonic(), 0.0)
-                if done.wait(min(left, _GONE_SECONDS)):
-                    done.clear()
-                    ended = self._finished(job)
-                    if ended is not None:
-                        return ended
-                elif left <= _GONE_SECONDS or gone():
-                    return None
-            return None
-        finally:
-            self._leave(job, done)
+            self._waiting.setdefault(job, []).append(waiter)
+            self._fresh.add(job)
+            self._hurried += waiter.awaits_change
+            ended = job in self._lately
+        self._changes.follow()
+        return ended or self._draining.is_set()
 
-    def _finished(self, job: Identity) -> Job | None:
-        """A notification is no proof: the attempt may have ended and the job be queued again."""
-        with contextlib.suppress(DatabaseUnavailable):
-            current = self._table.queries.current(job)
-            return current if current.finished else None
-        return None
-
-    def _leave(self, job: Identity, done: threading.Event) -> None:
+    def leave(self, waiter: Waiter, job: Identity | None) -> None:
+        """Free the place of a waiter, who waited for this job if it had begun."""
         with self._lock:
-            left = [event for event in self._waiting.get(job, []) if event is not done]
-            if left:
-                self._waiting[job] = left
-            else:
-                self._waiting.pop(job, None)
+            self._places -= 1
+            if job is not None:
+                self._hurried -= waiter.awaits_change
+                left = [other for other in self._waiting.get(job, []) if other is not waiter]
+                if left:
+                    self._waiting[job] = left
+                else:
+                    self._waiting.pop(job, None)
+
+    @property
+    def draining(self) -> bool:
+        """Whether nobody waits any more, because the process is about to stop."""
+        return self._draining.is_set()
 
     def finished(self, job: Identity) -> None:
         """A notification that this job is finished: its waiters look at once."""
         with self._lock:
             self._lately.append(job)
-            events = self._waiting.get(job, [])
-        for event in events:
-            event.set()
+            waiters = list(self._waiting.get(job, []))
+        for waiter in waiters:
+            waiter.wake()
 
     def drain(self) -> None:
         """Let every waiter go now; later ones don't wait."""
         self._draining.set()
         with self._lock:
-            events = [event for events in self._waiting.values() for event in events]
-        for event in events:
-            event.set()
-        self._somebody_waits.set()
+            waiters = [waiter for waiters in self._waiting.values() for waiter in waiters]
+        for waiter in waiters:
+            waiter.wake()
 
-    def end(self) -> None:
-        """Drain, and wait until the watcher has looked into the database for the last time, if that does not hang."""
-        self.drain()
-        if self._watcher is not None:
-            self._watcher.join(_END_SECONDS)
+    # -- following changes; see app.jobs.changes.Follower --------------------------------------------------------------
 
-    def _watch(self) -> None:
-        while not self._draining.is_set():
+    def follows(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
+    def in_a_hurry(self) -> bool:
+        """Whether anybody waits for more than the end of a job, of which there are notifications."""
+        return self._hurried > 0
+
+    def changed(self, changes: Sequence[Change], version: Version) -> None:
+        """Wake the waiters of jobs that have ended or changed."""
+        del version
+        with self._lock:
+            fresh = {job for job in self._fresh if job in self._waiting}
+            self._fresh.clear()
+        statuses = {change.identity: change.status for change in changes}
+        try:
+            found = self._table.queries.statuses(fresh) if fresh else {}
+        except DatabaseUnavailable:
             with self._lock:
-                jobs = list(self._waiting)
-            if not jobs:
-                self._somebody_waits.wait()
-            self._somebody_waits.clear()
-            with contextlib.suppress(DatabaseUnavailable):
-                self._release_finished(jobs)
-            # A job that was accepted just now needs no query yet, and the thread that claims it needs the interpreter.
-            self._draining.wait(_POLL_SECONDS)
+                self._fresh |= fresh
+            raise
+        for job in fresh:
+            self._wake(job, ended=found.get(job) not in UNFINISHED)
+        for job, status in statuses.items():
+            self._wake(job, ended=status not in UNFINISHED)
 
-    def _release_finished(self, jobs: list[Identity]) -> None:
-        """Wake the waiters of the jobs that are finished, deleted or gone."""
-        statuses = self._table.queries.statuses(jobs) if jobs else {}
+    def lost_track(self, version: Version) -> None:
+        """Wake everybody: jobs may have vanished."""
+        del version
+        with self._lock:
+            jobs = list(self._waiting)
         for job in jobs:
-            if statuses.get(job) not in UNFINISHED:
-                self.finished(job)
+            self._wake(job, ended=True)
+
+    def _wake(self, job: Identity, *, ended: bool) -> None:
+        with self._lock:
+            waiters = [waiter for waiter in self._waiting.get(job, ()) if ended or waiter.awaits_change]
+        for waiter in waiters:
+            waiter.wake()
+
+
+class Waiter:
+    """The place of one client. It waits from :meth:`await_end` or :meth:`await_change` until it leaves, without a thread.
+
+    Used by one thread at a time, but for :meth:`wake` and :meth:`leave`.
+    """
+
+    def __init__(self, waiters: Waiters) -> None:
+        self._waiters = waiters
+        self._lock = threading.Lock()
+        self._job: Identity | None = None
+        #: Of a waiter for any change, the rev of the job that its client knows.
+        self._known: int | None = None
+        self._left = self._woken = False
+        self._wake: Callable[[], object] = _nobody
+        #: The :func:`time.monotonic` at which the wait is over.
+        self.deadline = 0.0
+
+    def await_end(self, job: Identity, seconds: float) -> None:
+        """Begin to wait for the end of a job, at most so many seconds."""
+        self.deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
+        self._job = job
+        if self._waiters.enter(self, job):
+            self.wake()
+
+    def await_change(self, job: Identity, rev: int, seconds: float) -> None:
+        """Begin to wait for the first change of a job after a rev, at most so many seconds."""
+        self._known = rev
+        self.await_end(job, seconds)
+
+    @property
+    def awaits_change(self) -> bool:
+        """Whether it waits for any change of its job."""
+        return self._known is not None
+
+    def begin(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called when the wait may be over, at once if it may be over already; it replaces an earlier one."""
+        with self._lock:
+            self._wake = wake
+            woken = self._woken
+        if woken:
+            wake()
+
+    def wake(self) -> None:
+        """Say that the wait may be over."""
+        with self._lock:
+            self._woken = True
+            wake = self._wake
+        wake()
+
+    def give_up(self) -> None:
+        """Let the time be up now."""
+        self.deadline = 0.0
+
+    def leave(self) -> None:
+        """Give up the place: the wait is over, or the client is gone. Later calls do nothing."""
+        with self._lock:
+            if self._left:
+                return
+            self._left = True
+            self._wake = _nobody
+        self._waiters.leave(self, self._job)
+
+    def look(self) -> Job | None:
+        """The job once the wait is over, because the job has ended (or changed), the time is up or the process is about to stop;
+        else None.
+
+        Looked up each time, for a notification is no proof: the attempt may have ended and the job be queued again. The place is
+        given up with the end of the wait.
+
+        :raises JobNotFound: it was deleted meanwhile.
+        :raises JobLost: its row has vanished.
+        :raises DatabaseUnavailable: the time is up, and it can't be told how the job is.
+        """
+        if self._job is None:
+            raise RuntimeError("the wait has not begun")
+        with self._lock:
+            self._woken = False
+        # Asked before the job is: what changes later wakes again.
+        over = self._waiters.draining or time.monotonic() >= self.deadline
+        try:
+            job = self._waiters.current(self._job)
+        except DatabaseUnavailable:
+            if over:
+                self.leave()
+                raise
+            return None
+        except BaseException:
+            self.leave()
+            raise
+        ended = job.finished if self._known is None else job.rev != self._known
+        if not (over or ended):
+            return None
+        self.leave()
+        return job
+
+
+def _nobody() -> None:
+    """Wake nobody."""

@@ -22,6 +22,8 @@ _FILES: Final = 65536
 _FILES_OF_A_PROCESS: Final = 96
 _FILES_OF_A_THREAD: Final = 3
 _FILES_OF_A_WEBUI: Final = 16
+#: Connections besides those that have a thread or wait for a picture: kept for a next request, sending their head, closing.
+_CONNECTIONS_BESIDES: Final = 1000
 
 
 def await_address(address: tuple[str, int] | str, seconds: float = _BIND_SECONDS) -> None:
@@ -47,9 +49,9 @@ def await_address(address: tuple[str, int] | str, seconds: float = _BIND_SECONDS
 
 
 def room_for_connections(config: Config) -> int:
-    """Raise the limit of open files of this process and its children; how many clients one of them may then have at a time.
+    """Raise the limit of open files of this process and its children; how many connections one of them may then have at a time.
 
-    :raises CannotStart: there is no room for as many clients as there are threads.
+    :raises CannotStart: there is no room for as many connections as threads and waiting clients take.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # -1 stands for no limit.
@@ -58,12 +60,14 @@ def room_for_connections(config: Config) -> int:
         soft = min(allowed, _FILES)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     others = _FILES_OF_A_PROCESS + _FILES_OF_A_THREAD * config.threads + _FILES_OF_A_WEBUI * len(config.webuis)
-    if soft < others + config.threads:
+    served = config.threads + config.max_waiters + config.max_streams
+    if soft < others + served:
         raise CannotStart(
-            f"SDG_THREADS: {config.threads} threads need {others + config.threads} open files, and the limit is {soft}. "
-            "Raise it (ulimit -Hn, LimitNOFILE of systemd), or set fewer threads and waiters."
+            f"SDG_THREADS, SDG_MAX_WAITERS, SDG_MAX_STREAMS: {config.threads} threads, {config.max_waiters} waiting clients and "
+            f"{config.max_streams} streams need {others + served} open files, and the limit is {soft}. "
+            "Raise it (ulimit -Hn, LimitNOFILE of systemd), or set fewer of them."
         )
-    return min(soft, _FILES) - others
+    return min(soft - others, served + _CONNECTIONS_BESIDES)
 
 
 def failure_to_bind(host: str, port: int) -> OSError | None:

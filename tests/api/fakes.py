@@ -106,8 +106,20 @@ class FakeServices:
 
     @property
     def archive(self) -> Any:
-        names = ("history", "jobs", "job", "file", "args", "delete")
+        names = ("history", "jobs", "file", "args", "delete")
         return SimpleNamespace(**{name: lambda *args, name=name: self._answer(name, *args) for name in names})
+
+    @property
+    def long_polls(self) -> Any:
+        return SimpleNamespace(job=lambda job, **options: self._answer("job", *job, options))
+
+    @property
+    def watching(self) -> Any:
+        return SimpleNamespace(
+            job=lambda *args: self._answer("watch_job", *args),
+            user=lambda *args: self._answer("watch_user", *args),
+            close=lambda feed: self.calls.append(("close", feed)),
+        )
 
     def options(self) -> Any:
         return self._answer("options")

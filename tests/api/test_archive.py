@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
+from unittest.mock import ANY
 from urllib.parse import quote
 
 import pytest
 
 from app.api.http import cursor
+from app.gateway.waiting import Reading
 from app.jobs.revisions import Version
 from tests.api.conftest import make_app
 from tests.api.fakes import IMAGE, NAME, TXT2IMG, domain_error, failed_view, job_view, queued_view
@@ -182,11 +184,11 @@ def test_args_and_delete_take_every_name_the_gateway_gives(client, services, fil
 
 
 def test_one_job(client, services):
-    services.answers["job"] = queued_view(), Version(17, 4)
+    services.answers["job"] = Reading(queued_view(), Version(17, 4))
     response = client.get(f"/jobs/u1/txt2img/{NAME}", headers={"If-None-Match": 'W/"17-4"'})
     assert (response.json["status"], response.json["position"]) == ("queued", 3)
     assert (response.headers["ETag"], response.headers["Cache-Control"]) == ('W/"17-4"', "no-store")
-    assert services.calls == [("job", "u1", "txt2img", NAME)]
+    assert services.calls == [("job", "u1", "txt2img", NAME, {"wait": 0, "knows": ANY})]
 
 
 @pytest.mark.parametrize(("slug", "status"), [("job-not-found", 404), ("file-missing", 404)])
@@ -274,7 +276,7 @@ def test_an_answer_holds_a_very_large_number_however_it_is_spelt(client, service
 
 def test_an_answer_keeps_the_order_of_its_members(client, services):
     view = job_view()
-    services.answers["job"] = view, Version(1, 1)
+    services.answers["job"] = Reading(view, Version(1, 1))
     pairs = json.loads(client.get(f"/jobs/u1/txt2img/{NAME}").data, object_pairs_hook=list)
     assert [name for name, _ in pairs] == [*view, "url"]
     assert [name for name, _ in dict(pairs)["args"]] == list(view["args"])

@@ -25,7 +25,7 @@ def test_a_finished_job_is_answered_with_its_urls(client, services):
     assert "灯塔".encode() in response.data
     [(_, kind, fields, kwargs)] = services.calls
     assert (kind, fields) == ("txt2img", TXT2IMG)
-    assert kwargs.pop("client").client_gone() is False
+    kwargs.pop("client").release_body()
     assert kwargs == {
         "fingerprint": "",
         "idempotency_key": None,

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.jobs.errors import JobNotFound, KeyOfDeletedJob
 from app.services import Services
-from tests.inprocess import DEADLINE, FIELDS, USER, png_base64
+from tests.inprocess import DEADLINE, FIELDS, USER, png_base64, settled
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class Post:
     def send(self, services: Services, _journal: Journal) -> dict[str, Any]:
         body = FIELDS | ({"init_images": png_base64()} if self.kind == "img2img" else {}) | self.fields
         fingerprint = json.dumps(body, sort_keys=True)
-        job = services.acceptance.post(
-            self.kind, body, fingerprint=fingerprint, idempotency_key=self.label, wait=DEADLINE
+        job = settled(
+            services.acceptance.post(
+                self.kind, body, fingerprint=fingerprint, idempotency_key=self.label, wait=DEADLINE
+            )
         )
         return {"ends": job["status"], "name": job["name"], "images": job["images"], "error": job["error"]}
 

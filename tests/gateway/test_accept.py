@@ -277,10 +277,11 @@ class TestIdempotency:
             front.offer()
             front.accept(key="k")
             front.finish_next()
-            with front.services.waiters.reserve():
-                assert front.post(key="k")["status"] == "succeeded"
-                with pytest.raises(NoFreeWaiter):
-                    front.post(key="other")
+            waiter = front.services.waiters.reserve()
+            assert front.post(key="k")["status"] == "succeeded"
+            with pytest.raises(NoFreeWaiter):
+                front.post(key="other")
+            waiter.leave()
 
     def test_a_failed_job_answers_its_failure_again(self, front: Front) -> None:
         front.accept(key="k")

@@ -129,14 +129,14 @@ class TestHistory:
         waiting = [gateway.accept() for _ in range(2)]
         views, _ = archive.jobs("u1", "queued", 9, None)
         assert [view["position"] for view in views] == [2, 1]
-        shown, _ = archive.job("u1", "txt2img", running["name"])
+        shown = gateway.shown(running)
         assert (shown["status"], shown["position"]) == ("running", None)
         # Somebody looks, so the WebUI is asked how far it is.
         until(lambda: gateway.job(running).progress_at is not None)
         server.simulator.engine.interrupt()
         for view in [running, *waiting]:
             gateway.finished(view)
-        assert archive.job("u1", "txt2img", running["name"])[0]["progress"] == 1.0
+        assert gateway.shown(running)["progress"] == 1.0
 
 
 class TestFile:
@@ -204,7 +204,7 @@ class TestDelete:
         assert set(deleted) == {f"{name}-1-0.png", f"{name}-1-1.png", f"{name}-1.json", f"{name}-init.png"}
         assert gateway.files() == {f"{kept['name']}-1-0.png", f"{kept['name']}-1.json"}
         with pytest.raises(JobNotFound):
-            archive.job("u1", "img2img", name)
+            gateway.shown(view)
         with pytest.raises(JobNotFound):
             archive.delete("u1", "img2img", name)
         assert gateway.services.table.deletion.pending_unlink() == []
@@ -259,7 +259,7 @@ class TestDelete:
             patch.setattr(gateway.services.records, "remove_files", _refuse)
             assert archive.delete("u1", "txt2img", view["name"])
         with pytest.raises(JobNotFound):
-            archive.job("u1", "txt2img", view["name"])
+            gateway.shown(view)
         assert gateway.files() != set()
         archive.tidy()
         assert gateway.files() == set()

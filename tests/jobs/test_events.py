@@ -61,7 +61,7 @@ def test_only_a_failure_is_a_warning(gate: Gate, caplog: pytest.LogCaptureFixtur
 def test_a_backlog_is_written_once_and_in_order(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     job: Job = gate.accept()
     told: list[str] = []
-    backlog = Backlog(Announcer(lambda transition: told.append(transition.event)))
+    backlog = Backlog(Announcer([lambda transition: told.append(transition.event)]))
     backlog.add(Transition("claimed", job, "big", 1))
     backlog.add(Transition("sent", job, "big", 1))
     assert (told, caplog.messages) == (["claimed", "sent"], [])
@@ -78,6 +78,7 @@ def test_a_listener_that_fails_harms_neither_the_others_nor_the_log(
     def broken(_transition: Transition) -> None:
         raise LookupError("a bug")
 
-    Announcer(broken, lambda transition: told.append(transition.event)).announce(Transition("stored", gate.accept()))
+    listeners = [broken, lambda transition: told.append(transition.event)]
+    Announcer(listeners).announce(Transition("stored", gate.accept()))
     assert told == ["stored"]
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]

@@ -62,7 +62,10 @@ def command(request: pytest.FixtureRequest) -> Sequence[str]:
             "unknown setting SDG_WEBUI_URL; did you mean SDG_WEBUI_URLS?",
         ),
         ({"SDG_THREADS": "many"}, "SDG_THREADS: must be a whole number"),
-        ({"SDG_MAX_WAITERS": "64"}, "SDG_MAX_WAITERS: must be fewer than SDG_THREADS"),
+        (
+            {"SDG_ACCEL": "nginx", "SDG_BIND": "0.0.0.0:0"},
+            "SDG_ACCEL: needs SDG_BIND to be a loopback address or a Unix socket, so that only nginx reaches it",
+        ),
     ],
     ids=["unknown", "malformed", "contradiction"],
 )

@@ -73,6 +73,12 @@ class FileGone(RefusalError):
     slug = "file-missing"
 
 
+class NotAcceptable(RefusalError):
+    """The Accept field of the request excludes what the path answers with."""
+
+    slug = "not-acceptable"
+
+
 class PreconditionFailed(RefusalError):
     """A condition of the request's header does not hold."""
 

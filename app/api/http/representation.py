@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +14,8 @@ from app import problems
 from app.api.http import cursor
 from app.api.http.prefer import Preference
 from app.api.http.problems import respond
-from app.jobs.revisions import Version
+from app.gateway.waiting import Reading
+from app.gateway.watching import StreamEvent
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,30 @@ class Presenter:
             "url": f"{root}/jobs/{user}/{view['type']}/{view['name']}",
         }
 
-    def version(self, version: Version) -> dict[str, str]:
-        """The header fields of a job's answer that say which version of the job it is.
+    def read(self, reading: Reading, preference: Preference) -> Response:
+        """One job with its version; 304 for a client that has this version already.
 
-        Weak, since `progress` and the like change without it; for the same reason nobody may keep the answer.
+        The entity tag is weak, since ``progress`` and the like change without it; for the same reason nobody may keep the answer.
         """
-        return {"ETag": f'W/"{version}"', "Cache-Control": "no-store"}
+        response = Response(status=HTTPStatus.NOT_MODIFIED) if reading.is_known else jsonify(self.job(reading.view))
+        response.headers.update({"ETag": f'W/"{reading.version}"', "Cache-Control": "no-store"})
+        applied = preference.applied(self.sync_timeout, accepted_only=True)
+        if applied:
+            response.headers["Preference-Applied"] = applied
+        return response
+
+    def events(self) -> Callable[[StreamEvent], Mapping[str, Any]]:
+        """Writes the data of events, with the URLs of the present request."""
+        root = self._root()
+
+        def data(event: StreamEvent) -> Mapping[str, Any]:
+            if event.name == "job":
+                return self._job(event.view, root)
+            if event.name == "snapshot":
+                return {**event.view, "jobs": [_brief(self._job(view, root)) for view in event.view["jobs"]]}
+            return event.view
+
+        return data
 
     def posted(self, view: Mapping[str, Any], preference: Preference) -> Response:
         """The answer to a POST: the finished job, the job as it is with 202, or why there is no picture."""
@@ -90,6 +109,10 @@ class Presenter:
     def _root(self) -> str:
         # The path that a proxy mounted the gateway under belongs to a rooted path.
         return self.public_url or quote(request.script_root)
+
+
+def _brief(job: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: job[name] for name in ("id", "type", "name", "status", "position", "progress", "eta", "url")}
 
 
 def _with_url(folder: str, entry: Mapping[str, Any]) -> dict[str, Any]:

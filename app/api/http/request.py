@@ -13,7 +13,7 @@ import logging
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flask
@@ -134,11 +134,6 @@ class GatewayRequest(flask.Request):
             yield
         finally:
             connection.settimeout(patience)
-
-    def client_gone(self) -> bool:
-        """Whether the client has hung up; False under a server other than :mod:`app.serving.gunicorn_worker`, which can't tell."""
-        gone: Callable[[], bool] | None = getattr(self.environ.get("gunicorn.socket"), "gone", None)
-        return gone is not None and gone()
 
     def _check_content_type(self) -> None:
         charset = self.mimetype_params.get("charset", "utf-8").lower()

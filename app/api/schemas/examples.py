@@ -15,6 +15,36 @@ USER: Final = "demo"
 #: The name of a record and those of its files; also the examples of path members.
 NAME: Final = "20261122T061530123-9f2c4e7a"
 IMAGE: Final = f"{NAME}-1-0.png"
+EVENT_ID: Final = "1764140400-48211"
+#: Streams, shortened: the data of `event: job` is the job as GET /jobs/… answers it.
+JOB_EVENTS: Final = f"""retry: 2731
+
+id: {EVENT_ID}
+event: job
+data: {{"id":"{USER}","type":"txt2img","name":"{NAME}","status":"running"}}
+
+event: progress
+data: {{"name":"{NAME}","type":"txt2img","progress":0.35,"eta":4.2,"position":null}}
+
+id: 1764140400-48214
+event: job
+data: {{"id":"{USER}","type":"txt2img","name":"{NAME}","status":"succeeded"}}
+
+event: end
+data: {{}}
+
+"""
+USER_EVENTS: Final = f"""retry: 2731
+
+id: {EVENT_ID}
+event: snapshot
+data: {{"jobs":[{{"id":"{USER}","type":"txt2img","name":"{NAME}","status":"running"}}],"more":false}}
+
+id: 1764140400-48214
+event: job
+data: {{"id":"{USER}","type":"txt2img","name":"{NAME}","status":"succeeded"}}
+
+"""
 _IMG2IMG_NAME: Final = "20261122T061612480-41d07be2"
 _QUEUED_NAME: Final = "20261122T061655907-c85b1d03"
 _MODEL: Final = "v1-5-pruned-emaonly"
@@ -247,6 +277,8 @@ _PROBLEMS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "detail": "Too many clients are waiting for a picture. Try again later, or send 'Prefer: respond-async' to be "
             "answered at once.",
         },
+        "no-free-stream": {"detail": "Too many clients are watching jobs. Try again later."},
+        "not-acceptable": {"detail": "This path answers with text/event-stream, which the Accept header excludes."},
         "no-catalogue": {"detail": "No WebUI has answered yet, so what it offers is unknown."},
         "no-default-model": {
             "detail": "The request names no model, and no default model is known. Name one in `model`.",

@@ -512,12 +512,24 @@ BY_NAME: Final = Prepared(_BY_NAME)
 LOCK_BY_NAME: Final = Prepared(_BY_NAME.with_for_update())
 #: Whether there is a row, also a deleted one.
 ANY_NAMED: Final = Prepared(select(JOBS.c.seq).where(_NAMED))
+#: When a job was deleted, in the order of changes.
+DELETED_AT: Final = Prepared(select(JOBS.c.rev).where(_NAMED, JOBS.c.status == DELETED))
 #: The last claim of a job, also of a deleted one.
 CLAIM_SHOWN: Final = Prepared(select(JOBS.c.claims, JOBS.c.task_id).where(_NAMED))
 IMAGES: Final = Prepared(select(JOBS.c.images, JOBS.c.init_image).where(_NAMED, _SHOWN))
 #: By the name alone, which is random: SQLite's IN takes no list of rows.
 STATUSES: Final[Select[Any]] = select(JOBS.c.user_id, JOBS.c.type, JOBS.c.name, JOBS.c.status).where(
     JOBS.c.name.in_(bindparam("p_names", expanding=True))
+)
+
+#: Jobs by their names, also of other users with the same name; SQLite's IN takes no list of rows.
+JOBS_NAMED: Final[Select[Any]] = select(*COLUMNS).where(_SHOWN, JOBS.c.name.in_(bindparam("p_names", expanding=True)))
+RUNNING_JOBS: Final = Prepared(select(*COLUMNS).where(JOBS.c.status == RUNNING))
+UNFINISHED_OF_USER: Final = Prepared(
+    select(*COLUMNS)
+    .where(JOBS.c.user_id == bindparam("p_user"), JOBS.c.status.in_([QUEUED, RUNNING]))
+    .order_by(JOBS.c.seq)
+    .limit(bindparam("p_limit"))
 )
 
 _BEFORE: Final = JOBS.c.seq < bindparam("p_before")

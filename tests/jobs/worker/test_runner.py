@@ -179,7 +179,7 @@ class House:
         self._know([backend.key for backend in backends])
         tables = Tables(self.table, self.slots, self.catalogues)
         duties = Duties(lambda: backends, self.tidy, self.upkeep)
-        announcer = Announcer(self._tell)
+        announcer = Announcer([self._tell])
         worker = Worker(tables, host, duties, announcer, HostLock(lock) if lock is not None else None)
         self.workers.append(worker)
         worker.start()

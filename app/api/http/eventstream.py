@@ -1,0 +1,196 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html): reading the request, writing the stream.
+
+Under our own server a stream holds no thread (:mod:`app.runtime.parking`); under any other one it holds that of its request.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from flask import Request, Response
+from werkzeug.datastructures import MIMEAccept
+
+from app import problems
+from app.api.http.refusals import NotAcceptable
+from app.gateway.watching import Feed, StreamEvent
+from app.jobs.revisions import Version
+from app.runtime.jsontext import dumps
+from app.runtime.parking import PARKS, Sink, Streamed
+
+MEDIA_TYPE: Final = "text/event-stream"
+#: Sent where nothing was for a while.
+COMMENT: Final = b":\n\n"
+_HEADERS: Final = {
+    "Content-Type": f"{MEDIA_TYPE}; charset=utf-8",
+    "Cache-Control": "no-store",
+    # nginx would hold events back.
+    "X-Accel-Buffering": "no",
+}
+#: Milliseconds after which a client comes back; different ones, so that they don't come all at once after a restart.
+_RETRY: Final = range(2000, 4001)
+_RETRY_BUSY: Final = 5000
+_QUIET_SECONDS: Final = 15.0
+#: A version that no database gives: its holder is told to begin anew.
+_UNKNOWN: Final = Version(0, 0)
+
+
+def respond(
+    request: Request,
+    open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None],
+    close_feed: Callable[[Feed], object],
+    data: Callable[[StreamEvent], Mapping[str, Any]],
+) -> Response:
+    """The answer to a request for a stream; parameters as :class:`EventStream` has them.
+
+    Where the gateway has no place for a stream now, the answer is a stream that says so.
+
+    :raises NotAcceptable: the client takes no event streams.
+    """
+    _check_accept(request.accept_mimetypes)
+    if request.method == "HEAD":
+        return Response(headers=_HEADERS)
+    try:
+        return EventStream(open_feed, close_feed, data)
+    except Exception as error:
+        if _is_busy(error):
+            return _busy(error)
+        raise
+
+
+def _check_accept(accepted: MIMEAccept) -> None:
+    """Refuse a client that takes no event streams.
+
+    :raises NotAcceptable: its Accept field excludes them.
+    """
+    if accepted and not accepted[MEDIA_TYPE]:
+        raise NotAcceptable(f"This path answers with {MEDIA_TYPE}, which the Accept header excludes.")
+
+
+def last_event(header: str | None) -> Version | None:
+    """The version that a Last-Event-ID names; None without one."""
+    return (Version.parse(header) or _UNKNOWN) if header else None
+
+
+def encode(event: StreamEvent, data: Mapping[str, Any]) -> bytes:
+    """An event as it goes over the line."""
+    number = f"id: {event.version}\n" if event.version is not None else ""
+    return f"{number}event: {event.name}\ndata: ".encode() + dumps(data) + b"\n\n"
+
+
+def _busy(error: Exception) -> Response:
+    """A stream that only says why there is none: a browser comes back after that, but never after an answer of 503."""
+    problem = problems.problem(str(getattr(error, "slug", problems.INTERNAL_ERROR)), str(error))
+    body = f"retry: {_RETRY_BUSY}\n\n".encode() + encode(StreamEvent("busy", {}), problem)
+    return Response(body, headers=_HEADERS)
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether the gateway could not serve a request that it may serve later."""
+    entry = problems.PROBLEMS.get(str(getattr(error, "slug", "")))
+    return entry is not None and entry.status == HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class EventStream(Response):
+    """The stream of one feed.
+
+    :param open_feed: begins a feed, with a function that is told its events; None if the client has seen the last one.
+    :param close_feed: ends it.
+    :param data: writes the data of an event.
+    """
+
+    def __init__(
+        self,
+        open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None],
+        close_feed: Callable[[Feed], object],
+        data: Callable[[StreamEvent], Mapping[str, Any]],
+    ) -> None:
+        super().__init__(headers=_HEADERS)
+        self._data = data
+        self._close_feed = close_feed
+        self._lock = threading.Lock()
+        #: What is told before the head was sent.
+        self._early: list[StreamEvent] = []
+        self._sink: Sink | None = None
+        self._feed = open_feed(self._told)
+        if self._feed is None:
+            self.status_code = HTTPStatus.NO_CONTENT
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """The Streamed of this feed, or, under a server that takes none, its bytes as they come."""
+        if self._feed is None:
+            return super().__call__(environ, start_response)
+        headers = [(name, value) for name, value in self.headers.items() if name != "Content-Length"]
+        if environ.get(PARKS):
+            return Streamed(self.status, headers, self, COMMENT)
+        start_response(self.status, headers)
+        return self._blocking()
+
+    def _told(self, event: StreamEvent) -> None:
+        with self._lock:
+            if self._sink is None:
+                self._early.append(event)
+            else:
+                self._push(self._sink, event)
+
+    def _push(self, sink: Sink, event: StreamEvent) -> None:
+        data = self._data(event)
+        replaces = f"progress {data['type']} {data['name']}" if event.name == "progress" else None
+        sink.push(encode(event, data), replaces=replaces)
+        if event.is_last:
+            sink.end()
+
+    # -- a source, see app.runtime.parking --------------------------------------------------------------------------
+
+    def open(self, sink: Sink) -> None:
+        """Push what was told so far, and from now on what is."""
+        with self._lock:
+            sink.push(f"retry: {secrets.choice(_RETRY)}\n\n".encode())
+            for event in self._early:
+                self._push(sink, event)
+            self._early.clear()
+            self._sink = sink
+
+    def close(self) -> None:
+        """End the feed."""
+        if self._feed is not None:
+            self._close_feed(self._feed)
+        super().close()
+
+    def _blocking(self) -> Iterator[bytes]:
+        sink = _Queue()
+        try:
+            self.open(sink)
+            yield from sink
+        finally:
+            self.close()
+
+
+class _Queue:
+    """The sink of a stream whose thread waits for events."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+    def push(self, data: bytes, *, replaces: str | None = None) -> None:
+        """Hand over an event; the thread takes it at once, so there is nothing to replace."""
+        del replaces
+        self._events.put(data)
+
+    def end(self) -> None:
+        """End the stream."""
+        self._events.put(None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            try:
+                data = self._events.get(timeout=_QUIET_SECONDS)
+            except queue.Empty:
+                data = COMMENT
+            if data is None:
+                return
+            yield data

@@ -1,0 +1,75 @@
+"""Answers that are not ready yet: without a thread under our own server, in the thread of the request under any other."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+
+from flask import Flask, Response, current_app
+
+from app.runtime.parking import PARKS, Awaited, Parked
+
+_Answer_co = TypeVar("_Answer_co", covariant=True)
+_Now = TypeVar("_Now")
+#: What a server and Werkzeug keep in an environ about a body that was read before the wait.
+_OF_THE_BODY: Final = ("werkzeug.request", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")
+
+
+@runtime_checkable
+class Pending(Awaited, Protocol[_Answer_co]):
+    """Something awaited that a use case knows the answer to."""
+
+    def answer(self) -> _Answer_co | None:
+        """The answer; None if the wait goes on, for a wake-up is no proof."""
+        ...
+
+
+def answered(answer: _Now | Pending[_Now], respond: Callable[[_Now], Response]) -> Response:
+    """The response for an answer that is there, or for one that is pending."""
+    return Waiting(answer, respond) if isinstance(answer, Pending) else respond(answer)
+
+
+class Waiting(Response):
+    """A response that is made when its wait is over.
+
+    What a view did before it returned this runs once; ``respond`` makes the real response, in a request context of its own, for
+    the same request but without its body. The ``after_request`` functions see both: the real one counts.
+    """
+
+    def __init__(self, pending: Pending[_Now], respond: Callable[[_Now], Response]) -> None:
+        super().__init__()
+        self._pending = pending
+        self._respond = respond
+        # The proxy is bound to the context, which is gone when the wait is over.
+        self._app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """The Parked of this wait, or, under a server that can't park, the bytes of the real response."""
+        answer: Iterable[bytes] | Parked = Parked(self._pending, self._resume)
+        while isinstance(answer, Parked) and not environ.get(PARKS):
+            woken = threading.Event()
+            self._pending.begin(woken.set)
+            woken.wait(max(self._pending.deadline - time.monotonic(), 0.0))
+            answer = self._resume(environ, start_response)
+        return answer
+
+    def _resume(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes] | Parked:
+        kept = {key: value for key, value in environ.items() if key not in _OF_THE_BODY}
+        kept |= {"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0"}
+        with self._app.request_context(kept):
+            response = self._made()
+            return Parked(self._pending, self._resume) if response is None else response(kept, start_response)
+
+    def _made(self) -> Response | None:
+        """The real response, None while the wait goes on; what goes wrong is answered as it is anywhere else."""
+        try:
+            answer = self._pending.answer()
+            if answer is None:
+                return None
+            response = self._respond(answer)
+        except Exception as error:  # noqa: BLE001 -- Flask's own handler takes what none of ours does
+            response = self._app.make_response(self._app.handle_user_exception(error))
+        return self._app.process_response(response)

@@ -1,0 +1,146 @@
+"""What changed, told within this process to those who wait for it: one thread reads the order of changes for all of them.
+
+It reads only while somebody waits, every half second, and at once when it is told that there is something new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from app.jobs.errors import DatabaseUnavailable
+from app.jobs.revisions import Change, Revisions, Version
+
+_LOG = logging.getLogger(__name__)
+
+_POLL_SECONDS: Final = 0.5
+#: After a read the next one waits so long, however much is told in the meantime: the changes of a busy moment are read together.
+_PAUSE_SECONDS: Final = 0.02
+_END_SECONDS: Final = 3.0
+
+
+class Follower(Protocol):
+    """Somebody in this process for whom changes are read. Its methods are called by the thread that reads."""
+
+    def follows(self) -> bool:
+        """Whether it waits for changes now."""
+        ...
+
+    def in_a_hurry(self) -> bool:
+        """Whether it wants to be told as soon as something happens, and not at the next poll."""
+        ...
+
+    def changed(self, changes: Sequence[Change], version: Version) -> None:
+        """Told after each read, also after one that found nothing. When it raises DatabaseUnavailable, it is told the same again.
+
+        :param changes: the jobs that changed since the last call, in their order.
+        :param version: the moment up to which changes were read.
+        """
+        ...
+
+    def lost_track(self, version: Version) -> None:
+        """Told instead where changes can't be told from this database any more, such as after it was restored."""
+        ...
+
+
+class Changes:
+    """Reads what changed, for the followers of this process."""
+
+    def __init__(self, revisions: Revisions) -> None:
+        self._revisions = revisions
+        self._followers: list[Follower] = []
+        self._told = threading.Event()
+        self._awaited = threading.Event()
+        self._ending = threading.Event()
+        #: Guards the start of the thread, and what follows.
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        #: All changes after the first rev, up to the second one, were told since somebody follows; both None while nobody does.
+        self._since: int | None = None
+        self._up_to: int | None = None
+
+    def add(self, follower: Follower) -> None:
+        """Tell a follower of changes, from now until the end of the process. Called before anybody follows."""
+        self._followers.append(follower)
+
+    def follow(self, since: int | None = None) -> None:
+        """Read on, for a follower has begun to wait.
+
+        :param since: the rev up to which the follower knows the jobs that it waits for; None if it looks at them itself when it
+            is told of the next read.
+        """
+        with self._lock:
+            if self._thread is None and not self._ending.is_set():
+                self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
+                self._thread.start()
+            if since is not None and (self._since is None or since < self._since):
+                # Some changes may be told again.
+                self._since = self._up_to = since
+        self._awaited.set()
+
+    def hurry(self) -> None:
+        """A notification that something has changed: read at once if anybody is in a hurry."""
+        if any(follower.in_a_hurry() for follower in self._followers):
+            self._told.set()
+
+    def end(self) -> None:
+        """Read no more, and wait for the last read if that does not hang."""
+        self._ending.set()
+        self._told.set()
+        self._awaited.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(_END_SECONDS)
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            self._await_followers()
+            # Nobody who has just begun to wait needs a read at once, and the thread that claims a job needs the interpreter.
+            self._told.wait(_POLL_SECONDS)
+            self._told.clear()
+            with contextlib.suppress(DatabaseUnavailable):
+                self._read()
+            self._ending.wait(_PAUSE_SECONDS)
+
+    def _await_followers(self) -> None:
+        self._awaited.clear()
+        with self._lock:
+            nobody = not any(follower.follows() for follower in self._followers)
+            if nobody:
+                self._since = self._up_to = None
+        if nobody:
+            self._awaited.wait()
+
+    def _read(self) -> None:
+        """Tell what changed since the last read."""
+        now = self._revisions.current()
+        with self._lock:
+            if self._up_to is None:
+                self._since = self._up_to = now.rev
+            after = self._up_to
+        if now.rev < after:
+            _LOG.warning("the database is older than it was: changes are counted anew")
+            self._revisions.begin_epoch()
+            now = self._revisions.current()
+            self._tell(lambda follower: follower.lost_track(now))
+        else:
+            changes = self._revisions.between(after, now.rev) if now.rev > after else []
+            self._tell(lambda follower: follower.changed(changes, now))
+        with self._lock:
+            # Unless a follower has come meanwhile who knows less.
+            if self._up_to == after:
+                self._up_to = now.rev
+                self._since = min(self._since or 0, now.rev)
+
+    def _tell(self, tell: Callable[[Follower], object]) -> None:
+        for follower in self._followers:
+            try:
+                tell(follower)
+            except DatabaseUnavailable:
+                raise
+            except Exception:  # noqa: BLE001 -- a bug of one of them is none of the others
+                _LOG.exception("changes could not be told")

@@ -1,0 +1,173 @@
+"""One connection of a client, and its requests as gunicorn's parser makes them, checked as far as gunicorn leaves that to us."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from datetime import UTC, datetime
+from enum import Enum
+from math import inf
+from typing import Any, Final
+
+from gunicorn.http.errors import (  # type: ignore[import-untyped]  # the package ships no types
+    InvalidHeader,
+    LimitRequestHeaders,
+    ParseException,
+    UnsupportedTransferCoding,
+)
+from gunicorn.http.message import Request  # type: ignore[import-untyped]
+from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
+
+from app.runtime.parking import Parked, Streamed
+from app.serving.client_socket import ClientSocket
+
+#: Seconds for a whole head, from its first byte; the first head of a connection, from the accept().
+HEAD_SECONDS: Final = 10.0
+#: Bytes of a head; gunicorn's own bounds of its parts (``limit_request_*``) would add up to 800 kB.
+_HEAD_BYTES: Final = 64 * 1024
+#: The most bytes that are read and thrown away of a request that was not read to its end.
+UNREAD_BYTES: Final = 64 * 1024 * 1024
+#: The most bytes of an unread body that are read before the answer, so that the connection can be kept.
+_READY_BYTES: Final = 256 * 1024
+BUFFER_BYTES: Final = 64 * 1024
+_HTTP_1_1: Final = (1, 1)
+#: RFC 3986, section 3.2.2, with an optional port.
+_HOST: Final = re.compile(r"(\[[0-9A-Za-z:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
+
+
+class ClientRequest(Request):  # type: ignore[misc]  # gunicorn ships no types
+    """A request whose connection is closed after the answer if its body has not arrived by then."""
+
+    version: tuple[int, int]
+    _over: bool | None = None
+
+    def body_is_over(self) -> bool:
+        """Whether the next byte begins the next request. Decided once, when the answer's ``Connection`` field is written."""
+        if self._over is None:
+            self._over = not self.body.failed and self._skip_body()
+        return self._over
+
+    def _skip_body(self) -> bool:
+        if getattr(self.body.reader, "length", None) == 0:
+            # There is no body, or the application has read it.
+            return True
+        # Neither malformed chunks nor a broken connection end a body.
+        with self.unreader.sock.without_waiting(), contextlib.suppress(OSError, ParseException):
+            for _ in range(_READY_BYTES // BUFFER_BYTES):
+                if not self.body.read(BUFFER_BYTES):
+                    return True
+        return False
+
+    def should_close(self) -> bool:
+        """Whether the connection ends with this request. gunicorn reads only a ``Connection`` field of one word."""
+        wants_close = "close" in (
+            word.strip(" \t").lower() for value in self._fields("CONNECTION") for word in value.split(",")
+        )
+        return wants_close or not self.body_is_over() or super().should_close()
+
+    def check_head(self) -> None:
+        """Check what gunicorn leaves to the application (RFC 9112, sections 3.2 and 6.1; RFC 9110, section 2.5).
+
+        :raises InvalidHeader: HTTP/1.1 without one Host, or a Host that is none.
+        :raises UnsupportedTransferCoding: a coding besides chunked, which nobody would undo.
+        """
+        hosts = self._fields("HOST")
+        if (self.version >= _HTTP_1_1 and len(hosts) != 1) or not all(map(_HOST.fullmatch, hosts)):
+            raise InvalidHeader("HOST")
+        for coding in self._fields("TRANSFER-ENCODING"):
+            if coding.strip(" \t").lower() != "chunked":
+                raise UnsupportedTransferCoding(coding)
+        # The status line names the version that we conform to.
+        self.version = min(self.version, _HTTP_1_1)
+
+    def _fields(self, name: str) -> list[str]:
+        return [value for field, value in self.headers if field == name]
+
+
+class _Parser(RequestParser):  # type: ignore[misc]  # gunicorn ships no types
+    """gunicorn's parser of one connection, which makes requests of our class."""
+
+    mesg_class = ClientRequest
+
+
+class Ending(Enum):
+    """The fate of a connection after a request, or when its request waits."""
+
+    KEEP = "keep"
+    CLOSE = "close"
+    RESET = "reset"
+    PARK = "park"
+
+
+class Connection:
+    """A connection: in a request thread, or in the main thread, waiting for a head, in the lobby or for the client's FIN."""
+
+    __slots__ = (
+        "began",
+        "client",
+        "closing",
+        "end",
+        "head",
+        "idle",
+        "parser",
+        "request",
+        "server",
+        "since",
+        "sock",
+        "timeout",
+        "too_long",
+        "unread",
+        "waits",
+    )
+
+    def __init__(self, sock: ClientSocket, client: Any, server: Any, cfg: Any) -> None:
+        self.sock, self.client, self.server = sock, client, server
+        self.parser = _Parser(cfg, sock, client)
+        #: The request that is being served, since when, and what it waits for, or streams.
+        self.began = datetime.now(UTC)
+        self.request: ClientRequest | None = None
+        self.waits: Parked | Streamed | None = None
+        #: What has arrived of the next head, and perhaps of what follows it.
+        self.head = bytearray()
+        self.too_long = False
+        #: Whether a request was served and no byte of the next one has arrived.
+        self.idle = False
+        self.closing = False
+        #: Bytes that may still be read and thrown away.
+        self.unread = UNREAD_BYTES
+        self.wait(HEAD_SECONDS)
+
+    def fileno(self) -> int:
+        """The number of its file."""
+        return self.sock.fileno()
+
+    def wait(self, timeout: float, end: float = inf) -> None:
+        """Begin a wait of so many seconds, which ends at ``end`` at the latest."""
+        self.since, self.timeout, self.end = time.monotonic(), timeout, end
+
+    def add(self, data: bytes | memoryview, longest_line: int) -> bool:
+        """Add bytes to the head; True if it is complete, or malformed (RFC 9112, section 2.2) so that the parser will refuse it."""
+        head, old = self.head, len(self.head)
+        head += data
+        end = head.find(b"\r\n\r\n", max(old - 3, 0))
+        self.too_long = max(end, 0 if end >= 0 else len(head)) > _HEAD_BYTES
+        if end >= 0 or self.too_long:
+            return True
+        last = max(old - 1, 0)
+        bare = head.count(b"\n", old) != head.count(b"\r\n", last)
+        return bare or (len(head) > longest_line + 2 and head.find(b"\n") < 0)
+
+    def next_request(self) -> ClientRequest:
+        """Parse the head."""
+        head = bytes(self.head)
+        self.head.clear()
+        # gunicorn would look for the rest of the last request's body.
+        self.parser.mesg = None
+        if self.too_long:
+            raise LimitRequestHeaders(f"the head has more than {_HEAD_BYTES} bytes")
+        self.parser.unreader.unread(head)
+        request: ClientRequest = next(self.parser)
+        self.request = request
+        request.check_head()
+        return request

@@ -1,0 +1,100 @@
+"""A client of event streams that shows every byte: what a browser's EventSource does, with nothing hidden."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """One event."""
+
+    name: str
+    data: Any
+    id: str | None = None
+
+
+class EventClient:
+    """One connection, opened by the constructor; ``status`` and ``headers`` are those of the answer."""
+
+    def __init__(
+        self, url: str, path: str, *, last: str | None = None, receive_buffer: int | None = None, **headers: str
+    ) -> None:
+        address = urlsplit(url)
+        self.retry: int | None = None
+        self.comments = 0
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            # Before the connection, as the window is agreed on then.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(SECONDS)
+        self.socket.connect((address.hostname, address.port))
+        self._file = self.socket.makefile("rb")
+        fields = {"Host": address.netloc, "Accept": "text/event-stream", **headers}
+        if last is not None:
+            fields["Last-Event-ID"] = last
+        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self.status = int(self._file.readline().split()[1])
+        self.headers: dict[str, str] = {}
+        while (line := self._file.readline()) != b"\r\n":
+            name, _, value = line.decode().partition(":")
+            self.headers[name.lower()] = value.strip()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+        self.socket.close()
+
+    def body(self) -> bytes:
+        """Everything until the end, or as much as the answer declares."""
+        return self._file.read(int(self.headers.get("content-length", -1)))
+
+    def next(self) -> Told | None:
+        """The next event; None when the server has closed."""
+        name, data, number = "message", [], None
+        while line := self._file.readline():
+            field, _, value = line.decode().rstrip("\n").partition(":")
+            value = value.removeprefix(" ")
+            if line == b"\n":
+                if data:
+                    return Told(name, json.loads("\n".join(data)), number)
+                continue
+            if not field:
+                self.comments += 1
+            elif field == "event":
+                name = value
+            elif field == "data":
+                data.append(value)
+            elif field == "id":
+                number = value
+            elif field == "retry":
+                self.retry = int(value)
+        return None
+
+    def upto(self, name: str) -> list[Told]:
+        """The next events up to one with this name."""
+        told: list[Told] = []
+        while (event := self.next()) is not None:
+            told.append(event)
+            if event.name == name:
+                return told
+        raise AssertionError(f"the stream ended without {name}: {told}")
+
+    def rest(self) -> list[Told]:
+        """All events until the server closes."""
+        told: list[Told] = []
+        while (event := self.next()) is not None:
+            told.append(event)
+        return told
