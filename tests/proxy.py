@@ -1,4 +1,4 @@
-"""What stands between two that talk, and may spoil it: the frame that the tests' proxies share."""
+"""The base class of the tests' proxies, which stand between two programs and may disturb their connections."""
 
 from __future__ import annotations
 

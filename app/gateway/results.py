@@ -176,7 +176,7 @@ class Results:
         )
 
     def _check_prompt(self, replies: Replies, generation: Generation) -> None:
-        """Where ``enable_prompt_comments`` was not overridden, see whether the prompt was kept whole all the same.
+        """Check that the prompt was kept whole, for a generation that did not override ``enable_prompt_comments``.
 
         :raises OptionIgnored: it was not, since the WebUI has got to know the option by now.
         :raises WebuiFailed: it was not, so the error that said nothing was not about the option.

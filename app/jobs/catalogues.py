@@ -33,7 +33,7 @@ class CurrentCatalogues:
 
 @dataclass(frozen=True, slots=True)
 class Sightings:
-    """When the configured WebUIs that are up were asked last what they offer, by slot key; 0.0 where that is not known.
+    """The times at which the configured WebUIs that are up were last asked for their catalogues, by slot key; 0.0 for unknown.
 
     All times are seconds since 1970 by the database's clock.
     """

@@ -47,7 +47,7 @@ def code_of(pid: int) -> int:
 
 
 def ids(folder: Path, database: str = "gateway.db") -> dict[str, Any]:
-    """What database and data folder carry."""
+    """The id in the database, the id in the data folder, and the names of the files there."""
     with closing(sqlite3.connect(folder / database)) as connection:
         row = connection.execute("SELECT value FROM notes WHERE key = 'data_folder_id'").fetchone()
     data = folder / "data"

@@ -27,7 +27,7 @@ _TWO_HOURS = 7200.0
 
 @dataclass
 class Verdict:
-    """What was found at the start, what the client saw in the end, and what was wrong with it."""
+    """The result of one life: ``found`` at its start, the ``outcome`` that the client saw, and the ``problems`` with it."""
 
     found: str = ""
     problems: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What the client of the crash run asks for, one request a chapter, and what it has written down of the answers.
+"""The client of the crash run: its requests, one a chapter, and the journal in which it writes down the answers.
 
 The client dies with the gateway, for both live in one process; its journal is what a client elsewhere would still know.
 """
@@ -118,7 +118,7 @@ def posts(chapters: int) -> list[Post]:
 
 
 def outcome(services: Services, chapters: int) -> dict[str, Any]:
-    """What the client sees of each request in the end, without what differs between two runs (names and times)."""
+    """The final result of each request as the client sees it, without names and times, which differ between two runs."""
     return {post.label: _seen(services, post) for post in posts(chapters)}
 
 

@@ -24,7 +24,7 @@ _RECOVERY = ("take over", "begin quiescing", "end quiescing")
 
 
 def crash_run() -> dict[str, Any]:
-    """What the crash run reports: ``undisturbed`` and ``rounds``."""
+    """The report of the crash run: ``undisturbed`` and ``rounds``."""
     with tempfile.TemporaryDirectory(prefix="sdg-crash-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         done = subprocess.run(
             [sys.executable, "-m", "tests.crash.rounds", folder],

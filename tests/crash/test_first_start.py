@@ -19,7 +19,7 @@ _ID = re.compile(r"[0-9a-f]{32}\Z")
 
 
 def report(what: str, folder: Path, *rounds: int) -> Any:
-    """What ``tests.crash.first_start`` prints."""
+    """The JSON that ``tests.crash.first_start`` prints."""
     command = [sys.executable, "-m", "tests.crash.first_start", what, str(folder), *map(str, rounds)]
     done = subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

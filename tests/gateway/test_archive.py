@@ -1,4 +1,4 @@
-"""What users have made, and the upkeep that holds table and folder together."""
+"""History, images, args and deletion of records; sweep, verify and reindex, which compare job table and data folder."""
 
 from __future__ import annotations
 

@@ -637,8 +637,8 @@ class TestImpatientProxy:
             ]
 
 
-class TestStation:
-    """What the worker asks of one WebUI, beside a gateway that does not run."""
+class TestWebuiBackend:
+    """The backend of one WebUI, called as a worker calls it; no worker runs beside it."""
 
     @pytest.fixture(params=["a1111-1.10", "nowebui"])
     def server(self, request: pytest.FixtureRequest) -> Iterator[SimulatorServer]:

@@ -94,7 +94,7 @@ def change_models(server: SimulatorServer, **lists: list[str]) -> None:
 
 
 def sent(server: SimulatorServer) -> dict[str, Any]:
-    """What was posted to the WebUI last."""
+    """The payload of the last generation that the WebUI received."""
     posted = requests.get(f"{server.url}/simulator/requests", timeout=30).json()
     payload: dict[str, Any] = posted[-1]["payload"]
     return payload

@@ -1,4 +1,4 @@
-"""What the configured WebUIs offer together, and which model stands for none."""
+"""The offering (the catalogues of all configured WebUIs together), and the model of requests that name none."""
 
 from __future__ import annotations
 

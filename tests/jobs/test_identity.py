@@ -169,7 +169,7 @@ class TestClaims:
 
     @pytest.fixture
     def lost(self, gate: Gate, older: Dump) -> Claim:
-        """What a worker holds of alice's job, which the database has lost; bob's job with its number runs."""
+        """The claim of a worker on alice's job, which the database has lost; bob's job now has its number, and runs."""
         job = gate.accept("alice")
         claim = gate.claim(task="alice's task")
         assert claim is not None

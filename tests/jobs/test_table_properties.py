@@ -52,7 +52,7 @@ _PICK = st.integers(0, 2**16)
 
 @dataclass
 class ModelJob:
-    """What the row of a job should say."""
+    """The expected row of a job."""
 
     seq: int
     name: str
@@ -82,7 +82,7 @@ class ModelJob:
 
 @dataclass
 class ModelSlot:
-    """What the row of a slot should say."""
+    """The expected row of a slot."""
 
     state: str = "clean"
     owner: str | None = None

@@ -305,7 +305,7 @@ def test_the_removal_of_empty_folders_is_flushed(records, root, events):
 
 
 def test_a_folder_that_another_process_made_again_is_flushed_again(records, root, events):
-    """What this store remembers of a folder holds for that folder alone, not for another one of the same name."""
+    """The store remembers which folders were flushed; one that was removed and made again is another one."""
     save(records, *PLACE, 1, [(PNG, "png")])
     other = RecordStore(root)
     other.remove(*PLACE, **WHOLE)

@@ -1,4 +1,4 @@
-"""What is stored is what was asked for: the ways in which a WebUI makes other pictures and calls them good."""
+"""Only the picture that was asked for is stored, although WebUIs answer 200 with other ones in many ways."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMENT = "#ff00ff hair, C# book\nsecond line"
 
 
 def overrides(simulator: Simulator) -> list[dict[str, Any]]:
-    """What each generation overrode, oldest first."""
+    """The ``override_settings`` of each generation, oldest first."""
     return [entry["payload"]["override_settings"] for entry in simulator.requests()]
 
 

@@ -1,4 +1,4 @@
-"""What nginx itself does with the configuration of ``deploy/nginx/``: refusals, limits, buffers, connections to the gateway.
+"""nginx's own part under the configuration of ``deploy/nginx/``: refusals, limits, buffers, connections to the gateway.
 
 The gateway's place is taken by a server that notes what arrives on each connection and does what the path of a request says.
 """
@@ -53,7 +53,7 @@ class Upstream(ThreadingHTTPServer):
         self.sent: list[float] = []
 
     def count(self, method: str, path: str) -> int:
-        """How many of these requests came."""
+        """The number of such requests that arrived."""
         return sum((seen[0], seen[1]) == (method, path) for seen in self.seen)
 
 
