@@ -147,7 +147,7 @@ class Services:
         self.database.check()
         self.records.folder.check()
         self.identity.check()
-        catalogues, default_model = self.offering.current()
+        catalogues, default_model = self.offering.catalogues_and_default_model()
         reasons = {
             "No worker is running.": not self.slots.worker_alive(),
             "No WebUI answers.": not self.slots.any_up(),

@@ -675,7 +675,7 @@ class TestWebuiBackend:
     def test_refreshing_keeps_the_catalogue_and_chooses_a_default_model(
         self, gateway: Gateway, backend: WebuiBackend
     ) -> None:
-        assert [catalogue.models[0].model_name for catalogue in gateway.services.offering.known()[0]] == [
+        assert [catalogue.models[0].model_name for catalogue in gateway.services.offering.require_catalogues()[0]] == [
             "simulated-one"
         ]
         assert gateway.services.tables.catalogues.default_model() == "simulated-one"

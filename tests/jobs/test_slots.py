@@ -233,12 +233,12 @@ class TestHealth:
 class TestCatalogues:
     def test_a_changed_catalogue_has_a_new_version(self, slots: Slots, catalogues: Catalogues) -> None:
         assert catalogues.put("gpu0", "a")
-        first = catalogues.offer().versions
+        first = catalogues.current().versions
         assert not catalogues.put("gpu0", "a")
-        assert catalogues.offer().versions == first
+        assert catalogues.current().versions == first
         assert catalogues.put("gpu1", "a")
         assert catalogues.put("gpu0", "b")
-        [(key, version), (other, _)] = catalogues.offer().versions
+        [(key, version), (other, _)] = catalogues.current().versions
         assert (key, other) == ("gpu0", "gpu1")
         assert version > first[0][1]
         assert catalogues.bodies(["gpu0", "gpu1", "gpu2"]) == {"gpu0": "b", "gpu1": "a"}
@@ -246,7 +246,7 @@ class TestCatalogues:
     def test_a_catalogue_of_no_configured_webui_is_not_shown(self, slots: Slots, catalogues: Catalogues) -> None:
         catalogues.put("gpu0", "a")
         slots.register("host/two", "host", ["gpu1"], only=True)
-        assert catalogues.offer().versions == ()
+        assert catalogues.current().versions == ()
 
     def test_what_is_not_configured_any_more_is_dropped(self, slots: Slots, catalogues: Catalogues) -> None:
         catalogues.put("gpu0", "a")
