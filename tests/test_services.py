@@ -155,7 +155,7 @@ class TestHints:
         "message",
         [b"", b"nonsense", b"finished ", b"finished x", b"finished txt2img", b"finished \xff \xff \xff", b"accepted"],
     )
-    def test_a_hint_that_means_nothing_does_nothing(self, gateway: Gateway, message: bytes) -> None:
+    def test_a_notification_that_means_nothing_does_nothing(self, gateway: Gateway, message: bytes) -> None:
         gateway.services.notifications.heard(message)
 
 

@@ -19,7 +19,7 @@ def _short(value: object) -> str:
 
 
 class WebuiError(Exception):
-    """Base of the room's exceptions.
+    """Base of this package's exceptions.
 
     ``slug`` names the problem for clients; ``retryable`` says whether another attempt at the same job may end better;
     ``detail`` is the text used when none is given.

@@ -47,8 +47,8 @@ def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
     # The row of the dead worker is still fresh, so that readiness alone would not wait for the living one.
     until(lambda: services.worker._begun and not services.readiness(), "readiness")
     # Before the script begins, so that its steps always have the same order.
-    settling = "SELECT count(*) FROM slots WHERE state NOT IN ('clean', 'held')"
-    until(lambda: _one(services, settling) == 0, "a slot that can be used")
+    not_usable = "SELECT count(*) FROM slots WHERE state NOT IN ('clean', 'held')"
+    until(lambda: _one(services, not_usable) == 0, "a slot that can be used")
     until(lambda: _one(services, "SELECT unfinished FROM clock") == 0, "the end of every accepted job")
     verdict.problems += script.play(services, journal, chapters)
     services.drain()

@@ -131,7 +131,7 @@ class TestHistory:
         assert [view["position"] for view in views] == [2, 1]
         shown = archive.job("u1", "txt2img", running["name"])
         assert (shown["status"], shown["position"]) == ("running", None)
-        # Somebody looks, so the WebUI is asked how far it is.
+        # The job is watched, so its WebUI is polled.
         until(lambda: gateway.job(running).progress_at is not None)
         server.simulator.engine.interrupt()
         for view in [running, *waiting]:

@@ -379,12 +379,12 @@ def test_an_interruption_leaves_nothing_either(root):
 def test_readers_see_a_file_whole_or_not_at_all(root):
     seen = []
 
-    def look():
+    def read():
         seen.extend(records.files_of(*PLACE))
         with pytest.raises(MissingFile):
             records.path(USER, "img2img", f"{NAME}-1-0.png")
 
-    records = RecordStore(root, At("fsync file", look))
+    records = RecordStore(root, At("fsync file", read))
     records.folder.prepare()
     save(records, *PLACE, 1, [(PNG, "png")])
     assert [(file.temporary, file.parsed.attempt, file.size) for file in seen] == [(True, 1, len(PNG))]

@@ -473,11 +473,11 @@ class Gateway(Process):
     def finished(self, url: str, seconds: float = JOB_SECONDS) -> dict[str, Any]:
         """The job at ``url`` as soon as it is over, however it ended."""
 
-        def look() -> dict[str, Any] | None:
+        def ended() -> dict[str, Any] | None:
             job: dict[str, Any] = self.http.get(url).json()
             return None if job["status"] in UNFINISHED else job
 
-        return until(look, f"{url} is finished", seconds)
+        return until(ended, f"{url} is finished", seconds)
 
     def status(self, url: str) -> str:
         """The status of the job at ``url``."""

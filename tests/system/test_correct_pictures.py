@@ -99,7 +99,7 @@ class TestPromptsWithANumberSign:
         assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is True
 
     def test_a_webui_that_has_got_to_know_the_option_makes_no_cut_picture(self, stage: Stage) -> None:
-        """It was updated and restarted between two looks."""
+        """It was updated and restarted between two refreshes of its catalogue."""
         simulator = stage.simulator("--lacks-option", "enable_prompt_comments")
         gateway = stage.gateway([simulator])
         gateway.succeeded(gateway.post(prompt=COMMENT))

@@ -55,8 +55,8 @@ def requests_of(jobs: int, users: int) -> list[Request]:
     return made
 
 
-def insist(gateway: Gateway, request: Request, deadline: float) -> dict[str, Any]:
-    """Ask until the answer is how the job ended, whatever becomes of the server meanwhile."""
+def post_until_it_ends(gateway: Gateway, request: Request, deadline: float) -> dict[str, Any]:
+    """Repeat a POST until its answer is the end of the job, although the server is killed or restarted meanwhile."""
     answer = "no answer yet"
     while time.monotonic() < deadline:
         # Refused, reset or cut off in the middle of the answer: nobody knows what became of the request.
@@ -77,7 +77,7 @@ def clients(gateway: Gateway, wanted: list[Request], seconds: float) -> Iterator
     """A client for each request, all at once."""
     deadline = time.monotonic() + seconds
     with ThreadPoolExecutor(len(wanted)) as pool:
-        yield [pool.submit(insist, gateway, request, deadline) for request in wanted]
+        yield [pool.submit(post_until_it_ends, gateway, request, deadline) for request in wanted]
 
 
 class Killer:
