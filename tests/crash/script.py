@@ -100,21 +100,21 @@ class Journal:
 def play(services: Services, journal: Journal, chapters: int) -> list[str]:
     """Ask for what was not answered yet of the first chapters; what was wrong with the answers."""
     problems = []
-    for step in SCRIPT[:chapters]:
-        if step.label in journal.answers:
+    for request in SCRIPT[:chapters]:
+        if request.label in journal.answers:
             continue
-        journal.note(step.label)
-        answer = step.send(services, journal)
-        journal.answers[step.label] = answer
-        journal.note(step.label, answer=answer)
-        if answer["ends"] != step.ends:
-            problems.append(f"{step.label}: {answer}")
+        journal.note(request.label)
+        answer = request.send(services, journal)
+        journal.answers[request.label] = answer
+        journal.note(request.label, answer=answer)
+        if answer["ends"] != request.ends:
+            problems.append(f"{request.label}: {answer}")
     return problems
 
 
 def posts(chapters: int) -> list[Post]:
     """The requests for pictures among the first chapters."""
-    return [step for step in SCRIPT[:chapters] if isinstance(step, Post)]
+    return [request for request in SCRIPT[:chapters] if isinstance(request, Post)]
 
 
 def outcome(services: Services, chapters: int) -> dict[str, Any]:

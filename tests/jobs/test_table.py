@@ -435,6 +435,22 @@ class TestTakeOver:
         advance(9)
         assert table.losses.reclaim("host/two") == []
 
+    def test_a_slot_that_its_owner_quiesces_by_now_is_not_passed_on_to_the_next_job(
+        self, gate: Gate, table: JobTable, slots: Slots, advance: Callable[[float], None]
+    ) -> None:
+        """The worker slept past its lease, took the slot back to quiesce it, and only then heard of its lost job's answer."""
+        gate.accept()
+        lost = gate.claim(owner="host/one", task="lost")
+        advance(11)
+        table.losses.reclaim("host/two")
+        assert slots.begin_quiescing("gpu0", "host/one").task_id == "lost"
+        assert table.answered(lost, 1.0, "next", EVERYTHING) is None
+        slot = slots.get("gpu0")
+        assert (slot.state, slot.owner, slot.task_id) == ("quiescing", "host/one", "lost")
+        assert table.queries.current(lost.job.identity).status == "queued"
+        slots.end_quiescing("gpu0", "host/one", "clean")
+        assert gate.claim() is not None
+
     def test_a_worker_that_the_table_forgot_is_told_so(self, slots: Slots) -> None:
         assert not slots.heartbeat("host/unknown")
 

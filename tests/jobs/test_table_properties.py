@@ -274,8 +274,10 @@ class TableMachine(RuleBasedStateMachine):
         claim = attempt.claim
         attempt.answered = True
         task = f"task {next(self._numbers)}" if following else None
+        passes_on = following and any(job.status == "queued" for job in self.jobs)
         after = self.table.answered(claim, 1.0, task, EVERYTHING)
-        held = self._holds(claim)
+        # A slot that its owner quiesces by now is not passed on to the next job.
+        held = self._holds(claim) and not (passes_on and self.slots[claim.slot].state != "held")
         if held:
             self.slots[claim.slot].leave("clean")
         if attempt.owns:
@@ -457,6 +459,16 @@ class TableMachine(RuleBasedStateMachine):
         if again is not None:
             self._answer(again, following=False)
             self._succeed(again, 2)
+
+    @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
+    def hears_of_an_answer_while_it_quiesces(self, slot: str, owner: str) -> None:
+        """A worker without a heartbeat takes back the slot that it lost, to quiesce it; then its lost attempt is answered."""
+        attempt = self._claimed(slot, owner)
+        if attempt is None:
+            return
+        self.leases_run_out(next(each for each in OWNERS if each != owner))
+        self.begin_quiescing(slot, owner)
+        self._answer(attempt, following=True)
 
     @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
     def dies(self, slot: str, owner: str) -> None:
