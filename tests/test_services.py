@@ -112,7 +112,7 @@ class TestHints:
     def test_another_process_starts_the_job_and_wakes_its_client(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody polls in this test: what one process accepts the other makes, and both hear of it."""
+        """Without polling, by notifications alone: one process accepts a job, the other one makes it, and both hear of its end."""
         with (
             Gateway(tmp_path, migrated_sqlite, [server.url]) as one,
             Gateway(tmp_path, migrated_sqlite, [server.url]) as two,

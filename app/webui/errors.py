@@ -119,7 +119,7 @@ class NotUp(WebuiError):
 
 
 class Interrupted(WebuiError):
-    """Somebody else stopped the generation: its pictures are half done, though the WebUI answered 200."""
+    """The generation was stopped by somebody else: its pictures are half done, though the WebUI answered 200."""
 
     slug = "webui-interrupted"
     retryable = True
@@ -127,7 +127,7 @@ class Interrupted(WebuiError):
 
 
 class Ambiguous(Interrupted):
-    """Somebody may have stopped the generation: it was too fast, and another task has begun since, which hides the interrupt."""
+    """The generation may have been stopped: it was too fast, and another task has begun since, which hides the interrupt."""
 
 
 class WrongModel(WebuiError):

@@ -99,7 +99,7 @@ def _claims_before(services: Services, folder: Path) -> int:
 
 
 def _found(services: Services, journal: script.Journal) -> str:
-    """In a few words, what the crash left."""
+    """The state that the crash left, in a few words."""
     jobs = _counted(services, "SELECT status FROM jobs")
     slots = set(_counted(services, "SELECT state FROM slots")) - {"clean"}
     named = _named_files(services)

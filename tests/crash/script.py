@@ -75,7 +75,7 @@ SCRIPT: tuple[Post | Delete, ...] = (
 
 @dataclass
 class Journal:
-    """Which request is under way, and the answers so far; kept in a file whose lines are written at once."""
+    """The request under way and the answers so far, kept in a file of which each line is written at once."""
 
     path: Path
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)

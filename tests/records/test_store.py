@@ -478,7 +478,7 @@ def test_removing_what_never_was_is_nothing(records, place):
 
 
 def test_removal_lists_no_folder(records, monkeypatch):
-    """So that its cost does not depend on how many files lie there."""
+    """Its cost does not depend on the number of files in the folder."""
     fill(records)
     save(records, USER, "img2img", OTHER, 2, [(PNG, "png")])
     reads = []

@@ -47,7 +47,7 @@ def not_reading(path: str = "/openapi.json", times: int = 200) -> Kind:
 
 
 class Hostile:
-    """So many clients of one kind; a context manager, which ends them all.
+    """A number of clients of one kind; a context manager, which ends them all.
 
     :param url: the server, ``http://host:port``.
     """

@@ -29,7 +29,7 @@ LINE = _line()
 
 @pytest.fixture
 def stage(stage: Stage) -> Stage:
-    """Whose gateways have one process each: what is tested here is the worker, and a second one would only cost time."""
+    """A stage whose gateways have one process each: the worker is tested here, and a second one would only cost time."""
     stage.concurrency = 1
     return stage
 

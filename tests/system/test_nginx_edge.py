@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     def do_any(self) -> None:
         self.requests += 1
@@ -327,7 +327,7 @@ def test_a_client_that_asks_faster_than_is_allowed_is_told_when_to_come_back(aba
 
 
 def answers(connection: socket.socket, count: int) -> Iterator[Answer]:
-    """So many pipelined answers."""
+    """The next ``count`` pipelined answers on a connection."""
     with connection.makefile("rb") as stream:
         for _ in range(count):
             status = int(stream.readline().split()[1])

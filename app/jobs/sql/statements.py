@@ -303,12 +303,12 @@ RENEW_WORKER: Final = Prepared(
 
 
 def job_lapsed(owner: Any) -> ColumnElement[bool]:
-    """Somebody else than this owner has a job whose lease ran out."""
+    """The condition on a job whose lease ran out and that another owner holds."""
     return and_(JOBS.c.status == RUNNING, JOBS.c.owner != owner, JOBS.c.lease_expires < db_now())
 
 
 def slot_lapsed(owner: Any) -> ColumnElement[bool]:
-    """The same of a slot."""
+    """The condition on a slot whose lease ran out and that another owner holds."""
     return and_(SLOTS.c.owner != owner, SLOTS.c.lease_expires < db_now())
 
 

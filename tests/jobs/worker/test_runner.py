@@ -144,7 +144,7 @@ class ScriptedBackend:
         return self.started.get(timeout=DEADLINE)
 
     def begins_nothing(self) -> None:
-        """Nothing is begun for a while; a fault that needs longer than that to show would be missed, never invented."""
+        """Assert that no generation begins for 0.15 s; a fault that needs longer to show would be missed, never invented."""
         with pytest.raises(queue.Empty):
             self.started.get(timeout=0.15)
 
