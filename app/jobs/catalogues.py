@@ -25,7 +25,7 @@ _FREE: Final[ColumnElement[bool]] = or_(
 
 @dataclass(frozen=True, slots=True)
 class CurrentCatalogues:
-    """Pairs (key, version) for the catalogues of the configured WebUIs that were ever seen; the model of requests that name none."""
+    """The (key, version) of each catalogue of a configured WebUI that was ever seen; the model of requests that name none."""
 
     versions: tuple[tuple[str, int], ...]
     default_model: str | None

@@ -44,8 +44,8 @@ UNWATCHED: Final[Failpoints] = _Unwatched()
 class CrashAt:
     """Lists the failpoints that all processes with one file pass, and kills this one at a given number.
 
-    The first process to pass the failpoint that the file ``<path>.stop`` names (``before NAME``, ``after NAME``, or ``at NAME`` for a
-    point) removes that file and suspends itself until it gets SIGCONT. A test writes the file again as often as it likes.
+    The first process to pass the failpoint that the file ``<path>.stop`` names (``before NAME``, ``after NAME``, or ``at NAME``
+    for a point) removes that file and suspends itself until it gets SIGCONT. A test writes the file again as often as it likes.
 
     :param path: where to write the list, one line of 64 bytes each: ``before NAME`` and ``after NAME``.
     :param number: the line, counted from 1, at which to die; 0 only lists.

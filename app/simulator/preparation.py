@@ -103,7 +103,7 @@ def _other(text: str | None, main: str) -> str | None:
 
 
 def _note_hires(job: Job, flavour: Flavour) -> None:
-    """Note the parameters of the hires fix; from 1.10 on prompts and schedule are worked out per picture, and null in ``info``."""
+    """Note the parameters of the hires fix; from 1.10 on prompts and schedule are worked out per picture: null in ``info``."""
     sized = bool(job["hr_resize_x"] or job["hr_resize_y"])
     modules = job.fields.get("hr_additional_modules")
     prompts = {

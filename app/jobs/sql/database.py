@@ -118,7 +118,7 @@ class Database:
 
         :param failpoint: the name of the commit for crash tests; None for one that no promise hangs on.
         :param flushed: False leaves it to the next flushed commit, or to :meth:`flush`, to make this one outlive a power cut; all
-            processes see it at once and it outlives them. A power cut drops only the newest commits, never one before a flushed one.
+            processes see it at once and it outlives them. A power cut drops the newest unflushed commits only.
         """
         self._refuse_another_file()
         engine = self._writing if flushed else self._writing_ahead
