@@ -247,7 +247,9 @@ class Results:
         refusing = {note["slot"] for note in claim.job.tried if note["why"] == _CANNOT} | {self._slot}
         catalogues, requirements = self._offering.catalogues(), Requirements.from_json(claim.requirements)
         others = [
-            key for key in self._offering.webuis_up() - refusing if key in catalogues and catalogues[key].serves(requirements)
+            key
+            for key in self._offering.webuis_up() - refusing
+            if key in catalogues and catalogues[key].serves(requirements)
         ]
         if not others or len(refusing) >= _MOST_REFUSALS:
             return _failure(error)

@@ -306,7 +306,9 @@ class TestChangedLists:
             assert site.post(model="new").status_code == 200
             assert "new" in site.client.get("/options").json["models"]
 
-    def test_a_name_that_stays_unknown_is_refused_after_a_refresh(self, tmp_path: Path, server: SimulatorServer) -> None:
+    def test_a_name_that_stays_unknown_is_refused_after_a_refresh(
+        self, tmp_path: Path, server: SimulatorServer
+    ) -> None:
         with Site(tmp_path, server).start() as site:
             before = site.services.tables.catalogues.sightings()
             assert site.post(model="never").status_code == 422
@@ -320,7 +322,9 @@ class TestChangedLists:
             assert web.services.notifications.wake is None
             assert web.post(model="new", prefer="respond-async").status_code == 202
 
-    def test_a_wrong_answer_makes_the_worker_refresh_the_catalogue(self, tmp_path: Path, server: SimulatorServer) -> None:
+    def test_a_wrong_answer_makes_the_worker_refresh_the_catalogue(
+        self, tmp_path: Path, server: SimulatorServer
+    ) -> None:
         with Site(tmp_path, server).start() as site:
             before = site.services.tables.catalogues.sightings()
             arm(server, "wrong-model")

@@ -309,7 +309,9 @@ class TestSightings:
         assert not catalogues.put("gpu0", "a", began)
         assert catalogues.sightings().seen_at["gpu0"] == began
 
-    def test_a_wanted_refresh_is_due_for_each_webui_until_it_was_asked(self, slots: Slots, catalogues: Catalogues) -> None:
+    def test_a_wanted_refresh_is_due_for_each_webui_until_it_was_asked(
+        self, slots: Slots, catalogues: Catalogues
+    ) -> None:
         for key in ("gpu0", "gpu1"):
             slots.set_health(key, "up")
             catalogues.put(key, "a")
@@ -324,7 +326,9 @@ class TestSightings:
         catalogues.put("gpu1", "b")
         assert catalogues.sightings().all_since(wanted)
 
-    def test_a_refresh_that_began_before_it_was_wanted_does_not_count(self, slots: Slots, catalogues: Catalogues) -> None:
+    def test_a_refresh_that_began_before_it_was_wanted_does_not_count(
+        self, slots: Slots, catalogues: Catalogues
+    ) -> None:
         catalogues.put("gpu0", "a", catalogues.want_refresh() - 0.1)
         assert catalogues.refresh_wanted("gpu0")
 

@@ -500,7 +500,9 @@ class TestMonitor:
         before = self.queries.asked
         until(lambda: self.queries.asked >= before + times)
 
-    def test_a_webui_whose_job_nobody_watches_is_not_polled(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_webui_whose_job_nobody_watches_is_not_polled(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 3600.0)
         backend = house.start()
         job = house.gate.accept()
@@ -654,7 +656,9 @@ class TestMonitor:
         backend.answers()
         house.finished(job)
 
-    def test_a_notification_is_heard_before_the_next_second(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_notification_is_heard_before_the_next_second(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(timing, "POLL_SECONDS", DEADLINE * 10)
         backend = house.start()
         monkeypatch.setattr(timing, "REFRESH_AGAIN_SECONDS", 0.0)
