@@ -2,7 +2,7 @@
 
 An exception of any room says what went wrong by its class attribute ``slug`` and, in ``str(exc)``, by one sentence that
 may be shown to a client. It may also carry ``retry_after`` (seconds), ``errors`` (messages by field) and ``accepted``
-(names that would do, by field). The statuses stand here only: the rooms know none.
+(names that would do, by field). The statuses stand here only: the packages that raise problems know none.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class _Notifications:
             self._tell(CHANGED)
 
     def accepted(self) -> None:
-        """A job waits."""
+        """Notify the worker of this host that a job waits."""
         if self.worker is not None and self.worker.works:
             # The only worker of this host runs in this process, so no other process needs this notification.
             self.heard(ACCEPTED)
@@ -77,12 +77,12 @@ class _Notifications:
             self._tell(ACCEPTED)
 
     def finished(self, job: Identity) -> None:
-        """A job ended."""
+        """Notify the processes of this host that a job ended."""
         # A user id may hold spaces, so it comes last.
         self._tell(_FINISHED + f"{job.type} {job.name} {job.user_id}".encode())
 
     def refresh_wanted(self) -> None:
-        """Somebody wants to know anew what the WebUIs offer."""
+        """Notify the workers of this host that a refresh of the catalogues is wanted."""
         self._tell(REFRESH_WANTED)
 
     def _tell(self, message: bytes) -> None:
@@ -162,7 +162,7 @@ class Services:
         self.database.check()
         self.records.folder.check()
         self.identity.check()
-        catalogues, default_model = self.offering.current()
+        catalogues, default_model = self.offering.catalogues_and_default_model()
         reasons = {
             "No worker is running.": not self.slots.worker_alive(),
             "No WebUI answers.": not self.slots.any_up(),

@@ -1,1 +1,1 @@
-"""What ``make bench`` runs: one module for each figure, each measured side by side with its baseline."""
+"""The benchmarks of ``make bench``: one module for each figure, measured side by side with its baseline."""

@@ -65,7 +65,7 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
 
     def count(self, thorough: int) -> int:
-        """How often to repeat something: a fifth of it, and at least 5, in a quick run."""
+        """The number of repetitions: ``thorough``, or in a quick run a fifth of it and at least 5."""
         return max(5, thorough // 5) if self.quick else thorough
 
     def add(self, row: Row) -> None:
@@ -212,7 +212,7 @@ class Process:
             raise BenchmarkError(f"{self.log.stem} ended by itself:\n{self.text()[-3000:]}")
 
     def text(self) -> str:
-        """What it has printed."""
+        """The output so far."""
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
 
 
@@ -255,7 +255,7 @@ class Simulator(Server):
             return requests
 
     def arrivals(self) -> list[float]:
-        """When the headers of each generation were read, in seconds of ``time.perf_counter``, which is one clock for all
+        """The times at which the headers of each generation were read, in seconds of ``time.perf_counter``: one clock for all
         processes of a Linux machine (CLOCK_MONOTONIC).
         """
         return [request["received_at"] for request in self.requests()]
@@ -323,7 +323,7 @@ class Gateway(Server):
         return job
 
     def file(self, job: Mapping[str, Any]) -> Path:
-        """Where the first picture of a job lies."""
+        """The path of a job's first picture in the data folder."""
         return next(self.data.rglob(job["images"][0]["filename"]))
 
 
@@ -401,7 +401,7 @@ def picture(**changes: Any) -> dict[str, Any]:
 
 
 def webui_payload(simulator: Simulator) -> dict[str, Any]:
-    """What the gateway sent last, to be sent again by hand."""
+    """The payload of the gateway's last generation without its task id, to be posted again without the gateway."""
     payload: dict[str, Any] = dict(simulator.requests()[-1]["payload"])
     payload.pop("force_task_id", None)
     return payload

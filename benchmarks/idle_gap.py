@@ -60,7 +60,7 @@ def _through_the_queue(simulator: Simulator, gateway: Gateway, count: int, chang
 
 
 def _by_hand(simulator: Simulator, count: int, payload: dict[str, Any], folder: Path) -> Sample:
-    """What a person's script does: post, write the pictures, post the next."""
+    """The gaps under a simple script without the gateway: post, write the pictures, post the next."""
     simulator.reset()
     body = json.dumps(payload).encode()
     with simulator.line() as line:

@@ -29,7 +29,7 @@ _TIMES = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 @dataclass(frozen=True)
 class Load:
-    """What a client got: whole answers and their bytes, heads included, in so many seconds."""
+    """The answers that a client got: their number, their bytes with the heads, and the seconds that they took."""
 
     requests: int
     bytes: float

@@ -1,4 +1,4 @@
-"""What the kernel says of this machine and of processes, read from /proc (proc(5)); Linux only, as the gateway's host is."""
+"""Facts about this machine and its processes, read from /proc (proc(5)); Linux only, as the gateway's host is."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def describe() -> list[str]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

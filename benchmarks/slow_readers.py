@@ -22,7 +22,7 @@ _BUFFER = 64 * 1024
 
 @dataclass(frozen=True)
 class Reading:
-    """How many readers there were, and how many bytes a second they got together."""
+    """The number of readers, and the bytes a second that they got together."""
 
     readers: int
     bytes_per_second: float

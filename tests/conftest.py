@@ -38,7 +38,7 @@ hypothesis.settings.load_profile("gateway")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts processes goes first, so that the run does not end with one long file while the other workers are idle."""
+    """Sort tests that start processes to the front: else the run ends with one long file while the other workers are idle."""
     for item in items:
         if item.get_closest_marker("alone") and not item.get_closest_marker("soak"):
             raise pytest.UsageError(

@@ -175,7 +175,7 @@ class Gateway:
         assert slot is not None
         return slot
 
-    def settled(self) -> Slot:
+    def clean_slot(self) -> Slot:
         """The slot, once it is clean."""
         until(lambda: self.slot().state == "clean", "a clean slot")
         return self.slot()

@@ -1,4 +1,4 @@
-"""What stands between two that talk, and may spoil it: the frame that the tests' proxies share."""
+"""The base class of the tests' proxies, which stand between two programs and may disturb their connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 _BUFFER = 1 << 16
-_LOOK_SECONDS = 0.05
+_SELECT_SECONDS = 0.05
 
 
 class Proxy(ABC):
@@ -74,7 +74,7 @@ class TcpProxy(Proxy):
             if not silenced:
                 server.connect(str(self._target))
             while cuts == self._cuts:
-                readable, _, _ = select.select([client] if silenced else [client, server], [], [], _LOOK_SECONDS)
+                readable, _, _ = select.select([client] if silenced else [client, server], [], [], _SELECT_SECONDS)
                 silenced = silenced or self._silent.is_set()
                 for source, other in ((client, server), (server, client)):
                     if source in readable:

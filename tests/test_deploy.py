@@ -33,7 +33,7 @@ _LONGER_THAN_DRAINING = 15
 
 
 def found(pattern: str, text: str) -> str:
-    """What the only match of a pattern holds."""
+    """The group of a pattern's only match in the text."""
     [value] = re.findall(pattern, text, re.MULTILINE)
     return str(value)
 

@@ -1,4 +1,4 @@
-"""The walls of the house: imports run downwards only, and each room keeps its tools to itself."""
+"""The layers of the code: imports run downwards only, and each library is imported by the packages that own it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 APP = Path(__file__).resolve().parent.parent / "app"
 
-#: A module may import from its own room and from any floor below it.
-FLOORS: tuple[tuple[str, ...], ...] = (
+#: A module may import from its own package and from any layer below it.
+LAYERS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
     ("app.startup", "app.services"),
@@ -20,14 +20,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("app.config", "app.parameters", "app.problems"),
     ("app.runtime",),
 )
-#: Rooms of one floor that do know each other, in this direction.
+#: Packages of one layer of which the first may import the second.
 NEIGHBOURS = {
     ("app.startup", "app.services"),
     ("app.migrations", "app.jobs"),
 }
-#: gunicorn's side knows the application by name only, and is started from the top.
+#: gunicorn's side knows the application by name only, and is started by these.
 USERS_OF_SERVING = ("app.api", "app.cli")
-#: The only users of a tool.
+#: The only packages that may import a library.
 OWNERS = {
     "requests": ("app.webui",),
     "urllib3": ("app.webui",),
@@ -47,14 +47,14 @@ def module_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-def room_of(module: str) -> str:
-    """The longest name on a floor that the module lies in."""
-    rooms = [room for floor in FLOORS for room in floor if module == room or module.startswith(room + ".")]
-    return max(rooms, key=len)
+def package_of(module: str) -> str:
+    """The longest name in the layers that the module lies in."""
+    names = [name for layer in LAYERS for name in layer if module == name or module.startswith(name + ".")]
+    return max(names, key=len)
 
 
-def floor_of(room: str) -> int:
-    return next(number for number, floor in enumerate(FLOORS) if room in floor)
+def layer_of(package: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if package in layer)
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -63,30 +63,30 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            # "from app import api" names the room in the alias.
+            # "from app import api" names the package in the alias.
             yield from ([f"app.{alias.name}" for alias in node.names] if node.module == "app" else [node.module])
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_imports_run_downwards(path: Path) -> None:
-    here = room_of(module_of(path))
+    here = package_of(module_of(path))
     for name in imports(path):
         if not name.startswith("app"):
             continue
-        there = room_of(name)
-        downwards = floor_of(there) > floor_of(here)
+        there = package_of(name)
+        downwards = layer_of(there) > layer_of(here)
         assert there == here or downwards or (here, there) in NEIGHBOURS, f"{here} imports {name}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
 def test_only_api_and_command_use_the_serving_side(path: Path) -> None:
-    here = room_of(module_of(path))
+    here = package_of(module_of(path))
     used = [name for name in imports(path) if name.startswith("app.serving")]
     assert here in (*USERS_OF_SERVING, "app.serving") or used == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)
-def test_every_tool_has_its_room(path: Path) -> None:
+def test_every_library_is_imported_by_its_owners_alone(path: Path) -> None:
     module = module_of(path)
     for name in imports(path):
         owners = OWNERS.get(name.split(".")[0])
@@ -115,10 +115,10 @@ def test_only_config_reads_the_environment(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(path for room in ("jobs", "webui", "records") for path in (APP / room).rglob("*.py")), ids=module_of
+    "path", sorted(path for name in ("jobs", "webui", "records") for path in (APP / name).rglob("*.py")), ids=module_of
 )
-def test_leaf_rooms_know_no_http_of_ours(path: Path) -> None:
-    """Status codes and Flask belong to the API; the WebUI room speaks HTTP as a client, and its simulator serves it."""
+def test_leaf_packages_know_no_http_of_ours(path: Path) -> None:
+    """Status codes and Flask belong to the API; app.webui speaks HTTP as a client, and its simulator serves it."""
     if "simulator" in path.parts:
         return
     assert not {name.split(".")[0] for name in imports(path)} & {"flask", "werkzeug", "flask_smorest"}

@@ -24,7 +24,7 @@ def parsed(text: str) -> dict[str, Requirement]:
 
 @pytest.fixture(scope="module")
 def declared() -> dict[str, Requirement]:
-    """What setup.cfg says that the package needs."""
+    """The requirements of the package in setup.cfg, by name."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     return parsed(setup["options"]["install_requires"])
@@ -32,7 +32,7 @@ def declared() -> dict[str, Requirement]:
 
 @pytest.fixture(scope="module")
 def of_extras() -> dict[str, Requirement]:
-    """What setup.cfg says that its extras need."""
+    """The requirements of the extras in setup.cfg, by name."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     return parsed("\n".join(setup["options.extras_require"][extra] for extra in EXTRAS))

@@ -112,7 +112,7 @@ class TestHints:
     def test_another_process_starts_the_job_and_wakes_its_client(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody polls in this test: what one process accepts the other makes, and both hear of it."""
+        """Without polling, by notifications alone: one process accepts a job, the other one makes it, and both hear of its end."""
         with (
             Gateway(tmp_path, migrated_sqlite, [server.url]) as one,
             Gateway(tmp_path, migrated_sqlite, [server.url]) as two,
@@ -155,7 +155,7 @@ class TestHints:
         "message",
         [b"", b"nonsense", b"finished ", b"finished x", b"finished txt2img", b"finished \xff \xff \xff", b"accepted"],
     )
-    def test_a_hint_that_means_nothing_does_nothing(self, gateway: Gateway, message: bytes) -> None:
+    def test_a_notification_that_means_nothing_does_nothing(self, gateway: Gateway, message: bytes) -> None:
         gateway.services.notifications.heard(message)
 
 

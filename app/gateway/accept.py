@@ -169,13 +169,13 @@ class Acceptance:
         """Check the names; what is unknown may have been added to a WebUI since it was asked, so they are asked again."""
 
         def try_once() -> Resolved:
-            catalogues, default_model = self._offering.known()
+            catalogues, default_model = self._offering.require_catalogues()
             return resolve(type_, fields, catalogues, self._offering.presets, default_model, self._offering.parameters)
 
         try:
             return try_once()
         except (UnknownNames, NoDefaultModel):
-            if not self._offering.refresh_soon():
+            if not self._offering.await_refresh():
                 raise
         return try_once()
 

@@ -86,7 +86,7 @@ class Archive:
         self._records = records
         self._announcer = announcer
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def history(self, user_id: str, type_: str, limit: int, before: int | None) -> Page:
         """Succeeded jobs of one type, newest first; and the cursor of the next page, None on the last.

@@ -144,7 +144,7 @@ class Maintenance:
         return not any(job.user_id == new.user_id for job, _ in self._table.queries.rows_named(new.name, new.type))
 
     def _highest_documents(self) -> list[StoredFile]:
-        """Of every record the document of the highest claim, the oldest record first."""
+        """The document of each record's highest claim, the oldest record first."""
         highest: dict[tuple[str, str, str], StoredFile] = {}
         for file in self._records.scan():
             if file.parsed is None or file.parsed.kind != "document" or file.temporary:

@@ -124,7 +124,7 @@ class WebuiMemory:
     # -- its end -----------------------------------------------------------------------------------------------------
 
     def note_absence(self, error: WebuiError) -> None:
-        """If nobody listens, or the API is not there yet, the WebUI was restarted: what was known of its memory is void."""
+        """Forget the WebUI's memory if the error shows that it was restarted: it refused the connection, or had no API yet."""
         if nobody_listens(error) or (isinstance(error, NotUp) and error.restarted):
             self._forget()
 

@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 #: WebUIs that were all asked so lately what they offer are not asked again for one request.
 RECENT_SECONDS: Final = 5.0
-#: How long a request that names something unknown waits until they were asked, and how often it looks whether they were.
+#: How long a request that names something unknown waits for the refresh, and the pause between two queries whether it is done.
 REFRESH_PATIENCE_SECONDS: Final = 2.0
 _REFRESH_PAUSE_SECONDS: Final = 0.05
 #: Requests of a process that wait for that at the same time, so that unknown names never hold all of its threads.
@@ -70,23 +70,23 @@ class Offering:
 
     def catalogues(self) -> dict[str, Catalogue]:
         """The catalogue of each configured WebUI, by its slot's key; empty when none was ever seen."""
-        return self._read(self._kept.offer())
+        return self._read(self._kept.current())
 
-    def _read(self, offer: CurrentCatalogues) -> dict[str, Catalogue]:
+    def _read(self, current: CurrentCatalogues) -> dict[str, Catalogue]:
         with self._lock:
-            if offer.versions != self._versions:
-                bodies = self._kept.bodies([key for key, _ in offer.versions])
-                read = ((key, _catalogue(key, bodies[key])) for key, _ in offer.versions if key in bodies)
+            if current.versions != self._versions:
+                bodies = self._kept.bodies([key for key, _ in current.versions])
+                read = ((key, _catalogue(key, bodies[key])) for key, _ in current.versions if key in bodies)
                 self._catalogues = {key: catalogue for key, catalogue in read if catalogue is not None}
-                self._versions = offer.versions
-                self._tell_guesses(self._settings_models(), self._catalogues)
+                self._versions = current.versions
+                self._log_guesses(self._settings_models(), self._catalogues)
             return self._catalogues
 
     def _settings_models(self) -> list[str]:
         named = (preset.model for preset in self.presets.entries.values() if preset.model is not None)
         return [model for model in (self._configured_model, *named) if model]
 
-    def _tell_guesses(self, texts: Sequence[str], catalogues: Mapping[str, Catalogue]) -> None:
+    def _log_guesses(self, texts: Sequence[str], catalogues: Mapping[str, Catalogue]) -> None:
         for text, key, title in guesses(texts, catalogues):
             if (text, key) not in self._guessed:
                 self._guessed.add((text, key))
@@ -94,44 +94,45 @@ class Offering:
                     "%s has several models called %r; %r is used, write its title to be sure", key, text, title
                 )
 
-    def current(self) -> tuple[list[Catalogue], str | None]:
+    def catalogues_and_default_model(self) -> tuple[list[Catalogue], str | None]:
         """The catalogues, and the name of the model of requests that name none."""
-        offer = self._kept.offer()
-        catalogues = list(self._read(offer).values())
-        return catalogues, choose_default_model(self._configured_model, offer.default_model, catalogues)
+        current = self._kept.current()
+        catalogues = list(self._read(current).values())
+        return catalogues, choose_default_model(self._configured_model, current.default_model, catalogues)
 
-    def known(self) -> tuple[list[Catalogue], str | None]:
-        """The same, with at least one catalogue.
+    def require_catalogues(self) -> tuple[list[Catalogue], str | None]:
+        """The catalogues, at least one, and the name of the model of requests that name none.
 
         :raises NoCatalogue: none was ever seen.
         """
-        catalogues, default_model = self.current()
+        catalogues, default_model = self.catalogues_and_default_model()
         if not catalogues:
             raise NoCatalogue
         return catalogues, default_model
 
-    def keep_default_model(self) -> None:
+    def update_default_model(self) -> None:
         """Choose the default model anew where the stored one is gone, and store the choice."""
-        offer = self._kept.offer()
-        catalogues = self._read(offer)
-        chosen = choose_default_model("", offer.default_model, list(catalogues.values()))
-        if offer.default_model is not None:
-            self._tell_guesses([offer.default_model], catalogues)
-        if chosen is not None and chosen != offer.default_model:
+        current = self._kept.current()
+        catalogues = self._read(current)
+        chosen = choose_default_model("", current.default_model, list(catalogues.values()))
+        if current.default_model is not None:
+            self._log_guesses([current.default_model], catalogues)
+        if chosen is not None and chosen != current.default_model:
             self._kept.set_default_model(chosen)
 
-    def up(self) -> set[str]:
+    def webuis_up(self) -> set[str]:
         """The keys of the configured WebUIs that answered when they were asked last."""
         return self._slots.up()
 
     def has_default_model(self) -> bool:
         """Whether a model is known for requests that name none, or a setting names one, however missing."""
-        return bool(self._configured_model) or self.current()[1] is not None
+        return bool(self._configured_model) or self.catalogues_and_default_model()[1] is not None
 
-    def refresh_soon(self) -> bool:
-        """Have the WebUIs asked again what they offer, and wait a moment for it.
+    def await_refresh(self) -> bool:
+        """Have the catalogues of all WebUIs refreshed, and wait until they are, for at most ``REFRESH_PATIENCE_SECONDS``.
 
-        False where they were asked just now, or enough other requests wait for it already.
+        False without waiting where those that are up were asked just now, none is up, no worker is alive, or enough other
+        requests wait already.
         """
         before = self._kept.sightings()
         if before.all_since(before.now - RECENT_SECONDS) or not self._slots.worker_alive():
@@ -149,11 +150,11 @@ class Offering:
         # One request of a process polls for all that wait.
         if self._refreshing.acquire(timeout=REFRESH_PATIENCE_SECONDS):
             try:
-                self._await_refresh(since, deadline)
+                self._await_sightings(since, deadline)
             finally:
                 self._refreshing.release()
 
-    def _await_refresh(self, since: float, deadline: float) -> None:
+    def _await_sightings(self, since: float, deadline: float) -> None:
         if self._kept.sightings().all_since(since):
             return
         wanted_at = self._kept.want_refresh()
@@ -163,7 +164,7 @@ class Offering:
 
     def options(self) -> dict[str, Any]:
         """The body of ``GET /options``."""
-        catalogues, default_model = self.current()
+        catalogues, default_model = self.catalogues_and_default_model()
         return merge_options(catalogues, self.presets, default_model)
 
 

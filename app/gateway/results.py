@@ -176,7 +176,7 @@ class Results:
         )
 
     def _check_prompt(self, replies: Replies, generation: Generation) -> None:
-        """Where ``enable_prompt_comments`` was not overridden, see whether the prompt was kept whole all the same.
+        """Check that the prompt was kept whole, for a generation that did not override ``enable_prompt_comments``.
 
         :raises OptionIgnored: it was not, since the WebUI has got to know the option by now.
         :raises WebuiFailed: it was not, so the error that said nothing was not about the option.
@@ -247,7 +247,9 @@ class Results:
         refusing = {note["slot"] for note in claim.job.tried if note["why"] == _CANNOT} | {self._slot}
         catalogues, requirements = self._offering.catalogues(), Requirements.from_json(claim.requirements)
         others = [
-            key for key in self._offering.up() - refusing if key in catalogues and catalogues[key].serves(requirements)
+            key
+            for key in self._offering.webuis_up() - refusing
+            if key in catalogues and catalogues[key].serves(requirements)
         ]
         if not others or len(refusing) >= _MOST_REFUSALS:
             return _failure(error)

@@ -81,7 +81,7 @@ class Served:
 
     def _keep(self, catalogue: Catalogue, asked_at: float) -> None:
         self._kept.put(self._webui.key, catalogue.to_json(), asked_at)
-        self._offering.keep_default_model()
+        self._offering.update_default_model()
         with self._lock:
             self._catalogue = catalogue
             self._unservable = self._judge(self._requirements)

@@ -1,4 +1,4 @@
-"""The stored offers of the configured WebUIs: catalogues, requests for a refresh, and the default model."""
+"""The stored catalogues of the configured WebUIs, requests for their refresh, and the default model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.jobs.sql.database import Database
 from app.jobs.sql.schema import CATALOGUES, NOTES, SLOTS, db_now
 
 _DEFAULT_MODEL: Final = "default_model"
-#: When somebody last wanted the WebUIs to be asked what they offer, by the database's clock; written once a second at most.
+#: The note with the time at which a refresh was wanted last, by the database's clock; written once a second at most.
 _REFRESH_WANTED: Final = "refresh_wanted_at"
 _WANTED_AGAIN_SECONDS: Final = 1.0
 #: Nothing of ours can run on the WebUI: the slot is clean, or was never used.
@@ -25,7 +25,7 @@ _FREE: Final[ColumnElement[bool]] = or_(
 
 @dataclass(frozen=True, slots=True)
 class CurrentCatalogues:
-    """(key, version) of the catalogue of each configured WebUI that was ever seen, and the model of requests that name none."""
+    """The (key, version) of each catalogue of a configured WebUI that was ever seen; the model of requests that name none."""
 
     versions: tuple[tuple[str, int], ...]
     default_model: str | None
@@ -33,7 +33,7 @@ class CurrentCatalogues:
 
 @dataclass(frozen=True, slots=True)
 class Sightings:
-    """When the configured WebUIs that are up were asked last what they offer, by slot key; 0.0 where that is not known.
+    """The times at which the configured WebUIs that are up were last asked for their catalogues, by slot key; 0.0 for unknown.
 
     All times are seconds since 1970 by the database's clock.
     """
@@ -58,7 +58,7 @@ class Catalogues:
             return float(connection.execute(select(db_now())).scalar_one())
 
     def put(self, key: str, body: str, asked_at: float | None = None) -> bool:
-        """Keep what a WebUI offers; whether that changed anything.
+        """Keep the catalogue of a WebUI; whether that changed anything.
 
         :param asked_at: when asking it began, by the database's clock; None for now.
         """
@@ -87,7 +87,7 @@ class Catalogues:
         return Sightings(now, {key: seen_at[key] for key in configured if key in seen_at})
 
     def want_refresh(self) -> float:
-        """Ask the workers of all hosts to ask their WebUIs what they offer; the time of the request that holds.
+        """Ask the workers of all hosts to refresh the catalogues of their WebUIs; the time of the request that holds.
 
         A WebUI that was asked at that time or later was asked because of it. A request of the last second stands for this one.
         """
@@ -103,13 +103,13 @@ class Catalogues:
         return now
 
     def refresh_wanted(self, key: str) -> bool:
-        """Whether somebody has wanted a look at what the WebUIs offer since this one was asked last."""
+        """Whether a refresh of the catalogues was wanted after this WebUI was asked last."""
         with self.database.read() as connection:
             row = sql.REFRESH_WANTED.first(connection, {"p_key": _REFRESH_WANTED, "p_slot": key})
         return row is not None and _past(row.seen_at, row.now) < float(row.value) <= row.now
 
-    def offer(self) -> CurrentCatalogues:
-        """The catalogues that count now, and the default model; one cheap query for every request."""
+    def current(self) -> CurrentCatalogues:
+        """The versions of the configured WebUIs' catalogues, and the default model; one cheap query for every request."""
         with self.database.read() as connection:
             rows = sql.CURRENT_CATALOGUES.all(connection, {"p_key": _DEFAULT_MODEL})
         versions = {row.key: row.version for row in rows if row.kind == "catalogue"}
@@ -142,7 +142,7 @@ class Catalogues:
 
     def default_model(self) -> str | None:
         """The model chosen for requests that name none."""
-        return self.offer().default_model
+        return self.current().default_model
 
     def set_default_model(self, model: str | None) -> None:
         """Keep the choice; None forgets it."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class JobsError(Exception):
-    """Base of this room's exceptions; ``str()`` is a sentence that may be shown to a client."""
+    """Base of this package's exceptions; ``str()`` is a sentence that may be shown to a client."""
 
     slug: ClassVar[str]
     #: Seconds after which another try makes sense, where the queue tells.

@@ -28,7 +28,7 @@ def now() -> float:
 
 
 class Leases:
-    """When the leases of one owner on WebUIs were renewed last, by the task ids of its attempts. Safe under threads."""
+    """The times at which one owner's leases on WebUIs were last renewed, by the task ids of its attempts. Safe under threads."""
 
     def __init__(self, failpoints: Failpoints = UNWATCHED) -> None:
         self._failpoints = failpoints

@@ -132,7 +132,7 @@ _ARGS, _INIT_IMAGE, _IMAGES, _WEBUI, _TRIED = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an unfinished job stands: ``position`` 1 starts next (None when not queued); ``eta`` seconds until it ends."""
+    """The place of an unfinished job: ``position`` 1 starts next (None when not queued); ``eta`` seconds until it ends."""
 
     position: int | None
     eta: float | None

@@ -157,7 +157,7 @@ class JobQueries:
             return [(Job.of(row), bool(row.live)) for row in rows]
 
     def place(self, job: Job) -> Place:
-        """Where an unfinished job stands in the queue, and how long it will take at the speed measured so far."""
+        """The position of an unfinished job in the queue, and the seconds until it ends at the speed measured so far."""
         if job.finished:
             return Place(None, None)
         with self.database.read() as connection:

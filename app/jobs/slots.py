@@ -143,7 +143,7 @@ class Slots:
         """Take a clean slot to have its WebUI load another model under this task id; None when it is not clean any more, else when
         the lease began (:mod:`app.jobs.leases`).
 
-        :meth:`end_quiescing` ends it; where that never comes, the slot is unclean and the task is looked for.
+        :meth:`end_quiescing` ends it; where that never comes, the slot becomes unclean, and is quiesced with this task id.
         """
         with self.database.write("begin repair") as connection:
             leased_at = leases.now()

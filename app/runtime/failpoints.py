@@ -1,7 +1,8 @@
-"""Every step that outlives a crash passes here, so that a test can kill or suspend the process before and after each of them.
+"""Failpoints: each step that outlives a crash has one, where a test can kill or suspend the process before and after it.
 
 In production :data:`UNWATCHED` lets them pass. :class:`CrashAt` is what ``SDG_TEST_CRASH_AT`` asks for, which only tests set: it
-writes down each step, kills the process with SIGKILL at the chosen one, and suspends it with SIGSTOP where a file says so.
+lists the failpoints that are passed, kills the process with SIGKILL at the chosen one, and suspends it with SIGSTOP where a file
+says so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
-#: Each line of the list of steps has this length, so that the place of a line is its number.
+#: Each line of the list of failpoints has this length, so that the place of a line is its number.
 _LINE: Final = 64
 
 
@@ -41,12 +42,12 @@ UNWATCHED: Final[Failpoints] = _Unwatched()
 
 
 class CrashAt:
-    """Lists the steps of all processes that share a file, and kills this one at a given number.
+    """Lists the failpoints that all processes with one file pass, and kills this one at a given number.
 
-    Whichever process passes the step that the file ``<path>.stop`` names (``before NAME``, ``after NAME``, or ``at NAME`` for a
-    point) removes that file and suspends itself until it gets SIGCONT. A test writes the file again as often as it likes.
+    The first process to pass the failpoint that the file ``<path>.stop`` names (``before NAME``, ``after NAME``, or ``at NAME``
+    for a point) removes that file and suspends itself until it gets SIGCONT. A test writes the file again as often as it likes.
 
-    :param path: where to write the list, one line of 64 bytes a step: ``before NAME`` and ``after NAME``.
+    :param path: where to write the list, one line of 64 bytes each: ``before NAME`` and ``after NAME``.
     :param number: the line, counted from 1, at which to die; 0 only lists.
     """
 

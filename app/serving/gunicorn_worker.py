@@ -208,7 +208,7 @@ class _MainThread(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no type
         self._take_head(conn, ahead)
 
     def _end(self) -> float:
-        """When a new wait of a connection must end: soon if the process stops."""
+        """The time at which a new wait of a connection must end: soon if the process stops, never otherwise."""
         return inf if self.alive else time.monotonic() + STOP_KEEPALIVE_LINGER
 
     def _close(self, conn: Connection, *, unread: bool = False) -> None:

@@ -146,7 +146,7 @@ class Engine:
             return self._changed.wait_for(self._halted, timeout=seconds)
 
     def finish(self, task_id: str) -> None:
-        """Only a job that went well forgets its id as the current one."""
+        """End a task that went well; one that failed stays the current one, as in a real WebUI."""
         with self._changed:
             if self._current == task_id:
                 self._current = None

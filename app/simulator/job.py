@@ -50,5 +50,5 @@ class Job:
 
     @property
     def planned(self) -> int:
-        """How many pictures were asked for."""
+        """The number of pictures that were asked for."""
         return int(self["batch_size"] * self["n_iter"])

@@ -48,7 +48,7 @@ class Picture:
     _encoded: dict[tuple[str, int, bool], str] = field(default_factory=dict, repr=False, compare=False)
 
     def base64(self, image_format: str, *, quality: int, text: bool) -> str:
-        """What :meth:`encode` returns, as it travels; asked again, it is there at once."""
+        """The bytes of :meth:`encode` in base64, as an answer carries them; kept for the next call with the same options."""
         options = (image_format, quality, text)
         if options not in self._encoded:
             self._encoded[options] = base64_text(self.encode(image_format, quality=quality, text=text))

@@ -103,7 +103,7 @@ def _other(text: str | None, main: str) -> str | None:
 
 
 def _note_hires(job: Job, flavour: Flavour) -> None:
-    """What the hires fix notes; from 1.10 on prompts and schedule are worked out per picture, and null in ``info``."""
+    """Note the parameters of the hires fix; from 1.10 on prompts and schedule are worked out per picture: null in ``info``."""
     sized = bool(job["hr_resize_x"] or job["hr_resize_y"])
     modules = job.fields.get("hr_additional_modules")
     prompts = {
@@ -129,7 +129,7 @@ def _note_hires(job: Job, flavour: Flavour) -> None:
 
 
 def _note_schedule(job: Job, flavour: Flavour) -> None:
-    """What the sampler notes of its schedule: also the one that stands behind Automatic."""
+    """Note the schedule that the sampler really uses, where ``Automatic`` was asked for too."""
     used = lists.schedule_used(flavour, job.sampler, job.scheduler)
     if used is not None:
         job.extra["Schedule type"] = used

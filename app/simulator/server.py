@@ -108,7 +108,7 @@ class _Lines:
             self._open.discard(connection)
 
     def count(self) -> int:
-        """How many there are now."""
+        """The number of open connections."""
         with self._lock:
             return len(self._open)
 
@@ -143,12 +143,12 @@ class SimulatorServer:
 
     @property
     def url(self) -> str:
-        """Where it listens, without a slash at the end."""
+        """The address of the server, without a slash at the end."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}"
 
     def connections(self) -> int:
-        """How many connections are open now, with or without a request on them."""
+        """The number of open connections, with or without a request on them."""
         return self._lines.count()
 
     def start(self) -> None:

@@ -121,7 +121,7 @@ class ModelDoubt:
             return sorted(left, key=lambda model: model.checkpoint in self._suspected)
 
     def give_up(self) -> None:
-        """Nothing is left to be tried: only a restart helps, or a file that was repaired."""
+        """Note that no other model is left to try: only a restart helps, or a file that was repaired."""
         with self._lock:
             if self._stored is not None:
                 self._change({**_read(self._stored), _HOPELESS: True})

@@ -19,7 +19,7 @@ def _short(value: object) -> str:
 
 
 class WebuiError(Exception):
-    """Base of the room's exceptions.
+    """Base of this package's exceptions.
 
     ``slug`` names the problem for clients; ``retryable`` says whether another attempt at the same job may end better;
     ``detail`` is the text used when none is given.
@@ -119,7 +119,7 @@ class NotUp(WebuiError):
 
 
 class Interrupted(WebuiError):
-    """Somebody else stopped the generation: its pictures are half done, though the WebUI answered 200."""
+    """The generation was stopped by somebody else: its pictures are half done, though the WebUI answered 200."""
 
     slug = "webui-interrupted"
     retryable = True
@@ -127,7 +127,7 @@ class Interrupted(WebuiError):
 
 
 class Ambiguous(Interrupted):
-    """Somebody may have stopped the generation: it was too fast, and another task has begun since, which hides the interrupt."""
+    """The generation may have been stopped: it was too fast, and another task has begun since, which hides the interrupt."""
 
 
 class WrongModel(WebuiError):

@@ -264,7 +264,7 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _Tls
 
     def _put_conn(self, conn: Any) -> None:
-        """As for plain connections."""
+        """Close the connection instead of keeping it, as the pool of plain connections does."""
         if conn is not None:
             conn.close()
 

@@ -84,7 +84,7 @@ def failed_view(slug: str, detail: str = "It failed.") -> dict[str, Any]:
 
 
 def domain_error(of_slug: str, detail: str = "A safe sentence.", **members: Any) -> Exception:
-    """An exception as the rooms below raise them."""
+    """An exception as the packages below raise them."""
     made = type("DomainError", (Exception,), {"slug": of_slug})(detail)
     for name, value in members.items():
         setattr(made, name, value)

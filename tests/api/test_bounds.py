@@ -1,4 +1,4 @@
-"""What a client sends costs little before it is judged, whatever it is: in processor time of the thread, with wide bounds."""
+"""Hostile requests cost little until they are refused: CPU time of the thread, with wide bounds."""
 
 from __future__ import annotations
 

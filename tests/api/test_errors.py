@@ -94,9 +94,9 @@ def test_health(client, services):
     assert client.get("/livez").json == {"status": "ok"}
     services.answers["readiness"] = []
     assert client.get("/readyz").json == {"status": "ok", "reasons": []}
-    services.answers["readiness"] = ["No worker beats."]
+    services.answers["readiness"] = ["No worker is running."]
     response = client.get("/readyz")
-    assert (response.status_code, response.json) == (200, {"status": "degraded", "reasons": ["No worker beats."]})
+    assert (response.status_code, response.json) == (200, {"status": "degraded", "reasons": ["No worker is running."]})
     assert services.calls == [("readiness",), ("readiness",)]
 
 

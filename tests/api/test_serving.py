@@ -1,4 +1,4 @@
-"""What our worker class uses of gunicorn's inside: an upgrade that changes it must fail here, and not in service."""
+"""gunicorn's internals that our worker class uses: an upgrade that changes them must fail here, and not in service."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The first start of a gateway as a program of its own, which forks a process for each start.
 
-``python -m tests.crash.first_start killed FOLDER`` kills a start at each of its durable steps in turn, and starts again.
+``python -m tests.crash.first_start killed FOLDER`` kills a start at each of its failpoints in turn, and starts again.
 ``… together FOLDER ROUNDS`` starts several processes at once on one database and one data folder, and then on several databases
 and one data folder. What was found is printed as JSON.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from app.config import load
 from app.gateway.identity import Mismatch
 from app.services import build
-from tests.crash.rounds import fork, steps_of
+from tests.crash.rounds import failpoints_of, fork
 
 #: Starts at once.
 TOGETHER = 6
@@ -47,7 +47,7 @@ def code_of(pid: int) -> int:
 
 
 def ids(folder: Path, database: str = "gateway.db") -> dict[str, Any]:
-    """What database and data folder carry."""
+    """The id in the database, the id in the data folder, and the names of the files there."""
     with closing(sqlite3.connect(folder / database)) as connection:
         row = connection.execute("SELECT value FROM notes WHERE key = 'data_folder_id'").fetchone()
     data = folder / "data"
@@ -59,18 +59,18 @@ def ids(folder: Path, database: str = "gateway.db") -> dict[str, Any]:
 
 
 def killed(folder: Path) -> list[dict[str, Any]]:
-    """One entry for each step of a first start: how the start ended there, and how the next one did."""
+    """One entry for each failpoint of a first start: the exit codes of the start that was killed there and of the next one."""
     found: list[dict[str, Any]] = []
     while True:
         number = len(found) + 1
         place = folder / str(number)
         place.mkdir()
-        steps = place / "steps"
-        first = code_of(fork(lambda at=f"{steps}:{number}", to=place: start(to, crash_at=at), place / "log"))  # type: ignore[misc]
+        failpoints = place / "failpoints"
+        first = code_of(fork(lambda at=f"{failpoints}:{number}", to=place: start(to, crash_at=at), place / "log"))  # type: ignore[misc]
         if first == 0:
             return found
         again = code_of(fork(lambda to=place: start(to), place / "log"))  # type: ignore[misc]
-        found.append({"step": steps_of(steps)[-1], "codes": [first, again], **ids(place)})
+        found.append({"failpoint": failpoints_of(failpoints)[-1], "codes": [first, again], **ids(place)})
 
 
 def together(folder: Path, databases: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One life of a gateway in the crash run: it starts on what the one before left, and either dies at its step or is judged."""
+"""One life of a gateway in the crash run: it starts on what the one before left, and either dies at its failpoint or is judged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TWO_HOURS = 7200.0
 
 @dataclass
 class Verdict:
-    """What was found at the start, what the client saw in the end, and what was wrong with it."""
+    """The result of one life: ``found`` at its start, the ``outcome`` that the client saw, and the ``problems`` with it."""
 
     found: str = ""
     problems: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
-    """Start, let the client play its script up to a chapter, stop and judge; a step may end the process anywhere in it."""
+    """Start, let the client play its script up to a chapter, stop and judge; a failpoint may end the process anywhere in it."""
     verdict = Verdict()
     # Each lane has a simulator at a port of its own: by its name the slot is the same in all of them.
     named = f"gpu={url}"
@@ -46,13 +46,13 @@ def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
     services.start(worker=True)
     # The row of the dead worker is still fresh, so that readiness alone would not wait for the living one.
     until(lambda: services.worker._begun and not services.readiness(), "readiness")
-    # Before the script begins, so that its steps always have the same order.
-    settling = "SELECT count(*) FROM slots WHERE state NOT IN ('clean', 'held')"
-    until(lambda: _one(services, settling) == 0, "a slot that can be used")
+    # Before the script begins, so that its failpoints always have the same order.
+    not_usable = "SELECT count(*) FROM slots WHERE state NOT IN ('clean', 'held')"
+    until(lambda: _one(services, not_usable) == 0, "a slot that can be used")
     until(lambda: _one(services, "SELECT unfinished FROM clock") == 0, "the end of every accepted job")
     verdict.problems += script.play(services, journal, chapters)
     services.drain()
-    # Judging is no part of the story: its steps don't count.
+    # Judging is no part of the round: its failpoints don't count.
     services = _build(folder, named)
     verdict.outcome = script.outcome(services, chapters)
     verdict.problems += _judge_rows(services, chapters)
@@ -99,7 +99,7 @@ def _claims_before(services: Services, folder: Path) -> int:
 
 
 def _found(services: Services, journal: script.Journal) -> str:
-    """In a few words, what the crash left."""
+    """The state that the crash left, in a few words."""
     jobs = _counted(services, "SELECT status FROM jobs")
     slots = set(_counted(services, "SELECT state FROM slots")) - {"clean"}
     named = _named_files(services)

@@ -1,8 +1,8 @@
 """The crash run as a program of its own: it imports everything once and forks a process for each life of each round.
 
-``python -m tests.crash.rounds FOLDER`` prints one JSON document: every step, and the verdict of each round. A round belongs to a
-chapter of the script, begins on what the chapters before left, and has a life for each step at which it dies; one more life is
-judged.
+``python -m tests.crash.rounds FOLDER`` prints one JSON document: every failpoint, and the verdict of each round. A round belongs
+to a chapter of the script, begins on what the chapters before left, and has a life for each failpoint at which it dies; one more
+life is judged.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from tests.inprocess import hurry
 LANES = 2
 #: A life that takes longer hangs (seconds).
 _LONGEST_LIFE = 30
-#: After these steps of these chapters the recovery is struck too, at each of its first steps: a job was sent; a result lies on
-#: disk but not in its row; a deletion stands in its row only.
-_STRUCK_TWICE = {
+#: After a kill at these failpoints of these chapters the recovery is killed too, at each of its first failpoints: a job was sent;
+#: a result lies on disk but not in its row; a deletion stands in its row only.
+_KILLED_TWICE = {
     "batch": (("after commit claim", 10), ("before commit finish", 4)),
     "delete an image": (("after commit delete image", 8),),
     "delete a record": (("after commit delete", 12),),
 }
-#: The length of a line in a list of steps (app/runtime/failpoints.py).
+#: The length of a line in a list of failpoints (app/runtime/failpoints.py).
 _LINE = 64
 
 
 @dataclass(frozen=True)
 class Round:
-    """Up to which chapter, and at which steps."""
+    """The chapters up to which a round plays, and the failpoints (by number) at which its lives die."""
 
     chapters: int
     crashes: tuple[int, ...]
@@ -70,8 +70,8 @@ def fork(task: Callable[[], None], log: Path) -> int:
         os._exit(code)
 
 
-def steps_of(path: Path) -> list[str]:
-    """The steps that a life passed."""
+def failpoints_of(path: Path) -> list[str]:
+    """The failpoints that a life passed."""
     text = path.read_text("ascii") if path.exists() else ""
     return [text[at : at + _LINE].strip() for at in range(0, len(text), _LINE)]
 
@@ -111,7 +111,8 @@ class Lane:
         judged = folder / "verdict"
         verdict: dict[str, Any] = json.loads(judged.read_text("utf-8")) if judged.exists() else {"problems": []}
         verdict |= asdict(round_) | {"problems": problems + verdict["problems"], "log": ""}
-        verdict["steps"] = [steps_of(folder / f"steps{number}") for number in range(len(round_.crashes) + 1)]
+        lists = (folder / f"failpoints{number}" for number in range(len(round_.crashes) + 1))
+        verdict["failpoints"] = [failpoints_of(path) for path in lists]
         if verdict["problems"]:
             verdict["log"] = "".join(
                 path.read_text("utf-8", "replace")[-6000:] for path in sorted(folder.glob("*.log"))
@@ -124,17 +125,17 @@ class Lane:
         return verdict
 
     def _life(self, folder: Path, number: int, chapters: int, crash: int) -> list[str]:
-        steps = folder / f"steps{number}"
+        failpoints = folder / f"failpoints{number}"
 
         def task() -> None:
             signal.alarm(_LONGEST_LIFE)
-            verdict = live(folder, self._url, chapters, f"{steps}:{crash}")
+            verdict = live(folder, self._url, chapters, f"{failpoints}:{crash}")
             (folder / "verdict").write_text(json.dumps(asdict(verdict)), "utf-8")
 
         code = os.waitstatus_to_exitcode(os.waitpid(fork(task, folder / f"life{number}.log"), 0)[1])
         if code == (-signal.SIGKILL if crash else 0):
             return []
-        return [f"life {number} ended with {code}, not " + (f"by SIGKILL at step {crash}" if crash else "well")]
+        return [f"life {number} ended with {code}, not " + (f"by SIGKILL at failpoint {crash}" if crash else "well")]
 
 
 def _simulate(pipe: Path) -> None:
@@ -183,15 +184,15 @@ def disturbed(folder: Path, rounds: Sequence[Round]) -> list[dict[str, Any]]:
 
 
 def rounds_of(calm: Sequence[dict[str, Any]]) -> list[Round]:
-    """Every step of every chapter, and some of the recoveries."""
+    """A round for every failpoint of every chapter, and for some of the recoveries."""
     rounds = []
     for verdict in calm:
-        chapters, steps = verdict["chapters"], verdict["steps"][0]
+        chapters, passed = verdict["chapters"], verdict["failpoints"][0]
         # Every life begins with this commit; that of the first chapter will do.
-        struck = [number for number, step in enumerate(steps, 1) if chapters == 1 or not step.endswith("register")]
-        rounds += [Round(chapters, (number,)) for number in struck]
-        for step, most in _STRUCK_TWICE.get(SCRIPT[chapters - 1].label, ()):
-            first = steps.index(step) + 1
+        numbers = [number for number, name in enumerate(passed, 1) if chapters == 1 or not name.endswith("register")]
+        rounds += [Round(chapters, (number,)) for number in numbers]
+        for name, most in _KILLED_TWICE.get(SCRIPT[chapters - 1].label, ()):
+            first = passed.index(name) + 1
             rounds += [Round(chapters, (first, number)) for number in range(1, most + 1)]
     return rounds
 

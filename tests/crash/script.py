@@ -1,4 +1,4 @@
-"""What the client of the crash run asks for, one request a chapter, and what it has written down of the answers.
+"""The client of the crash run: its requests, one a chapter, and the journal in which it writes down the answers.
 
 The client dies with the gateway, for both live in one process; its journal is what a client elsewhere would still know.
 """
@@ -77,7 +77,7 @@ SCRIPT: tuple[Post | Delete, ...] = (
 
 @dataclass
 class Journal:
-    """Which request is under way, and the answers so far; kept in a file whose lines are written at once."""
+    """The request under way and the answers so far, kept in a file of which each line is written at once."""
 
     path: Path
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -102,25 +102,25 @@ class Journal:
 def play(services: Services, journal: Journal, chapters: int) -> list[str]:
     """Ask for what was not answered yet of the first chapters; what was wrong with the answers."""
     problems = []
-    for step in SCRIPT[:chapters]:
-        if step.label in journal.answers:
+    for request in SCRIPT[:chapters]:
+        if request.label in journal.answers:
             continue
-        journal.note(step.label)
-        answer = step.send(services, journal)
-        journal.answers[step.label] = answer
-        journal.note(step.label, answer=answer)
-        if answer["ends"] != step.ends:
-            problems.append(f"{step.label}: {answer}")
+        journal.note(request.label)
+        answer = request.send(services, journal)
+        journal.answers[request.label] = answer
+        journal.note(request.label, answer=answer)
+        if answer["ends"] != request.ends:
+            problems.append(f"{request.label}: {answer}")
     return problems
 
 
 def posts(chapters: int) -> list[Post]:
     """The requests for pictures among the first chapters."""
-    return [step for step in SCRIPT[:chapters] if isinstance(step, Post)]
+    return [request for request in SCRIPT[:chapters] if isinstance(request, Post)]
 
 
 def outcome(services: Services, chapters: int) -> dict[str, Any]:
-    """What the client sees of each request in the end, without what differs between two runs (names and times)."""
+    """The final result of each request as the client sees it, without names and times, which differ between two runs."""
     return {post.label: _seen(services, post) for post in posts(chapters)}
 
 

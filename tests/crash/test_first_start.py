@@ -19,7 +19,7 @@ _ID = re.compile(r"[0-9a-f]{32}\Z")
 
 
 def report(what: str, folder: Path, *rounds: int) -> Any:
-    """What ``tests.crash.first_start`` prints."""
+    """The JSON that ``tests.crash.first_start`` prints."""
     command = [sys.executable, "-m", "tests.crash.first_start", what, str(folder), *map(str, rounds)]
     done = subprocess.run(command, cwd=_CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def test_a_first_start_that_was_killed_goes_on_at_the_next(tmp_path: Path) -> No
         assert_one_id(found)
     kinds = [f"{when} {what}" for what in ("commit begin id", "fsync file", "link", "fsync folder", "commit end id")
              for when in ("before", "after")]  # fmt: skip
-    assert [found["step"] for found in rounds] == kinds
+    assert [found["failpoint"] for found in rounds] == kinds
 
 
 @pytest.mark.parametrize("rounds_of_each", [1, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(240)])])

@@ -36,11 +36,12 @@ CATALOGUE = Catalogue(
 class Front(Gateway):
     """A gateway without a worker: what it accepts stays in the queue."""
 
-    def offer(self, catalogue: Catalogue = CATALOGUE) -> None:
+    def put_catalogue(self, catalogue: Catalogue = CATALOGUE) -> None:
+        """Keep a catalogue, as the worker of the WebUI does after each refresh."""
         self.services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
         make_clean(self.services.slots, "gpu0")
         self.services.tables.catalogues.put("gpu0", catalogue.to_json())
-        self.services.offering.keep_default_model()
+        self.services.offering.update_default_model()
 
     def finish_next(self) -> None:
         """Be the worker for one job, without pictures."""
@@ -54,7 +55,7 @@ class Front(Gateway):
 @pytest.fixture
 def front(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Front]:
     with Front(tmp_path, migrated_sqlite, ["gpu0=http://127.0.0.1:9"]) as front:
-        front.offer()
+        front.put_catalogue()
         yield front
 
 
@@ -101,7 +102,7 @@ class TestNames:
             '[oil]\nprompt = "oil, {prompt}"\nmodel = "b"\nsampler = "DDIM"\n'
         )
         with Front(tmp_path, migrated_sqlite, ["gpu0=http://127.0.0.1:9"]) as front:
-            front.offer()
+            front.put_catalogue()
             args = front.accept(style="oil")["args"]
             assert (args["prompt"], args["style"], args["model"], args["sampler_name"]) == (
                 FIELDS["prompt"], "oil", "b", "DDIM",
@@ -117,7 +118,7 @@ class TestNames:
                 front.accept("img2img")
             assert front.files() == set()
 
-    def test_jobs_of_one_need_share_one_demand(self, front: Front) -> None:
+    def test_jobs_with_the_same_requirements_share_their_row(self, front: Front) -> None:
         front.accept()
         front.accept(seed="9", prompt="another")
         front.accept(model="b")
@@ -170,7 +171,7 @@ class TestReferenceImage:
 
     def test_too_many_pixels_are_refused(self, tmp_path: Path, migrated_sqlite: Path) -> None:
         with Front(tmp_path, migrated_sqlite, ["gpu0=http://127.0.0.1:9"], max_output_pixels=64 * 64) as front:
-            front.offer()
+            front.put_catalogue()
             front.accept("img2img")
             with pytest.raises(BadReferenceImage):
                 front.accept("img2img", init_images=png_base64((65, 64)))
@@ -180,7 +181,7 @@ class TestReferenceImage:
         self, tmp_path: Path, migrated_sqlite: Path, setting: str, refusal: type[Exception]
     ) -> None:
         with Front(tmp_path, migrated_sqlite, ["gpu0=http://127.0.0.1:9"], **{setting: 1}) as front:
-            front.offer()
+            front.put_catalogue()
             kept = front.accept("img2img")
             with pytest.raises(refusal):
                 front.accept("img2img")
@@ -202,7 +203,7 @@ class TestReferenceImage:
             raise StorageFailed(OSError(5, "Input/output error"), doing="removed")
 
         with Front(tmp_path, migrated_sqlite, ["gpu0=http://127.0.0.1:9"], max_queue=1) as front:
-            front.offer()
+            front.put_catalogue()
             front.accept()
             monkeypatch.setattr(front.services.records, "remove_files", fail)
             with pytest.raises(QueueFull):
@@ -274,7 +275,7 @@ class TestIdempotency:
 
     def test_a_finished_job_needs_no_free_waiter(self, tmp_path: Path, migrated_sqlite: Path) -> None:
         with Front(tmp_path, migrated_sqlite, ["gpu0=http://127.0.0.1:9"], max_waiters=1) as front:
-            front.offer()
+            front.put_catalogue()
             front.accept(key="k")
             front.finish_next()
             waiter = front.services.waiters.reserve()

@@ -1,4 +1,4 @@
-"""What users have made, and the upkeep that holds table and folder together."""
+"""History, images, args and deletion of records; sweep, verify and reindex, which compare job table and data folder."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class TestHistory:
         assert [view["position"] for view in views] == [2, 1]
         shown = gateway.shown(running)
         assert (shown["status"], shown["position"]) == ("running", None)
-        # Somebody looks, so the WebUI is asked how far it is.
+        # The job is watched, so its WebUI is polled.
         until(lambda: gateway.job(running).progress_at is not None)
         server.simulator.engine.interrupt()
         for view in [running, *waiting]:

@@ -77,7 +77,7 @@ def pair(shared: Pair) -> Iterator[Pair]:
     """The shared pair, checked afterwards: the slot is free, and never were two generations in flight."""
     yield shared
     shared.server.simulator.faults.clear()
-    shared.gateway.settled()
+    shared.gateway.clean_slot()
     assert stats(shared.server)["max_in_flight"] <= 1
     shared.server.simulator.stats.reset()
 
@@ -364,7 +364,7 @@ class TestTime:
         yield hasty
         hasty.server.simulator.faults.clear()
         hasty.server.simulator.engine.interrupt()
-        hasty.gateway.settled()
+        hasty.gateway.clean_slot()
         assert stats(hasty.server)["max_in_flight"] <= 2
         hasty.server.simulator.stats.reset()
 
@@ -382,7 +382,7 @@ class TestTime:
     def test_one_that_hangs_three_times_fails_the_job(self, pair: Pair) -> None:
         arm(pair.server, "hang", 3)
         failed_with(pair, pair.gateway.post(), "webui-timeout", 3)
-        pair.gateway.settled()
+        pair.gateway.clean_slot()
         assert stats(pair.server)["interrupts"] == 3
         assert pair.gateway.post()["status"] == "succeeded"
 
@@ -414,9 +414,9 @@ class TestComingAndGoing:
             engine.begin("scripts_txt2img", "task(of a gateway with another host name)")
             gateway.start()
             view = gateway.accept()
-            until(lambda: gateway.slot().state == "quiescing", "the WebUI is looked at")
-            looks = server.connections()
-            until(lambda: server.connections() != looks or gateway.slot().state != "quiescing")
+            until(lambda: gateway.slot().state == "quiescing", "the WebUI is asked whether it is idle")
+            before = server.connections()
+            until(lambda: server.connections() != before or gateway.slot().state != "quiescing")
             assert (gateway.job(view).status, stats(server)["generations"]) == ("queued", 0)
             engine.end()
             assert gateway.finished(view).status == "succeeded"
@@ -424,7 +424,7 @@ class TestComingAndGoing:
 
     def test_a_job_waits_for_a_webui_that_is_away(self, tmp_path: Path, migrated_sqlite: Path) -> None:
         with simulator() as server, Gateway(tmp_path, migrated_sqlite, [server.url]) as gateway:
-            gateway.start().settled()
+            gateway.start().clean_slot()
             server.stop()
             first, second = gateway.accept(), gateway.accept()
             gateway.claimed(first)
@@ -637,8 +637,8 @@ class TestImpatientProxy:
             ]
 
 
-class TestStation:
-    """What the worker asks of one WebUI, beside a gateway that does not run."""
+class TestWebuiBackend:
+    """The backend of one WebUI, called as a worker calls it; no worker runs beside it."""
 
     @pytest.fixture(params=["a1111-1.10", "nowebui"])
     def server(self, request: pytest.FixtureRequest) -> Iterator[SimulatorServer]:
@@ -675,7 +675,7 @@ class TestStation:
     def test_refreshing_keeps_the_catalogue_and_chooses_a_default_model(
         self, gateway: Gateway, backend: WebuiBackend
     ) -> None:
-        assert [catalogue.models[0].model_name for catalogue in gateway.services.offering.known()[0]] == [
+        assert [catalogue.models[0].model_name for catalogue in gateway.services.offering.require_catalogues()[0]] == [
             "simulated-one"
         ]
         assert gateway.services.tables.catalogues.default_model() == "simulated-one"
@@ -688,7 +688,7 @@ class TestStation:
         with pytest.raises(BackendDown):
             backend.refresh()
 
-    def test_demands_are_judged_once_and_again_when_the_catalogue_changed(
+    def test_requirements_are_judged_once_and_again_when_the_catalogue_changed(
         self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         gateway.accept(model="simulated-two")
@@ -698,7 +698,7 @@ class TestStation:
         backend.refresh()
         assert backend.serving().unservable == frozenset({1})
 
-    def test_a_held_job_is_sent_once_and_only_when_it_may_go(
+    def test_a_prepared_request_is_sent_once_and_only_when_it_is_released(
         self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         attempt = attempt_at(gateway, self.claim(gateway, backend))
@@ -777,7 +777,7 @@ class TestStation:
         until(lambda: not server.connections(), "all connections are closed")
         assert [fault["kind"] for fault in server.simulator.faults.armed()] == ["slow-progress"]
 
-    def test_looking_at_what_runs(self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer) -> None:
+    def test_polling_a_generation(self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer) -> None:
         claim = self.claim(gateway, backend)
         by_task = server.simulator.flavour.internal
         assert backend.poll(claim) == Poll(0.0, None, idle=True, by_task=by_task)
@@ -803,12 +803,12 @@ class TestStation:
         server.stop()
         backend.interrupt(claim)
 
-    def test_an_idle_webui_is_settled(self, backend: WebuiBackend, server: SimulatorServer) -> None:
+    def test_an_idle_webui_is_quiesced_at_once(self, backend: WebuiBackend, server: SimulatorServer) -> None:
         for task in (None, "task(unknown)"):
             assert backend.quiesce(task, patience=DEADLINE, stopping=threading.Event())
         assert stats(server)["interrupts"] == 0
 
-    def test_a_look_only_interrupts_nothing(
+    def test_quiescing_without_patience_interrupts_nothing(
         self, gateway: Gateway, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         claim = self.claim(gateway, backend)
@@ -822,7 +822,7 @@ class TestStation:
         assert stats(server)["interrupts"] == 1
         sending.join(DEADLINE)
 
-    def test_a_webui_that_is_away_is_not_settled(self, backend: WebuiBackend, server: SimulatorServer) -> None:
+    def test_a_webui_that_is_away_is_not_quiesced(self, backend: WebuiBackend, server: SimulatorServer) -> None:
         server.stop()
         with pytest.raises(BackendDown):
             backend.quiesce("task(one)", patience=0.05, stopping=threading.Event())
@@ -876,7 +876,7 @@ class TestOrphanRule:
                 replace(services.config, job_timeout=0.3),
             )
 
-    def settles(self, backend: WebuiBackend, task: str, patience: float = 0.0) -> bool:
+    def quiesces(self, backend: WebuiBackend, task: str, patience: float = 0.0) -> bool:
         return backend.quiesce(task, patience=patience, stopping=threading.Event())
 
     def test_somebody_elses_work_is_waited_for_and_not_interrupted(
@@ -884,43 +884,43 @@ class TestOrphanRule:
     ) -> None:
         engine = server.simulator.engine
         engine.begin("scripts_txt2img", "task(a person)")
-        assert not self.settles(backend, "task(ours)", 0.1)
+        assert not self.quiesces(backend, "task(ours)", 0.1)
         assert stats(server)["interrupts"] == 0
         engine.end()
-        assert self.settles(backend, "task(ours)")
+        assert self.quiesces(backend, "task(ours)")
 
     def test_a_task_that_stays_active_while_nothing_runs_is_a_leak(
         self, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         server.simulator.engine.begin("scripts_txt2img", "task(ours)")
         server.simulator.engine.end()
-        assert self.settles(backend, "task(ours)")
+        assert self.quiesces(backend, "task(ours)")
 
     def test_the_leftover_of_failed_extras_is_idle(self, backend: WebuiBackend, server: SimulatorServer) -> None:
         engine = server.simulator.engine
         engine.begin("Upscale")
         engine.plan(1)
-        assert not self.settles(backend, "task(ours)")
+        assert not self.quiesces(backend, "task(ours)")
         engine.next_job()
-        assert self.settles(backend, "task(ours)")
+        assert self.quiesces(backend, "task(ours)")
 
     def test_a_task_that_waits_for_its_turn_is_not_idle_until_it_is_a_leak(
         self, backend: WebuiBackend, server: SimulatorServer
     ) -> None:
         server.simulator.engine.enqueue("task(ours)")
-        assert not self.settles(backend, "task(ours)")
-        assert not self.settles(backend, "task(ours)")
+        assert not self.quiesces(backend, "task(ours)")
+        assert not self.quiesces(backend, "task(ours)")
         # After as long as a job may take it can't be waiting any more.
-        assert self.settles(backend, "task(ours)", DEADLINE)
+        assert self.quiesces(backend, "task(ours)", DEADLINE)
 
     def test_each_task_has_its_own_patience(self, backend: WebuiBackend, server: SimulatorServer) -> None:
         server.simulator.engine.enqueue("task(one)")
         server.simulator.engine.enqueue("task(two)")
-        assert self.settles(backend, "task(one)", DEADLINE)
-        assert not self.settles(backend, "task(two)")
+        assert self.quiesces(backend, "task(one)", DEADLINE)
+        assert not self.quiesces(backend, "task(two)")
 
 
-class TestHopelessDemands:
+class TestHopelessRequirements:
     CATALOGUE = Catalogue(samplers=("Euler",), models=(Model("a", "a", "a", ("a",)),))
 
     def requirement_sets(self) -> dict[int, str]:

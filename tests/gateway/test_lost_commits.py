@@ -85,8 +85,8 @@ def url(postgresql: str, tmp_path: Path, relay: Relay) -> Iterator[str]:
     admin.dispose()
 
 
-def insist(gateway: Gateway, number: int) -> dict[str, Any]:
-    """A client that knows nothing but its key, and asks until it is told how its job ended."""
+def post_until_it_ends(gateway: Gateway, number: int) -> dict[str, Any]:
+    """Repeat a POST under one Idempotency-Key until its answer is the end of the job."""
     kind = "img2img" if number % 3 == 2 else "txt2img"
     while True:
         with contextlib.suppress(DatabaseUnavailable):
@@ -107,7 +107,7 @@ def test_the_answer_to_any_commit_may_be_lost(
         gateway.start()
         relay.one_of = one_of
         with ThreadPoolExecutor(9) as pool:
-            views = list(pool.map(lambda number: insist(gateway, number), range(9)))
+            views = list(pool.map(lambda number: post_until_it_ends(gateway, number), range(9)))
         relay.one_of = 0
         assert relay.swallowed >= 9
         assert [view["status"] for view in views] == ["succeeded"] * 9, [view["error"] for view in views]

@@ -57,7 +57,7 @@ class Round:
         self.services.slots.register("testhost/t", "testhost", ["gpu0"], only=True)
         make_clean(self.services.slots, "gpu0")
         self.services.tables.catalogues.put("gpu0", CATALOGUE.to_json())
-        self.services.offering.keep_default_model()
+        self.services.offering.update_default_model()
 
     def make(self, user: str, number: int) -> str:
         """Post a job and be its worker; the path to delete it by."""

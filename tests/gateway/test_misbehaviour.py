@@ -62,7 +62,7 @@ def test_a_webui_that_dies_in_the_middle_of_a_picture_costs_one_attempt(
         job = gateway.finished(view)
         assert (job.status, job.attempts, job.losses, job.claims) == ("succeeded", 1, 0, 2)
         assert gateway.finished(waiting).attempts == 0
-        assert gateway.settled().health == "up"
+        assert gateway.clean_slot().health == "up"
         # Nobody works at the first attempt any more; the second one's picture and the other job's are all that was made.
         assert (stats(again)["generations"], stats(again)["max_in_flight"]) == (2, 1)
         assert stats(again)["interrupts"] == 0

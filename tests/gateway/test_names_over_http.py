@@ -94,7 +94,7 @@ def change_models(server: SimulatorServer, **lists: list[str]) -> None:
 
 
 def sent(server: SimulatorServer) -> dict[str, Any]:
-    """What was posted to the WebUI last."""
+    """The payload of the last generation that the WebUI received."""
     posted = requests.get(f"{server.url}/simulator/requests", timeout=30).json()
     payload: dict[str, Any] = posted[-1]["payload"]
     return payload
@@ -306,7 +306,9 @@ class TestChangedLists:
             assert site.post(model="new").status_code == 200
             assert "new" in site.client.get("/options").json["models"]
 
-    def test_a_name_that_stays_unknown_is_refused_after_the_look(self, tmp_path: Path, server: SimulatorServer) -> None:
+    def test_a_name_that_stays_unknown_is_refused_after_a_refresh(
+        self, tmp_path: Path, server: SimulatorServer
+    ) -> None:
         with Site(tmp_path, server).start() as site:
             before = site.services.tables.catalogues.sightings()
             assert site.post(model="never").status_code == 422
@@ -320,13 +322,15 @@ class TestChangedLists:
             assert web.services.notifications.wake is None
             assert web.post(model="new", prefer="respond-async").status_code == 202
 
-    def test_a_wrong_answer_makes_the_worker_look(self, tmp_path: Path, server: SimulatorServer) -> None:
+    def test_a_wrong_answer_makes_the_worker_refresh_the_catalogue(
+        self, tmp_path: Path, server: SimulatorServer
+    ) -> None:
         with Site(tmp_path, server).start() as site:
             before = site.services.tables.catalogues.sightings()
             arm(server, "wrong-model")
             failed = site.post()
             assert (failed.status_code, failed.json["type"]) == (502, "webui-wrong-model")
-            until(lambda: site.services.tables.catalogues.sightings().all_since(before.now), "a look")
+            until(lambda: site.services.tables.catalogues.sightings().all_since(before.now), "a refresh")
 
     def test_a_model_that_was_removed_is_refused_once_that_was_met(
         self, tmp_path: Path, server: SimulatorServer

@@ -1,4 +1,4 @@
-"""What the configured WebUIs offer together, and which model stands for none."""
+"""The offering (the catalogues of all configured WebUIs together), and the model of requests that name none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from threading import Barrier, Event
 import pytest
 from sqlalchemy import text
 
-from app.gateway import offering as offers_module
+from app.gateway import offering as offering_module
 from app.gateway.offering import NoCatalogue, Offering
 from app.jobs.catalogues import Catalogues
 from app.jobs.slots import Slots
@@ -25,7 +25,7 @@ def catalogue(*models: str, loaded: str | None = None, samplers: tuple[str, ...]
 
 
 class Host:
-    """Slots of two WebUIs and an Offers over them."""
+    """Slots of two WebUIs and an Offering over them."""
 
     def __init__(self, database: Database, default_model: str = "") -> None:
         self.slots = Slots(database)
@@ -35,7 +35,7 @@ class Host:
 
     def sees(self, key: str, seen: Catalogue) -> None:
         self.catalogues.put(key, seen.to_json())
-        self.offering.keep_default_model()
+        self.offering.update_default_model()
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ class TestCatalogues:
     def test_none_was_ever_seen(self, host: Host) -> None:
         assert host.offering.catalogues() == {}
         with pytest.raises(NoCatalogue):
-            host.offering.known()
-        assert host.offering.current()[1] is None
+            host.offering.require_catalogues()
+        assert host.offering.catalogues_and_default_model()[1] is None
         assert host.offering.options()["models"] == []
 
     def test_a_change_shows_at_once_and_nothing_is_read_twice(self, host: Host) -> None:
@@ -74,72 +74,72 @@ class TestCatalogues:
 class TestDefaultModel:
     def test_it_is_the_first_model_seen_loaded(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", "b"))
-        assert host.offering.current()[1] is None
+        assert host.offering.catalogues_and_default_model()[1] is None
         host.sees("gpu1", catalogue("b", "c", loaded="c"))
-        assert host.offering.current()[1] == "c"
+        assert host.offering.catalogues_and_default_model()[1] == "c"
 
     def test_it_does_not_wander_with_what_is_loaded(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", "b", loaded="a"))
         host.sees("gpu0", catalogue("a", "b", loaded="b"))
-        assert host.offering.current()[1] == "a"
+        assert host.offering.catalogues_and_default_model()[1] == "a"
         assert host.catalogues.default_model() == "a"
 
     def test_it_is_chosen_again_when_no_webui_has_it(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", loaded="a"))
         host.sees("gpu0", catalogue("b", loaded="b"))
-        assert host.offering.current()[1] == "b"
+        assert host.offering.catalogues_and_default_model()[1] == "b"
         assert host.catalogues.default_model() == "b"
 
     def test_a_choice_that_another_webui_still_has_stays(self, host: Host) -> None:
         host.sees("gpu0", catalogue("a", loaded="a"))
         host.sees("gpu1", catalogue("a", "z", loaded="z"))
         host.sees("gpu0", catalogue("b", loaded="b"))
-        assert host.offering.current()[1] == "a"
+        assert host.offering.catalogues_and_default_model()[1] == "a"
 
     @pytest.mark.parametrize("text", ["b", "b.safetensors"])
-    def test_the_setting_beats_what_is_loaded(self, sqlite: Database, text: str) -> None:
+    def test_the_setting_goes_before_what_is_loaded(self, sqlite: Database, text: str) -> None:
         host = Host(sqlite, text)
         host.sees("gpu0", catalogue("a", "b", loaded="a"))
-        assert host.offering.current()[1] == "b"
+        assert host.offering.catalogues_and_default_model()[1] == "b"
 
     def test_a_setting_that_no_webui_has_is_not_replaced(self, sqlite: Database) -> None:
         host = Host(sqlite, "missing")
         host.sees("gpu0", catalogue("a", loaded="a"))
-        assert host.offering.current()[1] is None
+        assert host.offering.catalogues_and_default_model()[1] is None
 
 
-class TestLookingAgain:
+class TestRefresh:
     def known(self, host: Host, *, seconds_ago: float) -> None:
         host.slots.set_health("gpu0", "up")
         host.catalogues.put("gpu0", catalogue("a").to_json(), host.catalogues.now() - seconds_ago)
 
-    def look(self, host: Host, on_look: Callable[[], object]) -> bool:
-        host.offering._on_refresh_wanted = on_look
-        return host.offering.refresh_soon()
+    def refresh(self, host: Host, on_refresh_wanted: Callable[[], object]) -> bool:
+        host.offering._on_refresh_wanted = on_refresh_wanted
+        return host.offering.await_refresh()
 
     def test_it_waits_until_each_webui_that_is_up_was_asked(self, host: Host) -> None:
         self.known(host, seconds_ago=10)
-        assert self.look(host, lambda: self.known(host, seconds_ago=0))
+        assert self.refresh(host, lambda: self.known(host, seconds_ago=0))
         assert not host.catalogues.refresh_wanted("gpu0")
 
     def test_webuis_that_were_asked_lately_are_left_alone(self, host: Host) -> None:
         self.known(host, seconds_ago=1)
-        assert not self.look(host, pytest.fail)
+        assert not self.refresh(host, pytest.fail)
 
     def test_nobody_waits_for_webuis_that_are_down_or_that_no_worker_asks(self, host: Host, sqlite: Database) -> None:
-        assert not self.look(host, pytest.fail)
+        assert not self.refresh(host, pytest.fail)
         self.known(host, seconds_ago=10)
         with sqlite.write() as connection:
             connection.execute(text("UPDATE workers SET heartbeat_at = heartbeat_at - 60"))
-        assert not self.look(host, pytest.fail)
+        assert not self.refresh(host, pytest.fail)
 
     def test_one_that_does_not_answer_is_waited_for_for_a_moment(
         self, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(offers_module, "REFRESH_PATIENCE_SECONDS", 0.1)
+        monkeypatch.setattr(offering_module, "REFRESH_PATIENCE_SECONDS", 0.1)
         self.known(host, seconds_ago=10)
         notifications: list[None] = []
-        assert self.look(host, lambda: notifications.append(None))
+        assert self.refresh(host, lambda: notifications.append(None))
         assert len(notifications) == 1
 
     def test_of_many_requests_at_once_one_has_them_asked(self, host: Host) -> None:
@@ -148,12 +148,12 @@ class TestLookingAgain:
 
         def notification() -> None:
             notifications.append(None)
-            # Looked at after all of them have asked: a request that comes after the look began has to have another one.
+            # The catalogue is of a time after all of them have asked: one that asks after a refresh began needs another refresh.
             self.known(host, seconds_ago=-1)
 
         def ask(_number: int) -> bool:
             together.wait()
-            return self.look(host, notification)
+            return self.refresh(host, notification)
 
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(ask, range(8)))
@@ -169,7 +169,7 @@ class TestLookingAgain:
             self.known(host, seconds_ago=-1)
 
         with ThreadPoolExecutor(5) as pool:
-            asked = [pool.submit(self.look, host, notification) for _ in range(5)]
+            asked = [pool.submit(self.refresh, host, notification) for _ in range(5)]
             first = next(as_completed(asked))
             one_was_refused.set()
             assert not first.result()

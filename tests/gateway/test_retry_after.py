@@ -41,7 +41,7 @@ class Site:
         make_clean(self.services.slots, "gpu0")
         if offered is not None:
             self.services.tables.catalogues.put("gpu0", offered.to_json())
-            self.services.offering.keep_default_model()
+            self.services.offering.update_default_model()
 
     def post(self, prefer: str = "respond-async", type_: str = "txt2img", **fields: Any) -> Any:
         return self.client.post(f"/{type_}", json=FIELDS | fields, headers={"Prefer": prefer})

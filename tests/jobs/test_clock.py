@@ -37,7 +37,7 @@ def test_the_job_and_slot_of_a_dead_worker_come_back_after_one_lease(
     assert slots.begin_quiescing("gpu0", "host/two").task_id == "lost"
 
 
-def test_a_slot_whose_settler_died_comes_back_after_one_lease(
+def test_a_slot_whose_quiescing_worker_died_comes_back_after_one_lease(
     gate: Gate, table: JobTable, slots: Slots, advance: Advance, set_back: Callable[[], None]
 ) -> None:
     gate.accept()
@@ -91,7 +91,7 @@ def test_a_silent_webui_is_probed_now_and_not_in_an_hour(
     assert slots.may_probe("gpu0")
 
 
-def test_a_worker_that_died_before_counts_as_dead_at_once_and_a_living_one_after_its_next_beat(
+def test_a_worker_that_died_before_counts_as_dead_at_once_and_a_living_one_after_its_next_heartbeat(
     slots: Slots, set_back: Callable[[], None]
 ) -> None:
     set_back()
@@ -100,7 +100,7 @@ def test_a_worker_that_died_before_counts_as_dead_at_once_and_a_living_one_after
     assert slots.worker_alive()
 
 
-def test_a_look_at_a_job_counts_again_at_once(gate: Gate, table: JobTable, set_back: Callable[[], None]) -> None:
+def test_watching_a_job_counts_again_at_once(gate: Gate, table: JobTable, set_back: Callable[[], None]) -> None:
     job = gate.accept()
     claim = gate.claim()
     table.watched(job)

@@ -1,4 +1,4 @@
-"""Rows that nobody needs any more go, and no others."""
+"""Removal of rows that are not needed any more, and of no others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows(database: Database, statement: str) -> list[tuple[Any, ...]]:
 
 
 def finished_long_ago(database: Database) -> None:
-    """Whoever waited for a job has seen its end by now."""
+    """Move the end of every finished job a minute back, so that all who waited for it have seen it."""
     with database.write() as connection:
         connection.execute(text("UPDATE jobs SET finished_at = finished_at - 60000 WHERE finished_at IS NOT NULL"))
 

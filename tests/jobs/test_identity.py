@@ -35,8 +35,8 @@ ENDS: dict[str, Callable[[JobTable, Claim], object]] = {
     "give back, WebUI unknown": lambda table, claim: table.give_back(claim, slot="unclean") != "lost",
     "answered": lambda table, claim: table.answered(claim, 1.0, "next task", EVERYTHING),
     "report": lambda table, claim: table.report(claim, 0.5, 1.0),
-    "looked at": lambda table, claim: table.watched(claim.job._replace(status="running")),
-    "seconds since a look": lambda table, claim: table.queries.seconds_since_watched(claim),
+    "watched": lambda table, claim: table.watched(claim.job._replace(status="running")),
+    "seconds since it was watched": lambda table, claim: table.queries.seconds_since_watched(claim),
     "wants": lambda table, claim: table.queries.wants(claim),
 }
 
@@ -169,7 +169,7 @@ class TestClaims:
 
     @pytest.fixture
     def lost(self, gate: Gate, older: Dump) -> Claim:
-        """What a worker holds of alice's job, which the database has lost; bob's job with its number runs."""
+        """The claim of a worker on alice's job, which the database has lost; bob's job now has its number, and runs."""
         job = gate.accept("alice")
         claim = gate.claim(task="alice's task")
         assert claim is not None

@@ -1,4 +1,4 @@
-"""What a worker knows about the age of its leases, over both engines."""
+"""The age of leases as their worker knows it, over both engines."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def sockets(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_hint_reaches_every_process_and_the_sender(join: Callable[[Path], Process], tmp_path: Path) -> None:
+def test_a_notification_reaches_every_process_and_the_sender(join: Callable[[Path], Process], tmp_path: Path) -> None:
     one, two, three = (join(tmp_path) for _ in range(3))
     one.wake.tell(ACCEPTED)
     assert [process.hears() for process in (one, two, three)] == [ACCEPTED] * 3
@@ -124,7 +124,7 @@ def test_a_neighbour_that_does_not_listen_blocks_nobody(join: Callable[[Path], P
     deaf.close()
 
 
-def test_an_empty_datagram_is_no_hint(join: Callable[[Path], Process], tmp_path: Path) -> None:
+def test_an_empty_datagram_is_no_notification(join: Callable[[Path], Process], tmp_path: Path) -> None:
     one, two = join(tmp_path), join(tmp_path)
     two.wake._sender.sendto(b"", two.wake._address(one.wake._name))
     two.wake.tell(b"real")
@@ -141,7 +141,7 @@ def test_a_folder_that_went_away_keeps_nobody_from_telling(join: Callable[[Path]
     assert one.hears() == ACCEPTED
 
 
-def test_closing_removes_the_socket_and_a_later_hint_is_harmless(tmp_path: Path) -> None:
+def test_closing_removes_the_socket_and_a_later_notification_is_harmless(tmp_path: Path) -> None:
     one = Process(tmp_path)
     one.wake.close()
     assert sockets(tmp_path) == []

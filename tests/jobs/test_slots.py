@@ -60,7 +60,7 @@ class TestWorkers:
         slots.register("other/one", "other", ["gpu8"], only=False)
         assert slots.configured() == ["gpu8"]
 
-    def test_a_worker_is_alive_as_long_as_it_beats(self, slots: Slots, advance: Advance) -> None:
+    def test_a_worker_is_alive_as_long_as_it_sends_heartbeats(self, slots: Slots, advance: Advance) -> None:
         assert slots.worker_alive()
         advance(ALIVE_SECONDS + 1)
         assert not slots.worker_alive()
@@ -74,31 +74,31 @@ class TestWorkers:
         assert empty.get("gpu0") is None
 
 
-class TestSettling:
+class TestQuiescing:
     def test_a_clean_slot_needs_none(self, slots: Slots) -> None:
         assert slots.begin_quiescing("gpu0", "host/one") is None
         assert slots.begin_quiescing("unknown", "host/one") is None
 
-    def test_only_one_worker_settles(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+    def test_only_one_worker_quiesces(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         gate.accept()
         table.give_back(gate.claim(), slot="unclean", failure=Failure("webui-error", "It failed."))
         start = Barrier(4)
 
-        def settle(number: int) -> bool:
+        def quiesce(number: int) -> bool:
             start.wait()
             return slots.begin_quiescing("gpu0", f"host/{number}") is not None
 
         with ThreadPoolExecutor(4) as pool:
-            assert sum(pool.map(settle, range(4))) == 1
+            assert sum(pool.map(quiesce, range(4))) == 1
 
-    def test_who_does_not_settle_can_not_end_it(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+    def test_a_worker_that_does_not_quiesce_can_not_end_it(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         gate.accept()
         table.give_back(gate.claim(), slot="unclean")
         slots.begin_quiescing("gpu0", "host/one")
         slots.end_quiescing("gpu0", "host/two", "clean")
         assert slots.get("gpu0").state == "quiescing"
 
-    def test_a_settler_that_died_leaves_the_slot_to_the_next(
+    def test_a_worker_that_died_while_it_quiesced_leaves_the_slot_to_the_next(
         self, gate: Gate, table: JobTable, slots: Slots, advance: Advance
     ) -> None:
         gate.accept()
@@ -162,7 +162,7 @@ class TestRename:
         assert self.rows(database, "SELECT key FROM slots ORDER BY key") == [("gpu0",), ("gpu1",), (self.NEW,)]
         assert slots.configured() == [self.NEW]
 
-    def test_a_held_slot_beats_one_that_is_only_suspect(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+    def test_a_held_slot_goes_before_one_that_is_only_suspect(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         slots.register("host/one", "host", [self.OLD, self.NEW], only=True)
         make_clean(slots, self.OLD, self.NEW)
         for _ in range(2):
@@ -233,12 +233,12 @@ class TestHealth:
 class TestCatalogues:
     def test_a_changed_catalogue_has_a_new_version(self, slots: Slots, catalogues: Catalogues) -> None:
         assert catalogues.put("gpu0", "a")
-        first = catalogues.offer().versions
+        first = catalogues.current().versions
         assert not catalogues.put("gpu0", "a")
-        assert catalogues.offer().versions == first
+        assert catalogues.current().versions == first
         assert catalogues.put("gpu1", "a")
         assert catalogues.put("gpu0", "b")
-        [(key, version), (other, _)] = catalogues.offer().versions
+        [(key, version), (other, _)] = catalogues.current().versions
         assert (key, other) == ("gpu0", "gpu1")
         assert version > first[0][1]
         assert catalogues.bodies(["gpu0", "gpu1", "gpu2"]) == {"gpu0": "b", "gpu1": "a"}
@@ -246,7 +246,7 @@ class TestCatalogues:
     def test_a_catalogue_of_no_configured_webui_is_not_shown(self, slots: Slots, catalogues: Catalogues) -> None:
         catalogues.put("gpu0", "a")
         slots.register("host/two", "host", ["gpu1"], only=True)
-        assert catalogues.offer().versions == ()
+        assert catalogues.current().versions == ()
 
     def test_what_is_not_configured_any_more_is_dropped(self, slots: Slots, catalogues: Catalogues) -> None:
         catalogues.put("gpu0", "a")
@@ -298,7 +298,7 @@ class TestSightings:
         slots.register("host/two", "host", ["gpu0"], only=True)
         assert list(catalogues.sightings().seen_at) == ["gpu0"]
 
-    def test_a_look_that_changes_nothing_counts_too_from_when_it_began(
+    def test_a_refresh_that_changes_nothing_counts_too_from_when_it_began(
         self, slots: Slots, catalogues: Catalogues, advance: Advance
     ) -> None:
         slots.set_health("gpu0", "up")
@@ -309,7 +309,9 @@ class TestSightings:
         assert not catalogues.put("gpu0", "a", began)
         assert catalogues.sightings().seen_at["gpu0"] == began
 
-    def test_a_wanted_look_is_due_for_each_webui_until_it_was_asked(self, slots: Slots, catalogues: Catalogues) -> None:
+    def test_a_wanted_refresh_is_due_for_each_webui_until_it_was_asked(
+        self, slots: Slots, catalogues: Catalogues
+    ) -> None:
         for key in ("gpu0", "gpu1"):
             slots.set_health(key, "up")
             catalogues.put(key, "a")
@@ -324,11 +326,13 @@ class TestSightings:
         catalogues.put("gpu1", "b")
         assert catalogues.sightings().all_since(wanted)
 
-    def test_a_look_that_began_before_it_was_wanted_does_not_do(self, slots: Slots, catalogues: Catalogues) -> None:
+    def test_a_refresh_that_began_before_it_was_wanted_does_not_count(
+        self, slots: Slots, catalogues: Catalogues
+    ) -> None:
         catalogues.put("gpu0", "a", catalogues.want_refresh() - 0.1)
         assert catalogues.refresh_wanted("gpu0")
 
-    def test_many_who_want_a_look_at_once_write_once(
+    def test_many_who_want_a_refresh_at_once_write_once(
         self, slots: Slots, catalogues: Catalogues, advance: Advance
     ) -> None:
         first = catalogues.want_refresh()
@@ -336,7 +340,7 @@ class TestSightings:
         advance(2)
         assert catalogues.want_refresh() > first
 
-    def test_a_clock_that_was_set_back_hides_no_wish(
+    def test_a_clock_that_was_set_back_hides_no_wanted_refresh(
         self, slots: Slots, catalogues: Catalogues, advance: Advance
     ) -> None:
         slots.set_health("gpu0", "up")
@@ -370,7 +374,7 @@ class TestDefaultModel:
         assert catalogues.default_model() is None
 
 
-def test_a_beat_prolongs_what_the_worker_holds_and_nothing_else(
+def test_a_heartbeat_prolongs_what_the_worker_holds_and_nothing_else(
     gate: Gate, slots: Slots, advance: Advance, database: Database
 ) -> None:
     slots.register("host/two", "host", ["gpu1"], only=False)

@@ -184,11 +184,11 @@ class TestClaim:
         assert gate.claim() is None
         assert slots.get("gpu0").state == "clean"
 
-    def test_a_claim_that_finds_nothing_is_no_durable_step(self, sqlite: Database, tmp_path: Path) -> None:
-        """However often a worker is woken for nothing, the steps of a job's way stay the same."""
-        watched = Database(str(sqlite.url), crash_at(str(tmp_path / "steps")))
+    def test_a_claim_that_finds_nothing_passes_no_failpoint(self, sqlite: Database, tmp_path: Path) -> None:
+        """However often a worker is woken for nothing, a job's failpoints keep their numbers."""
+        watched = Database(str(sqlite.url), crash_at(str(tmp_path / "failpoints")))
         assert JobTable(watched).claim("gpu0", "host/one", "task", EVERYTHING, expected=True) is None
-        assert (tmp_path / "steps").read_bytes() == b""
+        assert (tmp_path / "failpoints").read_bytes() == b""
         watched.close()
 
     def test_only_what_the_webui_can_serve_is_claimed(self, gate: Gate, table: JobTable) -> None:
@@ -201,7 +201,7 @@ class TestClaim:
         assert gate.claim("gpu1").job.seq == first.seq
         assert set(table.queries.queued_requirements()) == set()
 
-    def test_a_demand_that_was_never_judged_is_not_claimed(self, gate: Gate) -> None:
+    def test_a_job_whose_requirements_were_never_judged_is_not_claimed(self, gate: Gate) -> None:
         gate.accept()
         assert gate.claim(serving=Serving(0, frozenset())) is None
 
@@ -384,7 +384,7 @@ class TestGiveBack:
         table.give_back(gate.claim(), slot="clean")
         assert gate.claim().job.one_by_one
 
-    def test_an_unclean_slot_takes_no_job_until_it_is_settled(self, gate: Gate, table: JobTable, slots: Slots) -> None:
+    def test_an_unclean_slot_takes_no_job_until_it_is_quiesced(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         gate.accept()
         table.give_back(gate.claim(task="lost-task"), slot="unclean", failure=FAILURE)
         assert gate.claim() is None
@@ -424,7 +424,7 @@ class TestTakeOver:
         gate.claim(owner="host2/one")
         assert table.losses.take_over("host", "host/two") == []
 
-    def test_a_beat_keeps_the_lease(
+    def test_a_heartbeat_keeps_the_lease(
         self, gate: Gate, table: JobTable, slots: Slots, advance: Callable[[float], None]
     ) -> None:
         gate.accept()
@@ -433,6 +433,22 @@ class TestTakeOver:
         assert slots.heartbeat("host/one").known
         advance(9)
         assert table.losses.reclaim("host/two") == []
+
+    def test_a_slot_that_its_owner_quiesces_by_now_is_not_passed_on_to_the_next_job(
+        self, gate: Gate, table: JobTable, slots: Slots, advance: Callable[[float], None]
+    ) -> None:
+        """The worker slept past its lease, took the slot back to quiesce it, and only then heard of its lost job's answer."""
+        gate.accept()
+        lost = gate.claim(owner="host/one", task="lost")
+        advance(11)
+        table.losses.reclaim("host/two")
+        assert slots.begin_quiescing("gpu0", "host/one").task_id == "lost"
+        assert table.answered(lost, 1.0, "next", EVERYTHING) is None
+        slot = slots.get("gpu0")
+        assert (slot.state, slot.owner, slot.task_id) == ("quiescing", "host/one", "lost")
+        assert table.queries.current(lost.job.identity).status == "queued"
+        slots.end_quiescing("gpu0", "host/one", "clean")
+        assert gate.claim() is not None
 
     def test_a_worker_that_the_table_forgot_is_told_so(self, slots: Slots) -> None:
         assert not slots.heartbeat("host/unknown").known
@@ -561,7 +577,7 @@ class TestPlaces:
         place = table.queries.place(table.queries.current(job.identity))
         assert (place.position, place.eta) == (None, None)
 
-    def test_a_look_is_remembered_for_the_worker(self, gate: Gate, table: JobTable) -> None:
+    def test_that_a_job_is_watched_is_remembered_for_the_worker(self, gate: Gate, table: JobTable) -> None:
         gate.accept()
         claim = gate.claim()
         assert table.queries.seconds_since_watched(claim) is None
@@ -619,7 +635,7 @@ class TestDelete:
         table.deletion.unlinked(deleted)
         assert table.deletion.pending_unlink() == []
 
-    def test_debris_is_known_until_it_is_removed(self, gate: Gate, table: JobTable) -> None:
+    def test_a_pending_unlink_is_known_until_its_files_are_removed(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
         gate.run_next()
         table.deletion.delete("u1", "txt2img", job.name)

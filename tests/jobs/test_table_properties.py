@@ -51,7 +51,7 @@ _PICK = st.integers(0, 2**16)
 
 @dataclass
 class ModelJob:
-    """What the row of a job should say."""
+    """The expected row of a job."""
 
     seq: int
     name: str
@@ -102,7 +102,7 @@ class ModelJob:
 
 @dataclass
 class ModelSlot:
-    """What the row of a slot should say."""
+    """The expected row of a slot."""
 
     state: str = "clean"
     owner: str | None = None
@@ -339,8 +339,8 @@ class TableMachine(RuleBasedStateMachine):
     def _attempt(self, pick: int) -> Attempt | None:
         """Mostly one that is under way, now and then one whose worker does not know yet that it was lost."""
         living = [attempt for attempt in self.attempts if attempt.owns]
-        beaten = [attempt for attempt in self.attempts if attempt.job.status == "running" and not attempt.owns]
-        choice = (self.attempts, beaten or living, living, living)[pick % 4]
+        overtaken = [attempt for attempt in self.attempts if attempt.job.status == "running" and not attempt.owns]
+        choice = (self.attempts, overtaken or living, living, living)[pick % 4]
         return choice[pick // 4 % len(choice)] if choice else None
 
     @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
@@ -461,8 +461,8 @@ class TableMachine(RuleBasedStateMachine):
             model.state, model.owner, model.lease = "quiescing", owner, self.now + LEASE_SECONDS
 
     @rule(slot=st.sampled_from(SLOTS))
-    def settle(self, slot: str) -> None:
-        """What mostly happens: whoever takes it finds it idle."""
+    def quiesce(self, slot: str) -> None:
+        """The usual end: the WebUI is found idle."""
         self.begin_quiescing(slot, OWNERS[0])
         self.end_quiescing(slot, OWNERS[0], "clean")
 
@@ -490,8 +490,8 @@ class TableMachine(RuleBasedStateMachine):
         self.reclaim(owner)
 
     @rule(owner=st.sampled_from(OWNERS))
-    def nobody_beats(self, owner: str) -> None:
-        """Until every lease has run out, and one of the workers notices."""
+    def leases_run_out(self, owner: str) -> None:
+        """No worker sends a heartbeat for longer than a lease, and then one of them reclaims."""
         self.time_passes(11.0, owner)
 
     @rule(owner=st.sampled_from(OWNERS))
@@ -540,7 +540,7 @@ class TableMachine(RuleBasedStateMachine):
 
     def _claimed(self, slot: str, owner: str) -> Attempt | None:
         """A new attempt, where there is a job and the slot can be had."""
-        self.settle(slot)
+        self.quiesce(slot)
         before = len(self.attempts)
         self.claim(slot, owner)
         return self.attempts[-1] if len(self.attempts) > before else None
@@ -561,7 +561,7 @@ class TableMachine(RuleBasedStateMachine):
         other = next(each for each in OWNERS if each != owner)
         if seconds:
             self.time_passes(seconds, other)
-        self.nobody_beats(other)
+        self.leases_run_out(other)
         again = self._claimed(slot, owner)
         self._answer(attempt, following=False)
         self._succeed(attempt, 1)
@@ -570,12 +570,22 @@ class TableMachine(RuleBasedStateMachine):
             self._succeed(again, 2)
 
     @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
+    def hears_of_an_answer_while_it_quiesces(self, slot: str, owner: str) -> None:
+        """A worker without a heartbeat takes back the slot that it lost, to quiesce it; then its lost attempt is answered."""
+        attempt = self._claimed(slot, owner)
+        if attempt is None:
+            return
+        self.leases_run_out(next(each for each in OWNERS if each != owner))
+        self.begin_quiescing(slot, owner)
+        self._answer(attempt, following=True)
+
+    @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
     def dies(self, slot: str, owner: str) -> None:
         if self._claimed(slot, owner) is not None:
             self.take_over(next(each for each in OWNERS if each != owner))
 
     @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
-    def settles_what_another_settles(self, slot: str, owner: str) -> None:
+    def quiesces_what_another_quiesces(self, slot: str, owner: str) -> None:
         attempt = self._claimed(slot, owner)
         if attempt is not None:
             self._give_back(attempt, "unclean", counted=False)

@@ -82,7 +82,7 @@ def test_a_reference_becomes_a_png_of_the_same_size(kind):
 
 
 def pixels_end(png: bytes) -> int:
-    """Where the last IDAT of a PNG ends."""
+    """The offset behind the last IDAT chunk of a PNG."""
     place, end = 8, 0
     while place < len(png):
         place, kind = place + 12 + int.from_bytes(png[place : place + 4], "big"), png[place + 4 : place + 8]

@@ -305,7 +305,7 @@ def test_the_removal_of_empty_folders_is_flushed(records, root, events):
 
 
 def test_a_folder_that_another_process_made_again_is_flushed_again(records, root, events):
-    """What this store remembers of a folder holds for that folder alone, not for another one of the same name."""
+    """The store remembers which folders were flushed; one that was removed and made again is another one."""
     save(records, *PLACE, 1, [(PNG, "png")])
     other = RecordStore(root)
     other.remove(*PLACE, **WHOLE)
@@ -379,12 +379,12 @@ def test_an_interruption_leaves_nothing_either(root):
 def test_readers_see_a_file_whole_or_not_at_all(root):
     seen = []
 
-    def look():
+    def read():
         seen.extend(records.files_of(*PLACE))
         with pytest.raises(MissingFile):
             records.path(USER, "img2img", f"{NAME}-1-0.png")
 
-    records = RecordStore(root, At("fsync file", look))
+    records = RecordStore(root, At("fsync file", read))
     records.folder.prepare()
     save(records, *PLACE, 1, [(PNG, "png")])
     assert [(file.temporary, file.parsed.attempt, file.size) for file in seen] == [(True, 1, len(PNG))]
@@ -478,7 +478,7 @@ def test_removing_what_never_was_is_nothing(records, place):
 
 
 def test_removal_lists_no_folder(records, monkeypatch):
-    """So that its cost does not depend on how many files lie there."""
+    """Its cost does not depend on the number of files in the folder."""
     fill(records)
     save(records, USER, "img2img", OTHER, 2, [(PNG, "png")])
     reads = []

@@ -1,4 +1,4 @@
-"""How the simulator knows its models, what a failed switch leaves behind, and its options and first load."""
+"""The simulator's models: their names and hashes, failed switches between them, their options, and the first load."""
 
 from __future__ import annotations
 

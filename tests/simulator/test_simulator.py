@@ -1,4 +1,4 @@
-"""What the simulator does over time and in its own flavours; single answers are compared in test_recordings.py."""
+"""The simulator's behaviour over several requests, and its flavours; single answers are compared in test_recordings.py."""
 
 from __future__ import annotations
 

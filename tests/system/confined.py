@@ -81,7 +81,7 @@ def service(unit: Path) -> dict[str, list[str]]:
 
 
 def _groups() -> Mapping[str, list[str]]:
-    """What every name of a set of system calls stands for."""
+    """The members of each of systemd's named sets of system calls."""
     assert ANALYZE is not None
     text = subprocess.run([ANALYZE, "syscall-filter"], capture_output=True, text=True, check=True).stdout
     groups: dict[str, list[str]] = {}

@@ -58,7 +58,7 @@ def pool() -> dict[float, list[Simulator]]:
 
 
 def _borrow(hall: Stage, pool: dict[float, list[Simulator]], count: int, seconds: float) -> list[Simulator]:
-    """So many simulators of this speed, as if they had just been started."""
+    """``count`` simulators of this speed from the pool, as if they had just been started."""
     known = pool.setdefault(seconds, [])
     known += [hall.simulator(ready=False, seconds_per_image=seconds) for _ in range(count - len(known))]
     for simulator in known[:count]:

@@ -250,7 +250,7 @@ class Process:
         self.running.wait()
 
     def text(self) -> str:
-        """What it has printed."""
+        """The output so far."""
         return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
 
 
@@ -357,7 +357,7 @@ class Simulator(Process):
         assert answer.status_code == 200, answer.text
 
     def interrupt(self) -> None:
-        """What a person does with the WebUI's Interrupt button; it ends a ``hang`` too."""
+        """Interrupt the generation, as a person does with the WebUI's Interrupt button; it ends a ``hang`` too."""
         self.http.request("POST", "/sdapi/v1/interrupt")
 
     def reset(self) -> None:
@@ -417,7 +417,7 @@ class Gateway(Process):
         until(lambda: self.readiness() == status, f"{self.name} is {status}", seconds)
 
     def readiness(self) -> str | None:
-        """What ``/readyz`` says; None while nobody listens."""
+        """The status that ``/readyz`` answers; None while nobody listens."""
         assert self.alive, f"{self.name} ended by itself:\n{self.text()}"
         try:
             status: str = self.http.get("/readyz").json()["status"]
@@ -473,11 +473,11 @@ class Gateway(Process):
     def finished(self, url: str, seconds: float = JOB_SECONDS) -> dict[str, Any]:
         """The job at ``url`` as soon as it is over, however it ended."""
 
-        def look() -> dict[str, Any] | None:
+        def ended() -> dict[str, Any] | None:
             job: dict[str, Any] = self.http.get(url).json()
             return None if job["status"] in UNFINISHED else job
 
-        return until(look, f"{url} is finished", seconds)
+        return until(ended, f"{url} is finished", seconds)
 
     def status(self, url: str) -> str:
         """The status of the job at ``url``."""
@@ -512,7 +512,7 @@ class Gateway(Process):
         return {name for folder, _, names in os.walk(self.data) if Path(folder) != self.data for name in names}
 
     def find(self, filename: str) -> Path:
-        """Where a file of the data folder lies."""
+        """The path of a file in the data folder, found by its name."""
         [path] = self.data.rglob(filename)
         return path
 

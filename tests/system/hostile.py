@@ -25,7 +25,7 @@ _SMALL_BUFFER: Final = 2048
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of client behaves: what it sends, and whether it reads what comes back."""
+    """One kind of hostile client: the bytes that it sends, and whether it reads the answer."""
 
     name: str
     sends: bytes
@@ -47,7 +47,7 @@ def not_reading(path: str = "/openapi.json", times: int = 200) -> Kind:
 
 
 class Hostile:
-    """So many clients of one kind; a context manager, which ends them all.
+    """A number of clients of one kind; a context manager, which ends them all.
 
     :param url: the server, ``http://host:port``.
     """

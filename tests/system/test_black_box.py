@@ -1,4 +1,4 @@
-"""The walls of this folder."""
+"""The tests of this folder know the gateway from outside only: they import nothing of it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ LINE = _line()
 
 @pytest.fixture
 def stage(stage: Stage) -> Stage:
-    """Whose gateways have one process each: what is tested here is the worker, and a second one would only cost time."""
+    """A stage whose gateways have one process each: the worker is tested here, and a second one would only cost time."""
     stage.concurrency = 1
     return stage
 
@@ -175,7 +175,7 @@ def peak(pid: int) -> int:
 
 
 class TestLists:
-    """What a WebUI says that it offers."""
+    """Lists of models, samplers and so on that are huge or malformed."""
 
     def test_thousands_of_models_of_one_name_cost_little(self, stage: Stage, peer: Peer, simulator: Simulator) -> None:
         real = simulator.http.get("/sdapi/v1/sd-models").json()

@@ -27,7 +27,7 @@ def test_a_model_is_usable_within_seconds_of_being_added_and_unknown_again_once_
     simulator = stage.simulator(seconds_per_image=0.0)
     gateway = stage.gateway([simulator], processes=1)
     change(simulator, add=["brand-new"])
-    # WebUIs that were asked in the last five seconds are not asked again; far less than the minute between two looks.
+    # WebUIs that were asked in the last five seconds are not asked again; far less than the minute between two refreshes.
     until(lambda: accepted(gateway, "brand-new"), "the new model is accepted", seconds=15.0)
     made = gateway.post(model="brand-new")
     assert gateway.succeeded(made)["args"]["model"] == "brand-new"
@@ -46,6 +46,6 @@ def test_a_server_without_a_model_is_known_to_have_one_when_it_has(stage: Stage)
     until(lambda: gateway.post(prefer="respond-async").json()["type"] == "no-default-model", "the default is missing")
     # A person chooses the model in the page.
     assert simulator.http.request("POST", "/sdapi/v1/options", json={"sd_model_checkpoint": "simulated-two"}).ok
-    # It is asked every two seconds, far less than the minute between two looks at one that has a model.
+    # It is asked every two seconds, far less than the minute between two refreshes of one that has a model.
     gateway.await_ready("ok", seconds=15.0)
     assert gateway.post(prefer="respond-async").json()["args"]["model"] == "simulated-two"

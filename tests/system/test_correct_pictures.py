@@ -1,4 +1,4 @@
-"""What is stored is what was asked for: the ways in which a WebUI makes other pictures and calls them good."""
+"""Only the picture that was asked for is stored, although WebUIs answer 200 with other ones in many ways."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMENT = "#ff00ff hair, C# book\nsecond line"
 
 
 def overrides(simulator: Simulator) -> list[dict[str, Any]]:
-    """What each generation overrode, oldest first."""
+    """The ``override_settings`` of each generation, oldest first."""
     return [entry["payload"]["override_settings"] for entry in simulator.requests()]
 
 
@@ -54,7 +54,7 @@ REFERENCE = _reference()
 
 @pytest.fixture
 def stage(stage: Stage) -> Stage:
-    """Whose gateways have one process each: what is tested here is the worker, and a second one would only cost time."""
+    """A stage whose gateways have one process each: the worker is tested here, and a second one would only cost time."""
     stage.concurrency = 1
     return stage
 
@@ -99,7 +99,7 @@ class TestPromptsWithANumberSign:
         assert simulator.http.get("/sdapi/v1/options").json()["enable_prompt_comments"] is True
 
     def test_a_webui_that_has_got_to_know_the_option_makes_no_cut_picture(self, stage: Stage) -> None:
-        """It was updated and restarted between two looks."""
+        """It was updated and restarted between two refreshes of its catalogue."""
         simulator = stage.simulator("--lacks-option", "enable_prompt_comments")
         gateway = stage.gateway([simulator])
         gateway.succeeded(gateway.post(prompt=COMMENT))
@@ -164,7 +164,7 @@ class TestPromptsWithANumberSign:
 
 
 class TestInterruptsThatHide:
-    """Somebody else's job waits behind ours in the WebUI, and its beginning lowers the flag of the interrupt."""
+    """Interrupts whose flag is lowered before it is read: another client's job waits behind ours, and begins."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -174,7 +174,7 @@ class TestInterruptsThatHide:
     @pytest.fixture(scope="class")
     @classmethod
     def gateway(cls, hall: Stage, simulator: Simulator) -> Gateway:
-        """It has made as many of these pictures as make a measure."""
+        """A gateway that has made enough pictures of this kind to know how long one takes."""
         gateway = hall.gateway([simulator])
         for seed in range(5):
             gateway.succeeded(gateway.post(seed=str(seed), steps=20))
@@ -368,7 +368,7 @@ class TestModelsThatCannotBeLoaded:
         assert "must be restarted" not in gateway.text()
 
     def test_a_page_of_a_proxy_does_not_lift_the_doubt(self, stage: Stage) -> None:
-        """It shows no restart."""
+        """An error page of a proxy does not show that the WebUI was restarted."""
         simulator = stage.simulator("--model", "one", "--model", "two")
         gateway = stage.gateway([simulator])
         gateway.succeeded(gateway.post(model="one"))

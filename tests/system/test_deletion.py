@@ -1,4 +1,4 @@
-"""What is deleted is gone: files, folders that tell whose they were, and in the end the rows."""
+"""Deletion leaves nothing: the files go, the folders that are named after a user, and in the end the rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def folders(gateway: Gateway) -> list[Path]:
 
 
 def upkeep(gateway: Gateway) -> dict[str, int]:
-    """What ``sd-gateway records upkeep`` says that it removed."""
+    """The numbers of removed things that ``sd-gateway records upkeep`` reports, by what they were."""
     done = gateway.cli("records", "upkeep")
     assert done.returncode == 0, done.stderr
     return {what: int(count) for what, _, count in (line.rpartition(": ") for line in done.stdout.splitlines())}

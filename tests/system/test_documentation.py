@@ -1,4 +1,4 @@
-"""What a running gateway says about itself holds: the examples work, and the page needs nothing from elsewhere."""
+"""The documentation that a running gateway serves: its examples work, and its page needs nothing from elsewhere."""
 
 from __future__ import annotations
 

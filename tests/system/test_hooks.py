@@ -179,7 +179,7 @@ def test_the_hook_answers_before_a_body_is_judged(guarded: Gateway, body: bytes)
     ],
 )
 def test_what_gunicorn_refuses_reaches_no_hook(guarded: Gateway, request_: bytes, status: int) -> None:
-    """It is no request that an application could be asked about, and the answer tells nothing of the gateway."""
+    """Malformed HTTP is no request that an application could judge, and the answer tells nothing of the gateway."""
     answered, _, body = guarded.http.raw(request_)
     assert answered == status
     assert b"refused by the hook" not in body

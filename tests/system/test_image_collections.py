@@ -132,7 +132,7 @@ def memory(gateway: Gateway, what: str) -> int:
 
 
 def decoded(libvips: Path, folder: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """What libvips shows, by path."""
+    """The pixels of each image as libvips decodes it, by path."""
     folder.mkdir(exist_ok=True)
     lines = "".join(f"{path}\n" for path in paths)
     done = subprocess.run(
@@ -142,7 +142,7 @@ def decoded(libvips: Path, folder: Path, paths: list[Path]) -> dict[str, dict[st
 
 
 def difference(kept: Image.Image, shown: dict[str, Any]) -> str | None:
-    """What differs between the image that the gateway kept and what libvips shows."""
+    """The difference between the image that the gateway kept and the pixels that libvips decoded; None if there is none."""
     if "error" in shown:
         return f"libvips: {shown['error']}"
     if kept.size != (shown["width"], shown["height"]):

@@ -1,4 +1,4 @@
-"""What the log tells of each job: one line for each transition."""
+"""The log: one line for each transition of a job, and few besides."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def head(method: str, path: str, *lines: str) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def _log(house: Gateway) -> Iterator[None]:
-    """What the gateway has logged meanwhile: no traceback, and nothing that the operator must look at."""
+    """Check after the tests of this file that the gateway logged no traceback and no error, is ready, and accepted no job."""
     before = len(house.text())
     yield
     log = house.text()[before:]

@@ -1,4 +1,4 @@
-"""What nginx itself does with the configuration of ``deploy/nginx/``: refusals, limits, buffers, connections to the gateway.
+"""nginx's own part under the configuration of ``deploy/nginx/``: refusals, limits, buffers, connections to the gateway.
 
 The gateway's place is taken by a server that notes what arrives on each connection and does what the path of a request says.
 """
@@ -53,7 +53,7 @@ class Upstream(ThreadingHTTPServer):
         self.sent: list[float] = []
 
     def count(self, method: str, path: str) -> int:
-        """How many of these requests came."""
+        """The number of such requests that arrived."""
         return sum((seen[0], seen[1]) == (method, path) for seen in self.seen)
 
 
@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     def do_any(self) -> None:
         self.requests += 1
@@ -327,7 +327,7 @@ def test_a_client_that_asks_faster_than_is_allowed_is_told_when_to_come_back(aba
 
 
 def answers(connection: socket.socket, count: int) -> Iterator[Answer]:
-    """So many pipelined answers."""
+    """The next ``count`` pipelined answers on a connection."""
     with connection.makefile("rb") as stream:
         for _ in range(count):
             status = int(stream.readline().split()[1])

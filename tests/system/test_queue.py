@@ -78,11 +78,11 @@ def test_a_waiting_job_tells_its_place_and_a_running_one_how_far_it_is(stage: St
 
     seen = []
 
-    def look() -> bool:
+    def ended() -> bool:
         seen.append((time.monotonic(), gateway.http.get(first.headers["Location"]).json()))
         return seen[-1][1]["status"] not in ("queued", "running")
 
-    until(look, "the first job is finished")
+    until(ended, "the first job is finished")
     end, done = seen[-1]
     running = [(at, job) for at, job in seen if job["status"] == "running"]
     assert done["status"] == "succeeded"

@@ -93,7 +93,7 @@ def fits(expected: str, actual: str) -> bool:
 
 
 def differences(expected: Any, actual: Any, at: str = "answer") -> list[str]:
-    """Where two JSON values differ in more than what varies."""
+    """The differences between two JSON values, but for members that vary from run to run."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         odd = [f"{at}.{name}: only in one of them" for name in expected.keys() ^ actual.keys()]
         common = [name for name in expected if name in actual]
@@ -182,7 +182,7 @@ def blocks(text: str) -> list[tuple[str, str, bool]]:
 
 
 def named(text: str) -> dict[str, list[str]]:
-    """What a README names outside of its code blocks: endpoints, settings with their defaults, commands, and links."""
+    """The names in a README outside of its code blocks: endpoints, settings with their defaults, commands, links."""
     text = _BLOCK.sub("", text)
     return {
         "endpoints": re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", text),

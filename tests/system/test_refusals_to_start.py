@@ -1,4 +1,4 @@
-"""What the gateway can't start with: one line says what to fix, and the exit status is 1."""
+"""Refusals to start: one line says what to fix, and the exit status is 1."""
 
 from __future__ import annotations
 

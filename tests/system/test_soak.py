@@ -55,8 +55,8 @@ def requests_of(jobs: int, users: int) -> list[Request]:
     return made
 
 
-def insist(gateway: Gateway, request: Request, deadline: float) -> dict[str, Any]:
-    """Ask until the answer is how the job ended, whatever becomes of the server meanwhile."""
+def post_until_it_ends(gateway: Gateway, request: Request, deadline: float) -> dict[str, Any]:
+    """Repeat a POST until its answer is the end of the job, although the server is killed or restarted meanwhile."""
     answer = "no answer yet"
     while time.monotonic() < deadline:
         # Refused, reset or cut off in the middle of the answer: nobody knows what became of the request.
@@ -77,7 +77,7 @@ def clients(gateway: Gateway, wanted: list[Request], seconds: float) -> Iterator
     """A client for each request, all at once."""
     deadline = time.monotonic() + seconds
     with ThreadPoolExecutor(len(wanted)) as pool:
-        yield [pool.submit(insist, gateway, request, deadline) for request in wanted]
+        yield [pool.submit(post_until_it_ends, gateway, request, deadline) for request in wanted]
 
 
 class Killer:
@@ -123,7 +123,7 @@ class Killer:
 
 
 def rows(gateway: Gateway, statement: str) -> list[Any]:
-    """What the job table says; read only."""
+    """The rows that a read-only statement finds in the gateway's database."""
     with contextlib.closing(sqlite3.connect(f"file:{gateway.database}?mode=ro", uri=True)) as connection:
         return connection.execute(statement).fetchall()
 
@@ -170,7 +170,7 @@ def check_files(gateway: Gateway, found: list[dict[str, Any]]) -> None:
 
 @dataclass(frozen=True)
 class Form:
-    """How long a soak takes: jobs, users, seconds a picture, seconds between two kills, kills at most, seconds in all."""
+    """The size of a soak: jobs, users, seconds a picture, seconds between two kills, kills at most, seconds in all."""
 
     jobs: int
     users: int
@@ -232,7 +232,7 @@ def test_forty_jobs_of_eight_users_outlive_a_kill_9_each_second(stage: Stage, ho
 
 @pytest.mark.soak
 class TestRestarts:
-    """What ``systemctl restart`` does: SIGTERM, wait for the end, start."""
+    """Restarts as ``systemctl restart`` makes them: SIGTERM, wait for the end, start."""
 
     JOBS = 8
 

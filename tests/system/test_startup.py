@@ -1,4 +1,4 @@
-"""How ``gunicorn wsgi:app`` and ``sd-gateway serve`` start, and what they refuse to start with."""
+"""The start of ``gunicorn wsgi:app`` and ``sd-gateway serve``, with settings that they take and some that they refuse."""
 
 from __future__ import annotations
 

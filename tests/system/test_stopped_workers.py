@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.harness import Gateway, Simulator, Stage, Worker, until
-from tests.system.test_soak import check_files, insist, records, requests_of, rows
+from tests.system.test_soak import check_files, post_until_it_ends, records, requests_of, rows
 
 #: A lease is 10 s; the other worker looks for lapsed ones every 2 s.
 _AFTER_LEASE_SECONDS = 14.0
@@ -41,17 +41,17 @@ class Storm:
 
     def __init__(self, stage: Stage, simulator: Simulator) -> None:
         self.simulator = simulator
-        self._steps = stage.folder / "steps"
+        self._failpoints = stage.folder / "failpoints"
         self.gateway: Gateway = stage.gateway(
-            [simulator], ready=False, SDG_WORKER="external", SDG_TEST_CRASH_AT=self._steps
+            [simulator], ready=False, SDG_WORKER="external", SDG_TEST_CRASH_AT=self._failpoints
         )
         self.workers: list[Worker] = [stage.worker(self.gateway) for _ in range(2)]
         self.gateway.await_ready()
 
     def suspend_one(self, point: str) -> None:
         """Have a worker suspend itself at a point, and let it go on when its lease has run out."""
-        order = self._steps.with_name("steps.stop")
-        written = self._steps.with_name("order")
+        order = self._failpoints.with_name("failpoints.stop")
+        written = self._failpoints.with_name("order")
         written.write_text(point)
         # Whole or not at all.
         written.rename(order)
@@ -74,7 +74,7 @@ class Storm:
             made = []
             while not over.is_set():
                 request = next(wanted)
-                made.append((request.body["seed"], insist(self.gateway, request, deadline)["name"]))
+                made.append((request.body["seed"], post_until_it_ends(self.gateway, request, deadline)["name"]))
             return made
 
         with ThreadPoolExecutor(clients) as pool:

@@ -30,7 +30,7 @@ _USER, _GROUP = "www-data", "games"
 
 
 def _why_not() -> str | None:
-    """What is missing on this machine."""
+    """The reason to skip these tests on this machine; None if they can run."""
     if NGINX is None or confined.ANALYZE is None:
         return "nginx and systemd-analyze are needed"
     try:
@@ -95,7 +95,7 @@ def state(open_stage: Stage) -> Path:
 
 @pytest.fixture
 def told(state: Path) -> Iterator[socket.socket]:
-    """Where systemd listens for Type=notify."""
+    """The socket on which systemd listens for ``Type=notify``."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(state / "notify"))
         told.settimeout(30)

@@ -16,7 +16,7 @@ from app.webui.catalogue import (
 from app.webui.models import read_models, told_apart
 from tests.webui.samples import catalogue, model
 
-DEMAND = Requirements(type="txt2img", sampler_name="Euler", model="alpha")
+REQUIRED = Requirements(type="txt2img", sampler_name="Euler", model="alpha")
 SCHEDULERS = tuple(
     Scheduler(name, label)
     for name, label in [
@@ -53,7 +53,7 @@ def test_a_webui_serves_what_it_has(requirements, served):
 
 
 def test_an_empty_catalogue_serves_nothing():
-    assert Catalogue().serves(DEMAND) is False
+    assert Catalogue().serves(REQUIRED) is False
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_equal_demands_have_one_text():
     )
     assert one.to_json() == two.to_json()
     assert Requirements.from_json(one.to_json()) == one
-    assert Requirements.from_json(DEMAND.to_json()) == DEMAND
+    assert Requirements.from_json(REQUIRED.to_json()) == REQUIRED
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"type": "txt2img"}', '{"type": 1, "other": 2}'])
@@ -157,7 +157,7 @@ NEW, OLD = (
 )
 def test_what_is_sent_for_a_sampler_and_a_scheduler(webui, sampler, scheduler, sent):
     assert webui.sampling(sampler, scheduler) == (sent and Sampling(*sent))
-    assert webui.serves(replace(DEMAND, sampler_name=sampler, scheduler=scheduler)) is (sent is not None)
+    assert webui.serves(replace(REQUIRED, sampler_name=sampler, scheduler=scheduler)) is (sent is not None)
 
 
 STORED_BY_0_1_0 = (
@@ -190,7 +190,7 @@ def test_a_catalogue_that_version_0_1_0_stored_is_read_as_if_it_was_asked_for_no
     assert Catalogue.from_json(stored.to_json()) == stored
 
 
-OLD_DEMAND = '{"hr_upscaler":null,"model":"%s","sampler_name":"Euler","scheduler":null,"style":null,"type":"txt2img"}'
+OLD_REQUIRED = '{"hr_upscaler":null,"model":"%s","sampler_name":"Euler","scheduler":null,"style":null,"type":"txt2img"}'
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ OLD_DEMAND = '{"hr_upscaler":null,"model":"%s","sampler_name":"Euler","scheduler
 )
 def test_a_job_of_version_0_1_0_takes_the_exact_model_name(model_name, checkpoint):
     webui = Catalogue.from_json(STORED_BY_0_1_0)
-    requirements = Requirements.from_json(OLD_DEMAND % model_name)
+    requirements = Requirements.from_json(OLD_REQUIRED % model_name)
     found = webui.model_of(requirements)
     assert (found and found.checkpoint) == checkpoint
     assert webui.serves(requirements) is (checkpoint is not None)
@@ -207,18 +207,18 @@ def test_a_job_of_version_0_1_0_takes_the_exact_model_name(model_name, checkpoin
 
 def test_a_job_of_this_version_never_takes_one_of_two_files():
     webui = Catalogue.from_json(STORED_BY_0_1_0)
-    assert webui.model_of(replace(DEMAND, model="a")) is None
-    assert not webui.serves(replace(DEMAND, model="a"))
-    assert webui.model_of(Requirements.from_json(replace(DEMAND, model="a").to_json())) is None
+    assert webui.model_of(replace(REQUIRED, model="a")) is None
+    assert not webui.serves(replace(REQUIRED, model="a"))
+    assert webui.model_of(Requirements.from_json(replace(REQUIRED, model="a").to_json())) is None
 
 
 def test_a_hash_that_the_request_named_must_be_shown_by_the_result():
     webui = catalogue(models=told_apart([model("b", title="b.safetensors", digest=None)]))
-    found = webui.model_of(replace(DEMAND, model="b", digest="2a85d39d02"))
+    found = webui.model_of(replace(REQUIRED, model="b", digest="2a85d39d02"))
     assert found.checkpoint == "b.safetensors"
     assert found.fits("b", "2a85d39d02")
     assert not found.fits("b", "ffffffffff")
-    assert webui.model_of(replace(DEMAND, model="b")).fits("b", "ffffffffff")
+    assert webui.model_of(replace(REQUIRED, model="b")).fits("b", "ffffffffff")
 
 
 def test_the_styles_that_hold_a_number_sign_are_told_apart():

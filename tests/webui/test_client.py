@@ -659,8 +659,8 @@ def test_what_is_held_back_and_called_off_sends_nothing():
     assert [request.strip().partition(b" ")[0] for request in peer.requests] == [b"", b"POST"]
 
 
-def test_looks_run_beside_a_generation():
-    looked = threading.Event()
+def test_polls_run_beside_a_generation():
+    polled = threading.Event()
 
     class Both(Peer):
         def _serve(self):
@@ -672,22 +672,22 @@ def test_looks_run_beside_a_generation():
                 with second:
                     self.requests.append(read_request(second))
                     second.sendall(answer(json.dumps(STATE).encode()))
-                assert looked.wait(10)
+                assert polled.wait(10)
                 first.sendall(answer(b'{"images": []}'))
 
     with Both(lambda connection: None) as peer:
         webui = client(peer.url)
         states = []
 
-        def look():
+        def poll():
             assert peer.arrived.wait(10)
             states.append(webui.server_state())
-            looked.set()
+            polled.set()
 
-        looker = threading.Thread(target=look)
-        looker.start()
+        monitor = threading.Thread(target=poll)
+        monitor.start()
         assert webui.generate(*GENERATION) == Reply(200, b'{"images": []}')
-        looker.join(10)
+        monitor.join(10)
         assert states[0].job_count == 2
 
 

@@ -20,7 +20,7 @@ class Kept:
 
     @property
     def stored(self):
-        """What a process that starts now would read."""
+        """The kept text, as a process that starts now would read it."""
         return self.texts[-1] if self.texts else None
 
 

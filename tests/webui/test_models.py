@@ -1,4 +1,4 @@
-"""Which model of a WebUI a text means, and which result fits it."""
+"""Names of models: the model of a WebUI that a text means, and the result that fits it."""
 
 import pytest
 

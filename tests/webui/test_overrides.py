@@ -1,4 +1,4 @@
-"""What is overridden, and what is put back, over sequences of generations."""
+"""The options that sequences of generations override and put back."""
 
 import json
 
@@ -29,7 +29,7 @@ class Webui:
 
     @property
     def stored(self):
-        """What a process that starts now would read."""
+        """The kept text, as a process that starts now would read it."""
         return self.kept[-1] if self.kept else None
 
 

@@ -1,4 +1,4 @@
-"""How fast a WebUI lately was, and what is too fast to be whole."""
+"""The measured speed of a WebUI, by which a generation that ended too early is told."""
 
 import pytest
 

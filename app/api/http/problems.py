@@ -1,4 +1,4 @@
-"""Problems as Flask's answers: from exceptions of the rooms, of Flask itself, and from stored errors."""
+"""Problems as Flask's answers: from exceptions of the other packages, of Flask itself, and from stored errors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _http_refusal(error: HTTPException) -> Response | WerkzeugResponse:
 
 
 def _exception(error: Exception) -> Response:
-    """A room's exception by its slug; anything else is a bug, of which only the log hears more."""
+    """The problem of a package's exception, by its slug; anything else is a bug, of which only the log hears more."""
     slug = getattr(error, "slug", None)
     if not isinstance(slug, str) or slug not in PROBLEMS or slug == INTERNAL_ERROR:
         current_app.logger.error("unexpected exception", exc_info=error)

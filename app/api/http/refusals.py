@@ -11,7 +11,7 @@ _MOST_NAMED = 10
 
 
 class RefusalError(Exception):
-    """Base of this room's exceptions; ``str(exc)`` is shown to the client."""
+    """Base of this package's exceptions; ``str(exc)`` is shown to the client."""
 
     slug: ClassVar[str]
 

@@ -113,12 +113,12 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def write(self, step: str | None = None, *, flushed: bool = True) -> Iterator[Connection]:
+    def write(self, failpoint: str | None = None, *, flushed: bool = True) -> Iterator[Connection]:
         """One write transaction, serial with all others; committed at the end, rolled back when the body raises or rolls it back.
 
-        :param step: the name of the commit for crash tests; None for one that no promise hangs on.
+        :param failpoint: the name of the commit for crash tests; None for one that no promise hangs on.
         :param flushed: False leaves it to the next flushed commit, or to :meth:`flush`, to make this one outlive a power cut; all
-            processes see it at once and it outlives them. Commits are never lost but from the last one backwards.
+            processes see it at once and it outlives them. A power cut drops the newest unflushed commits only.
         """
         self._refuse_another_file()
         engine = self._writing if flushed else self._writing_ahead
@@ -133,7 +133,7 @@ class Database:
                 _begin_postgresql(connection, flushed=flushed)
             yield connection
             if transaction.is_active:
-                with self.failpoints.around(f"commit {step}") if step else contextlib.nullcontext():
+                with self.failpoints.around(f"commit {failpoint}") if failpoint else contextlib.nullcontext():
                     transaction.commit()
 
     def _limits(self, connection: Connection) -> contextlib.AbstractContextManager[None]:

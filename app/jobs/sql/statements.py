@@ -301,7 +301,7 @@ def pass_slot(claim: Claim, seconds: float | None, task_id: str) -> tuple[Prepar
     return (_PASS_SLOT, kept) if seconds is None else (_PASS_SLOT_MEASURED, kept | _speed(claim, seconds))
 
 
-#: The WebUI of an unclean slot may still work at the task, so its id stays for the next holder to look for.
+#: The WebUI of an unclean slot may still work at the task, so its id stays for the worker that quiesces the slot.
 _UNCLEAN: Final[dict[str, Any]] = {"state": "unclean", "owner": None, "lease_expires": None}
 LEAVE_SLOT: Final = Prepared(update(SLOTS).where(HELD).values(_UNCLEAN))
 BEGIN_STORING: Final = Prepared(
@@ -329,11 +329,11 @@ SECONDS_SINCE_WATCHED: Final = Prepared(select((db_now() - JOBS.c.watched_at).la
 
 # -- leases ----------------------------------------------------------------------------------------------------------
 
-#: What no heartbeat could have given. A little slack, so that a clock that is slewed does not make us write each time.
+#: Leases that end later than any heartbeat could have made them. The slack keeps a slewed clock from causing a write each time.
 JOB_LATE: Final = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0)
 DELETED_LATE: Final = and_(HELD_DELETED, JOBS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0)
 SLOT_LATE: Final = SLOTS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0
-#: What a heartbeat gives.
+#: The columns that a heartbeat renews.
 RENEWED: Final = {"lease_expires": db_now() + LEASE_SECONDS}
 RENEW_JOBS: Final = Prepared(
     update(JOBS)
@@ -353,7 +353,7 @@ RENEW_WORKER: Final = Prepared(
 
 
 def job_lapsed(owner: Any) -> ColumnElement[bool]:
-    """Somebody else than this owner has a job whose lease ran out."""
+    """The condition on a job whose lease ran out and that another owner holds."""
     return and_(JOBS.c.status == RUNNING, JOBS.c.owner != owner, JOBS.c.lease_expires < db_now())
 
 
@@ -363,7 +363,7 @@ def deleted_lapsed(owner: Any) -> ColumnElement[bool]:
 
 
 def slot_lapsed(owner: Any) -> ColumnElement[bool]:
-    """The same of a slot."""
+    """The condition on a slot whose lease ran out and that another owner holds."""
     return and_(SLOTS.c.owner != owner, SLOTS.c.lease_expires < db_now())
 
 
@@ -444,7 +444,7 @@ FINISHED_BY: Final = Prepared(
     )
 )
 STILL_WANTED: Final = Prepared(select(JOBS.c.seq).where(WANTED))
-#: What an owner holds on a slot without knowing it; whether anything was sent, the next holder looks.
+#: Jobs that an owner holds on a slot without knowing it. Something may have been sent, so the slot is left unclean.
 RELEASE_JOB: Final = Prepared(
     update(JOBS)
     .where(
@@ -565,10 +565,10 @@ _CHANGED: Final[Select[Any]] = (
 CHANGES: Final = Prepared(_CHANGED)
 CHANGES_OF_USER: Final = Prepared(_CHANGED.where(_OF_USER))
 
-# -- what the WebUIs offer -------------------------------------------------------------------------------------------
+# -- catalogues ------------------------------------------------------------------------------------------------------
 
 CONFIGURED: Final = Prepared(select(WORKERS.c.webuis).order_by(WORKERS.c.owner))
-#: When a look was wanted, and when this WebUI was seen last; a monitor asks once a second.
+#: The time at which a refresh was wanted, and that of this WebUI's last one; a monitor asks once a second.
 REFRESH_WANTED: Final = Prepared(
     select(NOTES.c.value, CATALOGUES.c.seen_at, db_now().label("now"))
     .select_from(NOTES.outerjoin(CATALOGUES, CATALOGUES.c.key == bindparam("p_slot")))

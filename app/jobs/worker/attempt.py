@@ -34,7 +34,7 @@ MOST_UNSTORED: Final = 2
 
 
 class State(enum.Enum):
-    """Where an attempt is; see the drawing above."""
+    """The states of an attempt; see the drawing above."""
 
     PREPARED = "prepared"
     SENT = "sent"
@@ -63,7 +63,7 @@ class Attempt:
 
     @property
     def state(self) -> State:
-        """Where it is now."""
+        """The present state."""
         with self._changed:
             return self._state
 

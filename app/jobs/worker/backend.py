@@ -1,4 +1,4 @@
-"""The protocol between the worker and one WebUI: the wall between the queue and the generation.
+"""The protocol between the worker and one WebUI: the boundary between the queue and the generation.
 
 The worker drives a :class:`Backend`; :class:`app.gateway.generate.WebuiBackend` implements it.
 """

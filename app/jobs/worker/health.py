@@ -26,11 +26,11 @@ class Health:
             return self._why_down
 
     def found_up(self) -> None:
-        """It answered."""
+        """Note that the WebUI answered."""
         with self._lock:
             self._up = True
 
     def found_down(self, why: str) -> None:
-        """It did not answer."""
+        """Note that the WebUI did not answer, and why."""
         with self._lock:
             self._up, self._why_down = False, why

@@ -87,12 +87,12 @@ class Worker:
         return self._begun and not self._context.stopping.is_set()
 
     def wake(self) -> None:
-        """A notification that there may be something to do."""
+        """Wake the runners: a notification said that a job may wait."""
         for runner in self._runners:
             runner.wake.set()
 
     def refresh_soon(self) -> None:
-        """A notification that somebody wants to know anew what the WebUIs offer."""
+        """Wake the monitors: a notification said that a refresh of the catalogues is wanted."""
         for monitor in self._monitors:
             monitor.wake()
 

@@ -1,4 +1,4 @@
-"""What earlier attempts found out about a job, and what a WebUI was left with.
+"""Columns for the findings of a job's earlier attempts and for the state that a WebUI was left in; refusals of jobs by WebUIs.
 
 Revision ID: 0002
 Revises: 0001

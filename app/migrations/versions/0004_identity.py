@@ -1,4 +1,4 @@
-"""What outlives a transaction names its job by (user, type, name), not by the sequence number of its row.
+"""Rows that outlive a transaction name their job by (user, type, name), not by the sequence number of its row.
 
 Revision ID: 0004
 Revises: 0002

@@ -301,7 +301,7 @@ class TestTransactions:
 
 @pytest.fixture
 def plans(sqlite: Database) -> Callable[[Callable[[], object]], str]:
-    """How SQLite would answer every SELECT, UPDATE and DELETE on jobs that an action sends."""
+    """SQLite's query plans of every SELECT, UPDATE and DELETE on jobs that an action sends."""
     seen: list[tuple[str, Any]] = []
 
     class Cursor(sqlite3.Cursor):

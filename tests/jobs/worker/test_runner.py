@@ -49,16 +49,16 @@ class ScriptedBackend:
         self.replies: queue.Queue[Answer | Exception] = queue.Queue()
         self.verdicts: queue.Queue[Success | Failure | Retry | Exception] = queue.Queue()
         self.calls: list[str] = []
-        self.settled: list[tuple[str | None, float]] = []
+        self.quiesced: list[tuple[str | None, float]] = []
         self.discarded: list[int] = []
-        self.looks = 0
+        self.polls = 0
         self.refreshes = 0
         self.down = threading.Event()
         self.refresh_error: Exception | None = None
         self.complete = True
         self.wrong = threading.Event()
         self.idle = True
-        self.look_answer: Poll | None = Poll(0.5, 3.0, idle=False)
+        self.poll_answer: Poll | None = Poll(0.5, 3.0, idle=False)
         self.serves = EVERYTHING
         self.storing = threading.Semaphore(0)
         self.may_store = threading.Event()
@@ -86,7 +86,7 @@ class ScriptedBackend:
         return True
 
     def quiesce(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
-        self.settled.append((task_id, patience))
+        self.quiesced.append((task_id, patience))
         return self.idle
 
     def prepare(self, attempt: Attempt) -> None:
@@ -111,8 +111,8 @@ class ScriptedBackend:
         self.broken = False
 
     def poll(self, claim: Claim) -> Poll | None:
-        self.looks += 1
-        return self.look_answer
+        self.polls += 1
+        return self.poll_answer
 
     def interrupt(self, claim: Claim) -> None:
         self.calls.append("interrupt")
@@ -144,7 +144,7 @@ class ScriptedBackend:
         return self.started.get(timeout=DEADLINE)
 
     def begins_nothing(self) -> None:
-        """Nothing is begun for a while; a fault that needs longer than that to show would be missed, never invented."""
+        """Assert that no generation begins for 0.15 s; a fault that needs longer to show would be missed, never invented."""
         with pytest.raises(queue.Empty):
             self.started.get(timeout=0.15)
 
@@ -286,7 +286,7 @@ class TestAttempt:
         backend.may_store.set()
         house.finished(mine)
 
-    def test_a_hint_starts_a_job_at_once(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_notification_starts_a_job_at_once(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "CLAIM_POLL_SECONDS", 3600.0)
         backend = house.start()
         for _ in range(3):
@@ -326,15 +326,15 @@ class TestFailure:
             assert backend.begins().job.seq == job.seq
             backend.answers()
         assert house.finished(first).attempts == 0
-        assert backend.settled == []
+        assert backend.quiesced == []
 
-    def test_a_lost_attempt_leaves_a_slot_that_is_settled_before_the_next(self, house: House) -> None:
+    def test_a_lost_attempt_leaves_a_slot_that_is_quiesced_before_the_next(self, house: House) -> None:
         backend = house.start()
         job = house.gate.accept()
         lost = backend.begins()
         backend.answers(AttemptLost(BROKEN))
         again = backend.begins()
-        assert [task for task, _ in backend.settled] == [lost.task_id]
+        assert [task for task, _ in backend.quiesced] == [lost.task_id]
         assert (again.attempt, again.job.attempts) == (2, 1)
         assert again.task_id != lost.task_id
         backend.answers()
@@ -356,7 +356,7 @@ class TestFailure:
         assert (failed.status, failed.error_slug, failed.attempts) == ("failed", slug, MAX_ATTEMPTS)
         assert "a bug" not in failed.error_detail
         until(lambda: house.slot() == "clean")
-        assert len(backend.settled) == MAX_ATTEMPTS
+        assert len(backend.quiesced) == MAX_ATTEMPTS
 
     def test_a_final_failure_is_kept_and_told(self, house: House) -> None:
         backend = house.start()
@@ -379,7 +379,7 @@ class TestFailure:
         assert house.told.empty()
         backend.answers()
         assert house.told.get(timeout=DEADLINE) == job.identity
-        assert backend.settled == []
+        assert backend.quiesced == []
 
     def test_the_last_retry_allowed_ends_the_job(self, house: House) -> None:
         backend = house.start()
@@ -422,16 +422,16 @@ class TestFailure:
             assert (speed is not None) is ok
 
 
-class TestSettling:
-    def test_a_webui_that_does_not_become_idle_is_suspect_and_looked_at_again(self, house: House) -> None:
+class TestQuiescing:
+    def test_a_webui_that_does_not_become_idle_is_suspect_and_quiesced_again(self, house: House) -> None:
         backend = house.start()
         backend.idle = False
         job = house.gate.accept()
         lost = backend.begins()
         backend.answers(AttemptLost(BROKEN))
-        until(lambda: len(backend.settled) >= 3)
-        assert backend.settled[0] == (lost.task_id, timing.STUCK_SECONDS)
-        assert set(backend.settled[1:]) == {(lost.task_id, 0.0)}
+        until(lambda: len(backend.quiesced) >= 3)
+        assert backend.quiesced[0] == (lost.task_id, timing.STUCK_SECONDS)
+        assert set(backend.quiesced[1:]) == {(lost.task_id, 0.0)}
         assert house.table.queries.current(job.identity).status == "queued"
         backend.idle = True
         backend.begins()
@@ -445,12 +445,12 @@ class TestSettling:
         failing = threading.Event()
         failing.set()
 
-        def settle(_task: str | None, **_: Any) -> bool:
+        def quiesce(_task: str | None, **_: Any) -> bool:
             if failing.is_set():
                 raise LookupError("a bug")
             return True
 
-        monkeypatch.setattr(backend, "quiesce", settle)
+        monkeypatch.setattr(backend, "quiesce", quiesce)
         job = house.gate.accept()
         backend.begins()
         backend.answers(AttemptLost(BROKEN))
@@ -461,13 +461,13 @@ class TestSettling:
         backend.answers()
         house.finished(job)
 
-    def test_a_slot_that_another_worker_settles_is_left_to_it(self, house: House) -> None:
+    def test_a_slot_that_another_worker_quiesces_is_left_to_it(self, house: House) -> None:
         house.slots.register("other/one", "other", ["gpu0"], only=False)
         house.sql("UPDATE slots SET state = 'quiescing', owner = 'other/one', lease_expires = 9e9")
         backend = house.start()
         job = house.gate.accept()
         backend.begins_nothing()
-        assert backend.settled == []
+        assert backend.quiesced == []
         house.slots.end_quiescing("gpu0", "other/one", "clean")
         backend.begins()
         backend.answers()
@@ -475,7 +475,7 @@ class TestSettling:
 
 
 class CountingQueries(JobQueries):
-    """Counts how often the monitor asked whether anybody looks."""
+    """Counts how often the monitor asked whether anybody watches the job."""
 
     asked = 0
 
@@ -495,48 +495,51 @@ class TestMonitor:
         for worker in house.workers:
             worker.drain(0)
 
-    def keeper_comes_by(self, house: House, times: int = 5) -> None:
+    def await_monitor(self, house: House, times: int = 5) -> None:
+        """Wait until the monitor has come round so often."""
         before = self.queries.asked
         until(lambda: self.queries.asked >= before + times)
 
-    def test_nobody_looks_so_the_webui_is_left_in_peace(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_webui_whose_job_nobody_watches_is_not_polled(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 3600.0)
         backend = house.start()
         job = house.gate.accept()
         claim = backend.begins()
-        self.keeper_comes_by(house)
-        assert backend.looks == 0
+        self.await_monitor(house)
+        assert backend.polls == 0
         house.table.watched(claim.job)
-        until(lambda: backend.looks >= 3)
+        until(lambda: backend.polls >= 3)
         until(lambda: house.table.queries.current(job.identity).progress == 0.5)
         assert house.table.queries.place(house.table.queries.current(job.identity)).eta == pytest.approx(3.0, abs=1.0)
         house.sql("UPDATE jobs SET watched_at = watched_at - 60")
-        self.keeper_comes_by(house)
-        before = backend.looks
-        self.keeper_comes_by(house)
-        assert backend.looks == before
+        self.await_monitor(house)
+        before = backend.polls
+        self.await_monitor(house)
+        assert backend.polls == before
         backend.answers()
         house.finished(job)
 
-    def test_unwatched_it_is_asked_now_and_then_and_nothing_is_written(
+    def test_an_unwatched_job_is_polled_now_and_then_and_nothing_is_written(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.05)
         backend = house.start()
         job = house.gate.accept()
         backend.begins()
-        until(lambda: backend.looks >= 3)
+        until(lambda: backend.polls >= 3)
         assert house.table.queries.current(job.identity).progress == 0.0
         backend.answers()
         house.finished(job)
 
     def test_a_webui_that_does_not_say_changes_nothing(self, house: House) -> None:
         backend = house.start()
-        backend.look_answer = None
+        backend.poll_answer = None
         job = house.gate.accept()
         claim = backend.begins()
         house.table.watched(claim.job)
-        until(lambda: backend.looks >= 3)
+        until(lambda: backend.polls >= 3)
         assert house.table.queries.current(job.identity).progress == 0.0
         backend.answers()
         house.finished(job)
@@ -559,7 +562,7 @@ class TestMonitor:
     def test_one_that_answers_is_never_given_up_however_often_it_was_seen_idle(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As with fast generations whose pictures take long to encode: each look may fall into that time, of another job."""
+        """Fast generations whose pictures take long to encode: each poll may fall into that time, of another job."""
         monkeypatch.setattr(timing, "UNWATCHED_POLL_SECONDS", 0.0)
         monkeypatch.setattr(timing, "STUCK_SECONDS", 0.0)
         backend = house.start()
@@ -576,7 +579,7 @@ class TestMonitor:
         for job in jobs:
             backend.begins()
             until(lambda seq=job.seq: seq in seen)
-            self.keeper_comes_by(house, 2)
+            self.await_monitor(house, 2)
             backend.answers()
             until(lambda job=job: house.table.queries.current(job.identity).phase != "generating")
         assert [house.finished(job).attempts for job in jobs] == [0] * len(jobs)
@@ -590,12 +593,12 @@ class TestMonitor:
         monkeypatch.setattr(backend, "poll", lambda _claim: next(answers, Poll(0.1, None, idle=False)))
         job = house.gate.accept()
         backend.begins()
-        self.keeper_comes_by(house, 12)
+        self.await_monitor(house, 12)
         assert backend.calls == []
         backend.answers()
         house.finished(job)
 
-    def test_what_a_webui_offers_is_asked_again(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_catalogue_is_refreshed_now_and_then(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(timing, "REFRESH_SECONDS", 0.0)
         backend = house.start()
         until(lambda: backend.refreshes >= 3)
@@ -604,7 +607,7 @@ class TestMonitor:
         backend = house.start()
         job = house.gate.accept()
         backend.begins()
-        self.keeper_comes_by(house)
+        self.await_monitor(house)
         assert backend.refreshes == 1
         backend.answers()
         house.finished(job)
@@ -620,9 +623,9 @@ class TestMonitor:
         backend.complete = True
         job = house.gate.accept()
         backend.begins()
-        self.keeper_comes_by(house)
+        self.await_monitor(house)
         before = backend.refreshes
-        self.keeper_comes_by(house)
+        self.await_monitor(house)
         assert backend.refreshes == before
         backend.answers()
         house.finished(job)
@@ -648,12 +651,14 @@ class TestMonitor:
         house.workers[-1].refresh_soon()
         job = house.gate.accept()
         backend.begins()
-        self.keeper_comes_by(house)
+        self.await_monitor(house)
         assert backend.refreshes == 1
         backend.answers()
         house.finished(job)
 
-    def test_a_hint_is_heard_before_the_next_second(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_notification_is_heard_before_the_next_second(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(timing, "POLL_SECONDS", DEADLINE * 10)
         backend = house.start()
         monkeypatch.setattr(timing, "REFRESH_AGAIN_SECONDS", 0.0)
@@ -745,7 +750,7 @@ class TestDrain:
         assert house.slots.get("gpu0").task_id == claim.task_id
         successor = house.start()
         successor.begins()
-        assert [task for task, _ in successor.settled] == [claim.task_id]
+        assert [task for task, _ in successor.quiesced] == [claim.task_id]
         successor.answers()
         assert house.finished(job).attempts == 0
 
@@ -808,7 +813,7 @@ class TestElection:
         backend = house.start(lock=tmp_path / "lock")
         again = backend.begins()
         assert (again.job.seq, again.job.losses, again.job.attempts) == (job.seq, 1, 0)
-        assert [task for task, _ in backend.settled] == ["orphan"]
+        assert [task for task, _ in backend.quiesced] == ["orphan"]
         backend.answers()
         house.finished(job)
 
@@ -1008,7 +1013,7 @@ class TestUpkeep:
         house.sql("DELETE FROM workers")
         until(lambda: house.slots.configured() == ["gpu0"])
 
-    def test_leases_are_beaten(self, house: House) -> None:
+    def test_leases_are_renewed(self, house: House) -> None:
         backend = house.start()
         house.gate.accept()
         backend.begins()
@@ -1023,7 +1028,7 @@ class TestUpkeep:
         until(lambda: left("jobs") > 9 and left("slots") > 9)
         backend.answers()
 
-    def test_beating_outlives_what_nobody_expected(
+    def test_the_heartbeat_goes_on_after_an_unexpected_error(
         self, house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         errors = iter([LookupError("a bug"), DatabaseUnavailable()])
@@ -1050,7 +1055,7 @@ class TestDatabaseTrouble:
     def house(
         self, migrated_sqlite: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[House]:
-        """A database that is soon tired of waiting for a lock."""
+        """A worker whose database waits for a lock for 0.05 s only."""
         monkeypatch.setattr(database_module, "BUSY_TIMEOUT", 0.05)
         path = tmp_path / "gateway.db"
         path.write_bytes(migrated_sqlite.read_bytes())

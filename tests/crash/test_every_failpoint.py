@@ -1,7 +1,7 @@
-"""The gateway is killed at every durable step in turn, and nothing that it promised is lost.
+"""The gateway is killed at every failpoint in turn, and nothing that it promised is lost.
 
-A step is a commit, an fsync, a rename or a removal (app/runtime/failpoints.py); the process ends by SIGKILL right
-before and right after each. What must hold once another process has taken over stands in life.py, as one sentence for each promise.
+There is one right before and one right after each commit, fsync, rename and removal (app/runtime/failpoints.py); the process
+ends there by SIGKILL. What must hold once another process has taken over stands in life.py, as one sentence for each promise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RECOVERY = ("take over", "begin quiescing", "end quiescing")
 
 
 def crash_run() -> dict[str, Any]:
-    """What the crash run reports: ``undisturbed`` and ``rounds``."""
+    """The report of the crash run: ``undisturbed`` and ``rounds``."""
     with tempfile.TemporaryDirectory(prefix="sdg-crash-", dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         done = subprocess.run(
             [sys.executable, "-m", "tests.crash.rounds", folder],
@@ -39,29 +39,29 @@ def crash_run() -> dict[str, Any]:
 
 
 def died_at(verdict: dict[str, Any]) -> list[str]:
-    """The steps at which the lives of a round ended."""
-    lives = zip(verdict["crashes"], verdict["steps"], strict=False)
-    return [steps[number - 1] if number <= len(steps) else f"step {number}" for number, steps in lives]
+    """The failpoints at which the lives of a round ended."""
+    lives = zip(verdict["crashes"], verdict["failpoints"], strict=False)
+    return [passed[number - 1] if number <= len(passed) else f"failpoint {number}" for number, passed in lives]
 
 
 def planned(verdict: dict[str, Any], calm: list[dict[str, Any]]) -> str:
-    """The step at which the first life of a round should have ended."""
-    step: str = calm[verdict["chapters"] - 1]["steps"][0][verdict["crashes"][0] - 1]
-    return step
+    """The failpoint at which the first life of a round should have ended."""
+    name: str = calm[verdict["chapters"] - 1]["failpoints"][0][verdict["crashes"][0] - 1]
+    return name
 
 
 def title(verdict: dict[str, Any]) -> str:
-    numbered = (f"{number} {step}" for number, step in zip(verdict["crashes"], died_at(verdict), strict=True))
+    numbered = (f"{number} {name}" for number, name in zip(verdict["crashes"], died_at(verdict), strict=True))
     return f"{SCRIPT[verdict['chapters'] - 1].label}: " + ", then ".join(numbered)
 
 
 def check(run: dict[str, Any], at_least: int) -> None:
-    """Every promise was kept in every round, and no kind of step was left out."""
+    """Every promise was kept in every round, and no kind of failpoint was left out."""
     calm, rounds = run["undisturbed"], run["rounds"]
     assert [verdict["problems"] for verdict in calm] == [[]] * len(SCRIPT)
-    # In another order the steps would be others, and some of them struck twice and some never.
+    # In another order the numbers would name other failpoints: some would be tried twice and some never.
     missed = [title(verdict) for verdict in rounds if died_at(verdict)[0] != planned(verdict, calm)]
-    assert not missed, "died at another step than the undisturbed run has there"
+    assert not missed, "died at another failpoint than the undisturbed run has there"
     broken = [f"{title(verdict)}\n{verdict['problems']}\n{verdict['log']}" for verdict in rounds if verdict["problems"]]
     assert not broken, "\n\n".join(broken)
     different = [title(verdict) for verdict in rounds if verdict["outcome"] != calm[verdict["chapters"] - 1]["outcome"]]
@@ -69,7 +69,7 @@ def check(run: dict[str, Any], at_least: int) -> None:
 
     assert len(rounds) >= at_least
     stopped_at = {died_at(verdict)[0] for verdict in rounds}
-    kinds = {step.split(maxsplit=1)[1] for step in stopped_at}
+    kinds = {name.split(maxsplit=1)[1] for name in stopped_at}
     assert stopped_at == {f"{when} {kind}" for kind in kinds for when in ("before", "after")}
     commits = (
         "register",
@@ -90,7 +90,7 @@ def check(run: dict[str, Any], at_least: int) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_process_may_be_killed_at_every_durable_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_may_be_killed_at_every_failpoint(capsys: pytest.CaptureFixture[str]) -> None:
     run = crash_run()
     with capsys.disabled():
         print("\nkilled at …, and what the next process found:")
