@@ -41,6 +41,8 @@ class JobQueries:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        #: Gives what the WebUIs offer at the moment; set once, by those who can read catalogues.
+        self.judge: Callable[[], places.Offers | None] = lambda: None
 
     def get(self, user_id: str, type_: str, name: str) -> Job:
         """One job by the names that clients use.
@@ -133,11 +135,16 @@ class JobQueries:
             return [(Job.of(row), bool(row.live)) for row in rows]
 
     def place(self, job: Job) -> Place:
-        """Where an unfinished job stands in the queue, and how long it will take at the speed measured so far."""
-        if job.finished:
-            return Place(None, None)
+        """Where an unfinished job stands in the queue, and how long it will take at the speeds measured so far."""
+        return self.places([job])[job.identity]
+
+    def places(self, jobs: Collection[Job]) -> dict[Identity, Place]:
+        """The places of jobs that were read just now, in one pass over the queue."""
+        if all(job.finished for job in jobs):
+            return dict.fromkeys((job.identity for job in jobs), Place(None, None))
+        offers = self.judge()
         with self.database.read() as connection:
-            return places.place(connection, job)
+            return places.places(connection, jobs, offers)
 
     def seconds_until_room(self) -> float:
         """Seconds until the next unfinished job is likely to end; for Retry-After."""

@@ -108,6 +108,14 @@ class FakeServices:
         names = ("history", "jobs", "job", "file", "args", "delete")
         return SimpleNamespace(**{name: lambda *args, name=name: self._answer(name, *args) for name in names})
 
+    @property
+    def overview(self) -> Any:
+        names = ("queue", "webuis")
+        return SimpleNamespace(**{name: lambda *args, name=name: self._answer(name, *args) for name in names})
+
+    def notices(self) -> Any:
+        return self.answers.get("notices", [])
+
     def options(self) -> Any:
         return self._answer("options")
 

@@ -19,6 +19,7 @@ from alembic.config import Config as AlembicConfig
 from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError
 
+from app.jobs import places
 from app.jobs.errors import DatabaseUnavailable, KeyOfDeletedJob, KeyReused, SchemaTooNew, UserQueueFull
 from app.jobs.model import IdempotencyKey, Identity
 from app.jobs.slots import Slots
@@ -372,7 +373,19 @@ class TestQueryPlans:
         assert "TEMP B-TREE" not in plan
         self.no_full_scan(plan)
 
-    def test_a_place_reads_two_ranges_of_the_queue_and_no_row(self, plans: Callable[..., str], gate: Gate) -> None:
+    def test_a_place_in_a_short_queue_reads_it_in_its_order_and_no_row(
+        self, plans: Callable[..., str], gate: Gate
+    ) -> None:
+        job = gate.accept()
+        plan = plans(lambda: gate.table.queries.place(job))
+        assert "SEARCH jobs USING COVERING INDEX jobs_queue (start_tag<?)" in plan
+        assert "TEMP B-TREE" not in plan
+        assert [line for line in plan.splitlines() if "jobs_queue" in line and "COVERING" not in line] == []
+
+    def test_a_place_in_a_long_queue_reads_two_ranges_of_it_and_no_row(
+        self, plans: Callable[..., str], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(places, "PLAYED", 0)
         job = gate.accept()
         queue = "SEARCH jobs USING COVERING INDEX jobs_queue"
         plan = plans(lambda: gate.table.queries.place(job)).splitlines()
