@@ -5,8 +5,8 @@ among those that are up and offer what the job needs, each at that WebUI's own s
 (:mod:`app.jobs.speeds`). It begins with what runs now: the WebUI's own estimate, else the measured speed less the time that has
 passed. Nothing is known of jobs that are not accepted yet: one of a user who has few may come first.
 
-Playing costs some microseconds for each job. In a queue of more than :data:`PLAYED` jobs the place of a single job is reckoned from
-sums, which are ranges of one index; the places of many jobs are always played, in one pass.
+Playing costs a microsecond or two for each job. In a queue of more than :data:`PLAYED` jobs the place of a single job is reckoned
+from sums, which are ranges of one index; the places of many jobs are always played, in one pass.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Snapshot:
             return 0.0
         if row.eta is not None and row.progress_at is not None:
             return self._less(row.eta, row.progress_at)
-        speed = self._speeds.of(row.slot, model_of(row.body))
+        speed = self._speeds.of(row.slot, model_of(row.body or "{}"))
         if speed is None or row.claimed_at is None:
             return None
         return self._less(row.cost * speed, row.claimed_at)
@@ -200,17 +200,19 @@ def play(connection: Connection, snapshot: Snapshot, wanted: Iterable[Waiting], 
     jobs = {job.seq: job for job in wanted}
     if not jobs and not whole:
         return Played({}, None)
-    tag, seq = (math.inf, 0) if whole else max((job.start_tag, job.seq) for job in jobs.values())
+    tag, last = (math.inf, 0) if whole else max((job.start_tag, job.seq) for job in jobs.values())
     needs = {row.id: row.body for row in _NEEDS.all(connection)}
+    webuis = {number: snapshot.speeds_for(need) for number, need in needs.items()}
     free = snapshot.free()
     places: dict[int, Place] = {}
     ends = [snapshot.seconds_left(row) for row in snapshot.running]
-    for position, row in enumerate(_QUEUE.all(connection, {"p_tag": tag, "p_seq": seq}), 1):
-        need = needs[row.requirements_id]
-        end = _give(row.cost, snapshot.speeds_for(need), free)
+    # The order of the columns, since this is done for each of thousands.
+    for position, (seq, _, cost, number) in enumerate(_QUEUE.all(connection, {"p_tag": tag, "p_seq": last}), 1):
+        # On PostgreSQL, whose statements each see their own moment, it may have been claimed between the two.
+        end = _give(cost, webuis.get(number), free)
         ends.append(end)
-        if row.seq in jobs:
-            places[row.seq] = Place(position, end, snapshot.waits_for(need))
+        if seq in jobs:
+            places[seq] = Place(position, end, snapshot.waits_for(needs.get(number)))
     known = [end for end in ends if end is not None]
     return Played(places, max(known, default=0.0) if len(known) == len(ends) else None)
 
@@ -219,9 +221,12 @@ def _give(cost: float, webuis: list[tuple[str, float]] | None, free: dict[str, f
     """Give a job to the WebUI that is free first; when it ends, which is when that WebUI is free again."""
     if not webuis:
         return None
-    key, speed = min(webuis, key=lambda webui: free[webui[0]])
-    free[key] += cost * speed
-    return free[key]
+    begin = math.inf
+    for key, speed in webuis:
+        if free[key] < begin:
+            first, begin, pace = key, free[key], speed
+    free[first] = end = begin + cost * pace
+    return end
 
 
 def _by_sums(connection: Connection, snapshot: Snapshot, job: Waiting) -> Place:
@@ -229,7 +234,7 @@ def _by_sums(connection: Connection, snapshot: Snapshot, job: Waiting) -> Place:
     ranges = _AHEAD.all(connection, {"p_tag": job.start_tag, "p_seq": job.seq})
     jobs, cost = (sum(column) for column in zip(*ranges, strict=True))
     row = _NEED.first(connection, {"p_id": job.requirements_id})
-    need = "{}" if row is None else row.body
+    need = None if row is None else row.body
     webuis = snapshot.speeds_for(need)
     begun = shared_seconds(snapshot, cost, webuis)
     if begun is None or not webuis:

@@ -124,7 +124,8 @@ class Queue:
         seconds = played.seconds if whole else shared_seconds(snapshot, cost, snapshot.speeds_for(None))
         return Page(
             [_running(snapshot, row) for row in snapshot.running],
-            [_entry(row, 0.0, played.places[row.seq]) for row in shown],
+            # On PostgreSQL, whose statements each see their own moment, one may have been claimed meanwhile.
+            [_entry(row, 0.0, played.places[row.seq]) for row in shown if row.seq in played.places],
             count,
             None if accepted is None else max(now_ms() - accepted.created_at, 0) / 1000,
             seconds,
