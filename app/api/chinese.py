@@ -82,6 +82,9 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The seconds after which to try again.": "多少秒后可重试。",
         "Newest first; empty for an unknown user.": "最新的在前；未知用户返回空列表。",
         "The job as it is now.": "任务的当前状态。",
+        "The version of the job: another one after each change of it but `position`, `progress` and `eta`.": (
+            "任务的版本：除 `position`、`progress` 和 `eta` 外，任务每次变化后该值都会改变。"
+        ),
         "The file.": "图片文件。",
         "The bytes that Range names.": "Range 所指定的字节。",
         "The copy that the client has is current.": "客户端已有的副本仍然有效。",

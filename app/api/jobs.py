@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from app.api.http.openapi import Blueprint
 from app.api.http.representation import Presenter
@@ -11,6 +11,13 @@ from app.api.schemas.requests import JobsQuery
 from app.api.schemas.responses import Job, Jobs
 from app.parameters import Type
 from app.services import Services
+
+_VERSION: Final = {
+    "ETag": {
+        "description": "The version of the job: another one after each change of it but `position`, `progress` and `eta`.",
+        "schema": {"type": "string"},
+    }
+}
 
 
 def blueprint(services: Services, presenter: Presenter) -> Blueprint:
@@ -28,10 +35,11 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
         return presenter.page("jobs", views, before, ("jobs", user))
 
     @blp.route("/jobs/<id>/<type>/<name>", parameters=[ID, TYPE, NAME])
-    @blp.answers(200, Job, "The job as it is now.")
+    @blp.answers(200, Job, "The job as it is now.", headers=_VERSION)
     @blp.problems(*PROBLEMS_OF_A_FILE)
     @blp.about("One job · 查询任务", "Get one job in any state, for example to follow its progress.")
-    def get_job(user: str, kind: Type, name: str) -> dict[str, Any]:
-        return presenter.job(archive.job(user, kind, name))
+    def get_job(user: str, kind: Type, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+        view, version = archive.job(user, kind, name)
+        return presenter.job(view), presenter.version(version)
 
     return blp

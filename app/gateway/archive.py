@@ -18,6 +18,7 @@ from app.gateway.ownership import batch_size, files_of, has_only_named_files, un
 from app.jobs.errors import DatabaseUnavailable, JobNotFound
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import Job
+from app.jobs.revisions import Version
 from app.jobs.table import JobTable
 from app.jobs.view import describe
 from app.records.errors import RecordsError
@@ -106,8 +107,8 @@ class Archive:
         places = self._table.queries.places(shown)
         return [describe(job, places[job.identity]) for job in shown], shown[-1].seq if room.exceeded else None
 
-    def job(self, user_id: str, type_: str, name: str) -> dict[str, Any]:
-        """One job; while it runs, its WebUI is asked how far it is.
+    def job(self, user_id: str, type_: str, name: str) -> tuple[dict[str, Any], Version]:
+        """One job, and the version of it; while it runs, its WebUI is asked how far it is, which changes no version.
 
         :raises JobNotFound: there is none.
         """
@@ -116,7 +117,7 @@ class Archive:
             # It only makes its worker poll more often: where the disk is full, a job can still be shown.
             with suppress(DatabaseUnavailable):
                 self._table.watched(job)
-        return describe(job, self._table.queries.place(job))
+        return describe(job, self._table.queries.place(job)), self._table.revisions.version_of(job.rev)
 
     def file(self, user_id: str, type_: str, filename: str) -> File:
         """One image of a record, or the reference image of a job.

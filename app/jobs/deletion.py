@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, false, fu
 
 from app.jobs.errors import JobNotFound, JobUnfinished
 from app.jobs.model import Identity, Job, to_json
-from app.jobs.rows import AFTER_ALL, by_name, now_ms
+from app.jobs.rows import AFTER_ALL, by_name, move_rev, now_ms
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.schema import (
@@ -48,6 +48,7 @@ class JobDeletion:
         with self.database.write("delete") as connection:
             job = by_name(connection, Identity(user_id, type_, name), lock=True)
             _mark_deleted(connection, job)
+            move_rev(connection)
             return job
 
     def delete_image(self, user_id: str, type_: str, name: str, filename: str) -> tuple[Job, bool]:
@@ -64,9 +65,9 @@ class JobDeletion:
             if not left:
                 _mark_deleted(connection, job)
             else:
-                connection.execute(
-                    update(JOBS).where(JOBS.c.seq == job.seq).values(images=to_json(left), pending_unlink=True)
-                )
+                values = {"images": to_json(left), "pending_unlink": True, "rev": sql.NEXT_REV}
+                connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(values))
+            move_rev(connection)
             return job, not left
 
     def pending_unlink(self, after: int = 0, limit: int = AFTER_ALL) -> list[tuple[Job, bool]]:
@@ -133,7 +134,17 @@ class JobDeletion:
         key = columns[0].in_([row[0] for row in rows]) if len(columns) == 1 else tuple_(*columns).in_(map(tuple, rows))
         with self.database.write() as connection:
             # Asked again: a user may have come back, and a key may have been given anew.
-            return connection.execute(delete(table).where(key, where)).rowcount
+            gone = delete(table).where(key, where)
+            if table is not JOBS:
+                return connection.execute(gone).rowcount
+            revs = connection.execute(gone.returning(JOBS.c.rev)).scalars().all()
+            _note_purged(connection, max(revs, default=0))
+            return len(revs)
+
+
+def _note_purged(connection: Connection, rev: int) -> None:
+    """Rows up to this rev are gone for good: whoever has seen less can't be told what he missed."""
+    connection.execute(update(CLOCK).where(CLOCK.c.purged_rev < rev).values(purged_rev=rev))
 
 
 def _mark_deleted(connection: Connection, job: Job) -> None:
@@ -146,6 +157,6 @@ def _mark_deleted(connection: Connection, job: Job) -> None:
         .where(JOBS.c.seq == job.seq)
         .values(
             status="deleted", args=to_json(left), images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
-            pending_unlink=True,
+            pending_unlink=True, rev=sql.NEXT_REV,
         )
     )  # fmt: skip

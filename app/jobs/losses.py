@@ -8,7 +8,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, and_, false, func, or_, select, update
 
 from app.jobs.model import Failure, Identity, Job, Status
-from app.jobs.rows import count_out, now_ms
+from app.jobs.rows import move_rev, now_ms
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.schema import JOBS, QUEUED, RUNNING, SLOTS
@@ -33,6 +33,8 @@ class Losses:
             mine = {"c_slot": slot, "c_owner": owner}
             back = [Job.of(row) for row in sql.RELEASE_JOB.all(connection, mine)]
             sql.RELEASE_SLOT.change(connection, mine)
+            if back:
+                move_rev(connection)
             return back
 
     def take_over(self, host: str, owner: str) -> list[Job]:
@@ -97,11 +99,13 @@ class Losses:
                 .where(JOBS.c.seq.in_(lost))
                 .values(
                     status="failed", losses=count, finished_at=now_ms(), error_slug=sql.WORKER_LOST,
-                    error_detail="The gateway was stopped again and again while it worked at this job.", **sql.FREE,
+                    error_detail="The gateway was stopped again and again while it worked at this job.",
+                    rev=sql.NEXT_REV, **sql.FREE,
                 )
             )  # fmt: skip
-            count_out(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
             connection.execute(update(SLOTS).where(slots).values(state="unclean", owner=None, lease_expires=None))
+            if rows:
+                move_rev(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
             ends: dict[int, Status] = {**dict.fromkeys(back, "queued"), **dict.fromkeys(lost, "failed")}
             return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
 
@@ -118,7 +122,11 @@ class Losses:
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_([row.seq for row in rows]))
-                .values(status="failed", finished_at=now_ms(), error_slug=failure.slug, error_detail=failure.detail)
-            )
-            count_out(connection, [row.user_id for row in rows])
+                .values(
+                    status="failed", finished_at=now_ms(), error_slug=failure.slug, error_detail=failure.detail,
+                    rev=sql.NEXT_REV,
+                )
+            )  # fmt: skip
+            if rows:
+                move_rev(connection, [row.user_id for row in rows])
             return rows

@@ -98,6 +98,8 @@ class Job(NamedTuple):
     progress_at: float | None
     #: What earlier attempts found out, oldest first.
     tried: tuple[dict[str, Any], ...] = ()
+    #: The last change that a client can see; see :mod:`app.jobs.revisions`.
+    rev: int = 0
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:

@@ -39,10 +39,11 @@ def by_name(connection: Connection, job: Identity, *, lock: bool = False) -> Job
     return found((sql.LOCK_BY_NAME if lock else sql.BY_NAME).first(connection, sql.named(job)))
 
 
-def count_out(connection: Connection, users: Sequence[str]) -> None:
-    """Take finished jobs out of the counts of unfinished ones."""
-    if not users:
-        return
-    sql.COUNT_OUT.change(connection, {"p_count": len(users)})
-    for user_id in users:
+def move_rev(connection: Connection, ended: Sequence[str] = ()) -> None:
+    """Move the clock to the rev of the rows that this transaction has changed (``NEXT_REV``), as the last thing that it does.
+
+    :param ended: the user of each job that is not unfinished any more, to be taken out of the counts.
+    """
+    sql.COUNT_OUT.change(connection, {"p_count": len(ended)})
+    for user_id in ended:
         sql.COUNT_USER_OUT.change(connection, {"p_user": user_id})

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 from app.jobs import leases
 from app.jobs.leases import Leases
 from app.jobs.model import Slot, to_json
+from app.jobs.revisions import begin_epoch
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.schema import JOBS, REQUIREMENTS, RUNNING, SLOTS, WORKERS, db_now
@@ -62,7 +63,7 @@ class Slots:
     # -- workers -----------------------------------------------------------------------------------------------------
 
     def register(self, owner: str, host: str, keys: Sequence[str], *, only: bool) -> None:
-        """A worker starts: store its list of WebUIs and make their slots.
+        """A worker starts: store its list of WebUIs, make their slots, and begin a new epoch of changes.
 
         A new slot is unclean: its WebUI may still work for a gateway that knew it by another name (a recreated container has a new
         host name), so it must be seen idle first.
@@ -80,6 +81,8 @@ class Slots:
             there = set(connection.execute(select(SLOTS.c.key)).scalars())
             for key in [key for key in keys if key not in there]:
                 connection.execute(insert(SLOTS).values(key=key, state="unclean", health="unknown", probed_at=0.0))
+            # Claims that were not flushed may have been lost with the last worker, or the database may be a restored one.
+            begin_epoch(connection)
 
     def heartbeat(self, owner: str) -> bool:
         """Prolong every lease of this worker; False when the database doesn't know the worker (any more)."""

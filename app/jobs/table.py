@@ -35,7 +35,8 @@ from app.jobs.keys import find_key, remember_key
 from app.jobs.losses import Losses
 from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job, NewJob, Success, to_json
 from app.jobs.queries import JobQueries
-from app.jobs.rows import count_out, now_ms
+from app.jobs.revisions import Revisions
+from app.jobs.rows import move_rev, now_ms
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.prepared import Prepared
@@ -83,8 +84,8 @@ def _always(_claim: Claim | None) -> bool:
 class JobTable:
     """Jobs in the database, for any number of processes: here the writes that carry a job from acceptance to its end.
 
-    ``queries`` reads, ``deletion`` deletes, and ``losses`` takes jobs back from workers that are gone. Raises DatabaseUnavailable
-    from every method.
+    ``queries`` reads, ``deletion`` deletes, ``losses`` takes jobs back from workers that are gone, and ``revisions`` tells what
+    changed when. Raises DatabaseUnavailable from every method.
     """
 
     def __init__(self, database: Database) -> None:
@@ -92,6 +93,7 @@ class JobTable:
         self.queries: Final = JobQueries(database)
         self.deletion: Final = JobDeletion(database)
         self.losses: Final = Losses(database)
+        self.revisions: Final = Revisions(database)
 
     # -- accept ------------------------------------------------------------------------------------------------------
 
@@ -110,6 +112,7 @@ class JobTable:
             number = found.requirements_id or sql.ADD_REQUIREMENTS.first(connection, {"body": new.requirements}).id
             values = _row_of(new) | {"start_tag": tag, "requirements_id": number}
             job = Job.of(sql.ADD_JOB.first(connection, values))
+            sql.COUNT_IN.change(connection)
             if key is not None:
                 remember_key(connection, key, job.identity)
             return job, True
@@ -124,7 +127,7 @@ class JobTable:
             return find_key(connection, user_id, key)
 
     def _reserve(self, connection: Connection, new: NewJob, bounds: Bounds, found: Any) -> float:
-        """Count the job in and return its start tag; ``found`` is a row of ``BEFORE_ACCEPTING``."""
+        """Count the job in for its user and return its start tag; ``found`` is a row of ``BEFORE_ACCEPTING``."""
         if found.unfinished >= bounds.total:
             raise QueueFull(places.seconds_until_room(connection))
         known = found.user_finish is not None
@@ -136,7 +139,6 @@ class JobTable:
             sql.ADD_USER.change(connection, {"user_id": new.user_id, "finish": finish, "unfinished": 1})
         else:
             sql.COUNT_USER_IN.change(connection, {"p_user": new.user_id, "p_finish": finish})
-        sql.COUNT_IN.change(connection)
         return float(tag)
 
     # -- claim -------------------------------------------------------------------------------------------------------
@@ -187,14 +189,9 @@ class JobTable:
         }  # fmt: skip
         if sql.TAKE_SLOT.change(connection, wanted) != 1:
             return None
-        return self._start(connection, row, slot, owner, task_id, leased_at)
-
-    def _start(self, connection: Connection, row: Any, slot: str, owner: str, task_id: str, leased_at: float) -> Claim:
-        """The chosen job runs, on a slot that was taken for it."""
-        start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": now_ms()}
-        job = Job.of(sql.START_JOB.first(connection, start))
+        claim = _start(connection, row, slot, owner, task_id, leased_at)
         sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
-        return Claim(job, owner, slot, task_id, row.requirements_body, leased_at)
+        return claim
 
     def answered(
         self,
@@ -223,9 +220,13 @@ class JobTable:
                 leased_at = leases.now()
                 held = sql.PASS_SLOT.change(connection, sql.held_by(claim) | {"p_task": next_task_id}) == 1
                 if held:
-                    following = self._start(connection, row, claim.slot, claim.owner, next_task_id, leased_at)
-            sql.BEGIN_STORING.change(connection, sql.owned_by(claim))
+                    following = _start(connection, row, claim.slot, claim.owner, next_task_id, leased_at)
+            stores = sql.BEGIN_STORING.change(connection, sql.owned_by(claim))
             speeds.measure(connection, claim, seconds if held else None)
+            if following is not None:
+                sql.ADVANCE_CLOCK.change(connection, {"p_tag": following.job.start_tag})
+            elif stores:
+                move_rev(connection)
             if not ready(following):
                 raise NotReady
             return following
@@ -272,7 +273,7 @@ class JobTable:
             if statement.change(connection, sql.owned_by(claim) | values) != 1:
                 # Where the answer to a commit was lost it is repeated, and the first one stands: a claim has its number for itself.
                 return sql.FINISHED_BY.first(connection, sql.owned_by(claim)) is not None
-            count_out(connection, [claim.job.user_id])
+            move_rev(connection, [claim.job.user_id])
             return True
 
     def give_back(
@@ -302,17 +303,15 @@ class JobTable:
             if row is None:
                 return "lost"
             attempts = row.attempts + (failure is not None)
-            values = {**sql.FREE, "attempts": attempts, "one_by_one": row.one_by_one or one_by_one}
+            values = {**sql.FREE, "attempts": attempts, "one_by_one": row.one_by_one or one_by_one, "rev": sql.NEXT_REV}
             if note is not None:
                 values["tried"] = to_json([*(loads(row.tried) if row.tried else ()), dict(note)])
             if elsewhere:
                 _refuse(connection, claim)
-            if failure is not None and attempts >= MAX_ATTEMPTS:
-                values |= _failed(failure)
-                count_out(connection, [claim.job.user_id])
-            else:
-                values |= {"status": "queued", "progress": None}
+            failed = failure if attempts >= MAX_ATTEMPTS else None
+            values |= {"status": "queued", "progress": None} if failed is None else _failed(failed)
             connection.execute(update(JOBS).where(sql.OWNED).values(**values), sql.owned_by(claim))
+            move_rev(connection, [] if failed is None else [claim.job.user_id])
             return str(values["status"])
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
@@ -328,7 +327,8 @@ class JobTable:
             there = sql.ANY_NAMED.first(connection, sql.named(Identity(new.user_id, new.type, new.name)))
             if there is None:
                 # It will never be claimed, so it requires nothing.
-                connection.execute(insert(JOBS).values(values | {"requirements_id": 0}))
+                connection.execute(insert(JOBS).values(values | {"requirements_id": 0, "rev": sql.NEXT_REV}))
+                move_rev(connection)
             return there is None
 
 
@@ -347,6 +347,13 @@ def _failed(failure: Failure) -> dict[str, Any]:
         "error_slug": failure.slug,
         "error_detail": failure.detail,
     }
+
+
+def _start(connection: Connection, row: Any, slot: str, owner: str, task_id: str, leased_at: float) -> Claim:
+    """The chosen job runs, on a slot that was taken for it."""
+    start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": now_ms()}
+    job = Job.of(sql.START_JOB.first(connection, start))
+    return Claim(job, owner, slot, task_id, row.requirements_body, leased_at)
 
 
 def _next_job(connection: Connection, slot: str, serving: Serving, *, lock: bool = False) -> Any:

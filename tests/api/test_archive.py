@@ -7,6 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from app.api.http import cursor
+from app.jobs.revisions import Version
 from tests.api.conftest import make_app
 from tests.api.fakes import IMAGE, NAME, TXT2IMG, domain_error, failed_view, job_view, queued_view
 
@@ -181,9 +182,10 @@ def test_args_and_delete_take_every_name_the_gateway_gives(client, services, fil
 
 
 def test_one_job(client, services):
-    services.answers["job"] = queued_view()
-    response = client.get(f"/jobs/u1/txt2img/{NAME}")
+    services.answers["job"] = queued_view(), Version(17, 4)
+    response = client.get(f"/jobs/u1/txt2img/{NAME}", headers={"If-None-Match": 'W/"17-4"'})
     assert (response.json["status"], response.json["position"]) == ("queued", 3)
+    assert (response.headers["ETag"], response.headers["Cache-Control"]) == ('W/"17-4"', "no-store")
     assert services.calls == [("job", "u1", "txt2img", NAME)]
 
 
@@ -272,7 +274,7 @@ def test_an_answer_holds_a_very_large_number_however_it_is_spelt(client, service
 
 def test_an_answer_keeps_the_order_of_its_members(client, services):
     view = job_view()
-    services.answers["job"] = view
+    services.answers["job"] = view, Version(1, 1)
     pairs = json.loads(client.get(f"/jobs/u1/txt2img/{NAME}").data, object_pairs_hook=list)
     assert [name for name, _ in pairs] == [*view, "url"]
     assert [name for name, _ in dict(pairs)["args"]] == list(view["args"])

@@ -129,14 +129,14 @@ class TestHistory:
         waiting = [gateway.accept() for _ in range(2)]
         views, _ = archive.jobs("u1", "queued", 9, None)
         assert [view["position"] for view in views] == [2, 1]
-        shown = archive.job("u1", "txt2img", running["name"])
+        shown, _ = archive.job("u1", "txt2img", running["name"])
         assert (shown["status"], shown["position"]) == ("running", None)
         # Somebody looks, so the WebUI is asked how far it is.
         until(lambda: gateway.job(running).progress_at is not None)
         server.simulator.engine.interrupt()
         for view in [running, *waiting]:
             gateway.finished(view)
-        assert archive.job("u1", "txt2img", running["name"])["progress"] == 1.0
+        assert archive.job("u1", "txt2img", running["name"])[0]["progress"] == 1.0
 
 
 class TestFile:

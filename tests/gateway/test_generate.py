@@ -431,7 +431,7 @@ class TestComingAndGoing:
             until(lambda: gateway.slot().health == "down")
             job = gateway.job(first)
             assert (job.status, job.attempts, job.losses) == ("queued", 0, 0)
-            assert gateway.services.archive.job("u1", "txt2img", first["name"])["position"] == 1
+            assert gateway.services.archive.job("u1", "txt2img", first["name"])[0]["position"] == 1
             assert gateway.services.readiness() == ["No WebUI answers."]
             with SimulatorServer(server.simulator.settings, port=server.port):
                 assert [gateway.finished(view).status for view in (first, second)] == ["succeeded"] * 2

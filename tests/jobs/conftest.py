@@ -16,7 +16,7 @@ from app.jobs.catalogues import Catalogues
 from app.jobs.model import Claim, IdempotencyKey, Job, NewJob, Success
 from app.jobs.slots import Slots
 from app.jobs.sql.database import MIGRATIONS, Database
-from app.jobs.sql.schema import CLOCK, METADATA
+from app.jobs.sql.schema import CLOCK, EPOCHS, METADATA
 from app.jobs.table import Bounds, JobTable, Serving
 from tests.inprocess import make_clean
 
@@ -42,7 +42,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
         return
     database = Database(request.getfixturevalue("migrated_postgresql"))
     yield database
-    tables = ", ".join(table.name for table in METADATA.sorted_tables if table is not CLOCK)
+    tables = ", ".join(table.name for table in METADATA.sorted_tables if table not in (CLOCK, EPOCHS))
     with database.engine.begin() as connection:
         connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
         connection.execute(text("UPDATE clock SET virtual = 0, unfinished = 0"))
@@ -130,7 +130,7 @@ def migrate_to(database: Database, revision: str) -> None:
 def move_clock(database: Database, seconds: float) -> None:
     """Let so many seconds pass (or have the clock set back) for every lease, probe and key, by moving what the rows say."""
     columns = {
-        "jobs": ["lease_expires", "claimed_at", "progress_at", "watched_at"],
+        "jobs": ["lease_expires", "claimed_at", "progress_at", "watched_at", "cancel_at", "deadline"],
         "slots": ["lease_expires", "probed_at", "health_since"],
         "workers": ["heartbeat_at"],
         "idempotency": ["expires_at"],

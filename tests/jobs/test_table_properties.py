@@ -30,7 +30,7 @@ from app.jobs.errors import (
 from app.jobs.model import Claim, Failure, IdempotencyKey, NewJob, Success
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
-from app.jobs.sql.schema import CLOCK, METADATA
+from app.jobs.sql.schema import CLOCK, EPOCHS, METADATA
 from app.jobs.sql.statements import LEASE_SECONDS
 from app.jobs.table import MAX_ATTEMPTS, Bounds, JobTable
 from tests.inprocess import make_clean
@@ -136,6 +136,9 @@ class TableMachine(RuleBasedStateMachine):
         self.virtual = 0.0
         self.finish: dict[str, float] = {}
         self._numbers = itertools.count(1)
+        #: What a client saw of each job after the last step, and the last rev then.
+        self.seen: dict[str, tuple[Any, ...]] = {}
+        self.rev = self.table.revisions.current().rev
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
@@ -490,6 +493,7 @@ class TableMachine(RuleBasedStateMachine):
         self._the_counters_count_the_unfinished(jobs)
         self._who_came_first_of_a_user_goes_first(jobs)
         self._positions_are_those_of_the_real_order()
+        self._every_change_and_nothing_else_has_a_new_rev(jobs)
 
     def _the_rows_say_what_the_rules_say(self, jobs: list[Row[Any]], slots: list[Row[Any]]) -> None:
         """So no accepted job vanishes, none comes back from its deletion, and the next is always the one that should be."""
@@ -532,6 +536,20 @@ class TableMachine(RuleBasedStateMachine):
         ]
         assert positions == list(range(1, len(queue) + 1))
 
+    def _every_change_and_nothing_else_has_a_new_rev(self, jobs: list[Row[Any]]) -> None:
+        """So a client that reads on from the last rev that it knows misses nothing, and the order of revs is that of commits."""
+        seen = {row.name: (row.status, row.phase, row.claims, row.images) for row in jobs}
+        changed = {name for name, shown in seen.items() if shown != self.seen.get(name)}
+        changes = self.table.revisions.changes(self.rev, len(jobs) + 1)
+        assert {change.identity.name for change in changes} == changed
+        assert all(change.status == seen[change.identity.name][0] for change in changes)
+        now = self.table.revisions.current().rev
+        assert [change.rev for change in changes] == sorted(change.rev for change in changes if change.rev <= now)
+        for user in USERS:
+            of_user = self.table.revisions.of_user(user, self.rev, len(jobs) + 1)
+            assert of_user == [change for change in changes if change.identity.user_id == user]
+        self.seen, self.rev = seen, now
+
 
 def _fields(new: NewJob) -> dict[str, object]:
     return {name: getattr(new, name) for name in NewJob.__slots__}
@@ -541,7 +559,7 @@ def empty(database: Database) -> None:
     """No rows but the one of the clock."""
     with database.write() as connection:
         for table in METADATA.sorted_tables:
-            if table is not CLOCK:
+            if table not in (CLOCK, EPOCHS):
                 connection.execute(table.delete())
         connection.execute(text("UPDATE clock SET virtual = 0, unfinished = 0"))
 

@@ -15,6 +15,7 @@ from app.api.http import cursor
 from app.api.http.prefer import Preference
 from app.api.http.problems import respond
 from app.jobs.queue import Cursor
+from app.jobs.revisions import Version
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class Presenter:
             "error": None if view["error"] is None else problems.problem(**view["error"]),
             "url": f"{root}/jobs/{user}/{view['type']}/{view['name']}",
         }
+
+    def version(self, version: Version) -> dict[str, str]:
+        """The header fields of a job's answer that say which version of the job it is.
+
+        Weak, since `progress` and the like change without it; for the same reason nobody may keep the answer.
+        """
+        return {"ETag": f'W/"{version}"', "Cache-Control": "no-store"}
 
     def posted(self, view: Mapping[str, Any], preference: Preference) -> Response:
         """The answer to a POST: the finished job, the job as it is with 202, or why there is no picture."""

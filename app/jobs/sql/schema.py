@@ -20,7 +20,9 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    and_,
     literal_column,
+    text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -84,12 +86,19 @@ JOBS: Final = Table(
     Column("pending_unlink", Boolean, nullable=False),
     # What earlier attempts found out, as a JSON list of objects; NULL before the first of them.
     Column("tried", Text),
+    # The last change that a client can see, in the order of all changes (app/jobs/revisions.py); 0 from before there was one.
+    Column("rev", BigInteger, nullable=False, server_default=text("0")),
+    # When a client asked for its end, and until when it must have ended: seconds since 1970 by the database's clock.
+    Column("cancel_at", Float),
+    Column("deadline", Float),
     sqlite_autoincrement=True,
 )
 Index("jobs_by_name", JOBS.c.name, JOBS.c.type, JOBS.c.user_id, unique=True)
 Index("jobs_history", JOBS.c.user_id, JOBS.c.type, JOBS.c.status, JOBS.c.seq)
 Index("jobs_of_user", JOBS.c.user_id, JOBS.c.status, JOBS.c.seq)
 Index("jobs_of_user_any", JOBS.c.user_id, JOBS.c.seq)
+Index("jobs_rev", JOBS.c.rev, JOBS.c.seq)
+Index("jobs_of_user_rev", JOBS.c.user_id, JOBS.c.rev, JOBS.c.seq)
 
 
 def _partial(name: str, where: Any, *columns: Any) -> None:
@@ -106,14 +115,26 @@ _partial(
 _partial("jobs_running", JOBS.c.status == RUNNING, JOBS.c.owner)
 _partial("jobs_pending_unlink", JOBS.c.pending_unlink, JOBS.c.seq)
 _partial("jobs_deleted", JOBS.c.status == DELETED, JOBS.c.seq)
+_partial("jobs_deadline", and_(JOBS.c.deadline.is_not(None), JOBS.c.finished_at.is_(None)), JOBS.c.deadline)
 
-# One row: the virtual time of fair queueing and the number of unfinished jobs. Writers on PostgreSQL lock it first.
+# One row: the virtual time of fair queueing, the number of unfinished jobs, and the last rev; the highest rev of a row that is gone
+# for good. Writers on PostgreSQL lock it first.
 CLOCK: Final = Table(
     "clock",
     METADATA,
     Column("id", Integer, primary_key=True),
     Column("virtual", Float, nullable=False),
     Column("unfinished", Integer, nullable=False),
+    Column("rev", BigInteger, nullable=False, server_default=text("0")),
+    Column("purged_rev", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# The epochs of the revs, each with the first rev of it; see app/jobs/revisions.py.
+EPOCHS: Final = Table(
+    "epochs",
+    METADATA,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("first_rev", BigInteger, nullable=False),
 )
 
 USERS: Final = Table(

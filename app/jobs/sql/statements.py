@@ -10,11 +10,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
+    Float,
     Select,
     Text,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
@@ -31,6 +34,7 @@ from app.jobs.sql.schema import (
     CATALOGUES,
     CLOCK,
     DELETED,
+    EPOCHS,
     FAILED,
     IDEMPOTENCY,
     JOBS,
@@ -54,6 +58,9 @@ LEASE_SECONDS: Final = 10.0
 PAUSED: Final = "paused"
 IS_PAUSED: Final = select(NOTES.c.key).where(NOTES.c.key == literal_column(f"'{PAUSED}'", Text)).exists()
 KEY_SECONDS: Final = 24 * 3600.0
+#: The rev of the write that is under way, for the rows that it changes (app/jobs/revisions.py). Its transaction ends by moving the
+#: clock there, with COUNT_IN, ADVANCE_CLOCK or COUNT_OUT; since writers are serial, no other one takes that number.
+NEXT_REV: Final = select(CLOCK.c.rev + 1).scalar_subquery()
 
 #: What an ended attempt leaves in the row.
 FREE: Final[dict[str, Any]] = {
@@ -66,7 +73,7 @@ FREE: Final[dict[str, Any]] = {
     "watched_at": None,
 }
 #: The same for a job that goes back to its place in the queue.
-BACK: Final[dict[str, Any]] = {"status": "queued", "progress": None, **FREE}
+BACK: Final[dict[str, Any]] = {"status": "queued", "progress": None, "rev": NEXT_REV, **FREE}
 
 
 def named(identity: Identity) -> dict[str, Any]:
@@ -143,14 +150,14 @@ COUNT_USER_IN: Final = Prepared(
     .where(USERS.c.user_id == bindparam("p_user"))
     .values(finish=bindparam("p_finish"), unfinished=USERS.c.unfinished + 1)
 )
-COUNT_IN: Final = Prepared(update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1))
+COUNT_IN: Final = Prepared(update(CLOCK).values(unfinished=CLOCK.c.unfinished + 1, rev=CLOCK.c.rev + 1))
 ADD_REQUIREMENTS: Final = Prepared(insert(REQUIREMENTS).returning(REQUIREMENTS.c.id), ("body",))
 #: What an accepted job begins with; the rest of its row is empty.
 _ACCEPTED: Final = (
     "user_id", "type", "name", "status", "created_at", "args", "init_image", "simulated", "cost", "start_tag", "requirements_id",
     "claims", "attempts", "losses", "one_by_one", "pending_unlink",
 )  # fmt: skip
-ADD_JOB: Final = Prepared(insert(JOBS).returning(*COLUMNS), _ACCEPTED)
+ADD_JOB: Final = Prepared(insert(JOBS).values(rev=NEXT_REV).returning(*COLUMNS), _ACCEPTED)
 
 REQUIREMENTS_AFTER: Final = Prepared(
     select(REQUIREMENTS.c.id, REQUIREMENTS.c.body)
@@ -222,11 +229,13 @@ START_JOB: Final = Prepared(
         eta=None,
         progress_at=None,
         watched_at=None,
+        rev=NEXT_REV,
     )
     .returning(*COLUMNS)
 )
+_TAG: Final = bindparam("p_tag", type_=Float)
 ADVANCE_CLOCK: Final = Prepared(
-    update(CLOCK).where(CLOCK.c.virtual < bindparam("p_tag")).values(virtual=bindparam("p_tag"))
+    update(CLOCK).values(virtual=case((CLOCK.c.virtual < _TAG, _TAG), else_=CLOCK.c.virtual), rev=CLOCK.c.rev + 1)
 )
 
 _CLEAN: Final[dict[str, Any]] = {"state": "clean", "owner": None, "lease_expires": None, "task_id": None}
@@ -249,7 +258,7 @@ ADD_SPEED: Final = Prepared(insert(SPEEDS), ("slot", "model", "recent"))
 _UNCLEAN: Final[dict[str, Any]] = {"state": "unclean", "owner": None, "lease_expires": None}
 LEAVE_SLOT: Final = Prepared(update(SLOTS).where(HELD).values(_UNCLEAN))
 BEGIN_STORING: Final = Prepared(
-    update(JOBS).where(OWNED).values(phase="storing", progress=1.0, eta=None, progress_at=db_now())
+    update(JOBS).where(OWNED).values(phase="storing", progress=1.0, eta=None, progress_at=db_now(), rev=NEXT_REV)
 )
 
 # -- heartbeat ------------------------------------------------------------------------------------------------------------
@@ -328,6 +337,7 @@ SUCCEED: Final = Prepared(
         images=bindparam("p_images"),
         webui=bindparam("p_webui"),
         simulated=bindparam("p_simulated"),
+        rev=NEXT_REV,
         **FREE,
     )
 )
@@ -340,6 +350,7 @@ FAIL: Final = Prepared(
         error_slug=bindparam("p_slug"),
         error_detail=bindparam("p_detail"),
         attempts=JOBS.c.attempts + 1,
+        rev=NEXT_REV,
         **FREE,
     )
 )
@@ -370,7 +381,9 @@ RELEASE_JOB: Final = Prepared(
 RELEASE_SLOT: Final = Prepared(
     update(SLOTS).where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner")).values(_UNCLEAN)
 )
-COUNT_OUT: Final = Prepared(update(CLOCK).values(unfinished=CLOCK.c.unfinished - bindparam("p_count")))
+COUNT_OUT: Final = Prepared(
+    update(CLOCK).values(unfinished=CLOCK.c.unfinished - bindparam("p_count"), rev=CLOCK.c.rev + 1)
+)
 COUNT_USER_OUT: Final = Prepared(
     update(USERS).where(USERS.c.user_id == bindparam("p_user")).values(unfinished=USERS.c.unfinished - 1)
 )
@@ -405,6 +418,27 @@ def _page(*where: ColumnElement[bool]) -> Prepared:
 HISTORY: Final = _page(_OF_USER, JOBS.c.type == bindparam("p_type"), JOBS.c.status == SUCCEEDED)
 OF_USER: Final = _page(_OF_USER, _SHOWN)
 OF_USER_IN: Final = _page(_OF_USER, JOBS.c.status == bindparam("p_status"))
+
+# -- the order of changes ---------------------------------------------------------------------------------------------
+
+
+def _epoch_of(rev: ColumnElement[Any]) -> Select[Any]:
+    return select(EPOCHS.c.epoch).where(EPOCHS.c.first_rev <= rev).order_by(EPOCHS.c.epoch.desc()).limit(1)
+
+
+_EPOCH_GIVEN: Final = _epoch_of(bindparam("p_rev", type_=BigInteger))
+EPOCH_OF: Final = Prepared(_EPOCH_GIVEN)
+CURRENT_VERSION: Final = Prepared(select(_epoch_of(CLOCK.c.rev).scalar_subquery().label("epoch"), CLOCK.c.rev))
+#: What decides whether a client can go on from a rev.
+RESUMING: Final = Prepared(select(_EPOCH_GIVEN.scalar_subquery().label("epoch"), CLOCK.c.rev, CLOCK.c.purged_rev))
+_CHANGED: Final[Select[Any]] = (
+    select(JOBS.c.rev, JOBS.c.user_id, JOBS.c.type, JOBS.c.name, JOBS.c.status)
+    .where(JOBS.c.rev > bindparam("p_after"))
+    .order_by(JOBS.c.rev, JOBS.c.seq)
+    .limit(bindparam("p_limit"))
+)
+CHANGES: Final = Prepared(_CHANGED)
+CHANGES_OF_USER: Final = Prepared(_CHANGED.where(_OF_USER))
 
 # -- what the WebUIs offer -------------------------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ class TestSpeedsMigration:
         database = Database(fresh)
         if database.folder is not None:
             database.folder.mkdir(parents=True)
-        migrate_to(database, "0006")
+        migrate_to(database, "0007")
         with database.engine.begin() as connection:
             for key, speed in (("gpu0", 2.5), ("gpu1", None)):
                 connection.execute(
@@ -248,7 +248,7 @@ class TestTransactions:
     def test_a_broken_rule_of_the_schema_is_told_as_such(self, database: Database) -> None:
         for access in (database.write, database.read):
             with pytest.raises(IntegrityError), access() as connection:
-                connection.execute(text("INSERT INTO clock VALUES (1, 0, 0)"))
+                connection.execute(text("INSERT INTO clock (id, virtual, unfinished) VALUES (1, 0, 0)"))
 
     def test_a_database_that_stays_locked_is_unavailable(
         self, sqlite: Database, monkeypatch: pytest.MonkeyPatch
@@ -424,6 +424,16 @@ class TestQueryPlans:
 
     def test_what_a_crash_left_of_deletions(self, plans: Callable[..., str], gate: Gate) -> None:
         assert plans(gate.table.deletion.pending_unlink) == "SEARCH jobs USING INDEX jobs_pending_unlink (seq>?)"
+
+    @pytest.mark.parametrize("user", [None, "u1"])
+    def test_what_changed_since(self, plans: Callable[..., str], gate: Gate, user: str | None) -> None:
+        revisions = gate.table.revisions
+        if user is None:
+            plan = plans(lambda: revisions.changes(5, 100))
+            assert plan == "SEARCH jobs USING INDEX jobs_rev (rev>?)"
+        else:
+            plan = plans(lambda: revisions.of_user(user, 5, 100))
+            assert plan == "SEARCH jobs USING INDEX jobs_of_user_rev (user_id=? AND rev>?)"
 
     def test_everything_that_runs_again_and_again(self, plans: Callable[..., str], gate: Gate) -> None:
         job = gate.accept()

@@ -1,0 +1,121 @@
+"""The order of changes: which job changed when, as clients and other processes may follow it.
+
+Every write transaction that changes what a client sees of jobs (status, images, a request to cancel, deletion) takes the next *rev*
+and writes it into the rows that it changes. Writers are serial, so the order of the revs is that of the commits, over all processes
+and hosts. Heartbeats and progress take none.
+
+A rev alone is no lasting name of a moment: commits that were not flushed are lost with the power, and databases are restored from
+dumps; then the same numbers are given again. So a rev is told together with its *epoch* (:class:`Version`). A new epoch begins with
+each worker and wherever a process sees a rev below one that it has seen before.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple, Self
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from app.jobs.model import Identity
+from app.jobs.sql import statements as sql
+from app.jobs.sql.database import Database
+from app.jobs.sql.prepared import Prepared
+from app.jobs.sql.schema import CLOCK, EPOCHS, db_now
+
+#: As :meth:`Version.__str__` writes it; numbers that a 64-bit column takes.
+_VERSION: Final = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
+
+
+class Version(NamedTuple):
+    """A moment in the order of changes: after the change ``rev`` of the epoch ``epoch``."""
+
+    epoch: int
+    rev: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.rev}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The opposite of ``str()``; None for anything else."""
+        match = _VERSION.fullmatch(text)
+        return None if match is None else cls(int(match[1]), int(match[2]))
+
+
+class Change(NamedTuple):
+    """The last change of one job: its rev, and its status since (``deleted`` for a deleted job)."""
+
+    rev: int
+    identity: Identity
+    status: str
+
+
+class Revisions:
+    """Reads the order of changes, for any number of processes. Raises DatabaseUnavailable from every method."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def current(self) -> Version:
+        """The last change that was committed."""
+        with self.database.read() as connection:
+            row = sql.CURRENT_VERSION.first(connection)
+            return Version(row.epoch or 0, row.rev)
+
+    def epoch_of(self, rev: int) -> int:
+        """The epoch that a rev of this database belongs to: the newest one that began with it or before it."""
+        with self.database.read() as connection:
+            row = sql.EPOCH_OF.first(connection, {"p_rev": rev})
+            return int(row.epoch) if row is not None else 0
+
+    def version_of(self, rev: int) -> Version:
+        """A rev with its epoch."""
+        return Version(self.epoch_of(rev), rev)
+
+    def is_resumable(self, epoch: int, rev: int) -> bool:
+        """Whether :meth:`changes` after this rev are all that its holder has missed.
+
+        Not so for a rev of another epoch than this database gave it in (an epoch that a restored dump has forgotten, a rev that was
+        lost with one), for one that is yet to come, and for one that was followed by changes of rows that are gone for good.
+        """
+        with self.database.read() as connection:
+            row = sql.RESUMING.first(connection, {"p_rev": rev})
+            return bool(row.epoch == epoch and row.purged_rev <= rev <= row.rev)
+
+    def changes(self, after_rev: int, limit: int) -> list[Change]:
+        """The jobs that changed after a rev, each with its last change, in the order of (rev, seq); at most ``limit``.
+
+        Jobs that share a rev may be cut apart by the limit: whoever reads on begins again before the last rev, or asks for more.
+        """
+        return self._read(sql.CHANGES, {"p_after": after_rev, "p_limit": limit})
+
+    def of_user(self, user_id: str, after_rev: int, limit: int) -> list[Change]:
+        """The same for the jobs of one user."""
+        return self._read(sql.CHANGES_OF_USER, {"p_user": user_id, "p_after": after_rev, "p_limit": limit})
+
+    def _read(self, statement: Prepared, values: dict[str, object]) -> list[Change]:
+        with self.database.read() as connection:
+            return [
+                Change(row.rev, Identity(row.user_id, row.type, row.name), row.status)
+                for row in statement.all(connection, values)
+            ]
+
+    def begin_epoch(self) -> int:
+        """Begin a new epoch with the next change, and return its number: this process has seen a higher rev than there is now."""
+        with self.database.write("begin epoch") as connection:
+            return begin_epoch(connection)
+
+
+def begin_epoch(connection: Connection) -> int:
+    """Begin a new epoch with the next change, within a write transaction; its number.
+
+    That is the larger of the last one plus 1 and the seconds since 1970 by the database's clock. So an epoch that a restored dump
+    has forgotten does not come back under the same number: a client that still holds it is told to begin anew.
+    """
+    known = select(CLOCK.c.rev, select(func.max(EPOCHS.c.epoch)).scalar_subquery().label("last"), db_now().label("now"))
+    row = connection.execute(known).one()
+    epoch, first_rev = max((row.last or 0) + 1, int(row.now)), row.rev + 1
+    # An epoch in which nothing changed has given no version that is still true; so their number does not grow by starts alone.
+    connection.execute(delete(EPOCHS).where(EPOCHS.c.first_rev >= first_rev))
+    connection.execute(insert(EPOCHS).values(epoch=epoch, first_rev=first_rev))
+    return epoch
