@@ -49,8 +49,8 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "Get one job in any state, for example to follow its progress.": "查询单个任务，无论其状态；可用于跟踪进度。",
         "Get the bytes of an image.": "获取图片的字节内容。",
         "Get the parameters of a record, or of one of its images.": "获取一条记录或其中一张图片的作图参数。",
-        "Delete a whole record by its name, or one image by its file name. An unfinished job cannot be deleted.": (
-            "按记录名删除整条记录，或按文件名删除单张图片。未完成的任务不能删除。"
+        "Delete a whole record by its name, or one image by its file name. An unfinished job is cancelled and leaves nothing.": (
+            "按记录名删除整条记录，或按文件名删除单张图片。未完成的任务会被取消，不留任何内容。"
         ),
         "List the names that a request may use.": "列出请求中可以使用的名称。",
         "Whether the process answers.": "进程是否应答。",
@@ -176,6 +176,9 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "What was asked for.": "请求的类型。",
         "The name of the job and its record.": "任务及其记录的名称。",
         "The state of the job.": "任务的状态。",
+        "Its end was asked for; a running job ends when its WebUI has replied.": (
+            "已请求取消；正在执行的任务在 WebUI 应答后结束。"
+        ),
         "The pictures come from a simulator.": "图片来自模拟器。",
         "When it was accepted.": "接受请求的时间。",
         "Start of the last attempt; null: there was none.": "最近一次尝试的开始时间；null 表示尚未开始。",
@@ -210,8 +213,8 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The job of this Idempotency-Key was deleted": "该 Idempotency-Key 对应的任务已被删除",
         "The path does not take this method": "此路径不支持该方法",
         "The request arrived too slowly": "请求到达过慢",
-        "The job is not finished yet": "任务尚未完成",
         "The job was cancelled": "任务已取消",
+        "The job's time was up": "任务已超过时限",
         "A condition of the request does not hold": "请求的前提条件不成立",
         "The body is too large": "请求体过大",
         "The request line is too long": "请求行过长",

@@ -82,10 +82,10 @@ def _add_records(blp: Blueprint, services: Services) -> None:
         Deleted,
         "The deleted files: those of the whole record, or of one image. A record goes with its last image.",
     )
-    @blp.problems(*PROBLEMS_OF_A_FILE, "file-missing", "job-unfinished", "storage-unavailable", "storage-failed")
+    @blp.problems(*PROBLEMS_OF_A_FILE, "file-missing", "storage-unavailable", "storage-failed")
     @blp.about(
         "Delete a record or an image · 删除作图记录",
-        "Delete a whole record by its name, or one image by its file name. An unfinished job cannot be deleted.",
+        "Delete a whole record by its name, or one image by its file name. An unfinished job is cancelled and leaves nothing.",
     )
     def delete_files(user: str, kind: Type, filename: str) -> dict[str, Any]:
         return {"deleted": archive.delete(user, kind, filename)}

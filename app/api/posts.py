@@ -37,6 +37,7 @@ _REFUSED = (
 )
 _ENDED_BADLY = (
     "job-cancelled",
+    "deadline-passed",
     "webui-refused",
     "webui-cannot",
     "webui-out-of-memory",

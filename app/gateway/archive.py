@@ -160,8 +160,9 @@ class Archive:
     def delete(self, user_id: str, type_: str, filename: str) -> list[str]:
         """Delete a record by its name, or one image by its file name; the names of the deleted files.
 
+        An unfinished job is cancelled and leaves nothing: what its claim still writes is removed by the upkeep.
+
         :raises JobNotFound: there is no such record or image.
-        :raises JobUnfinished: the job is queued or running.
         """
         parsed = _parse(filename)
         if parsed.kind == "record":
@@ -171,7 +172,7 @@ class Archive:
         else:
             raise JobNotFound
         self._announcer.announce(Transition("deleted", job, file=None if whole else filename))
-        deleted = files_of(job) if whole else [filename]
+        deleted = [] if not job.finished else files_of(job) if whole else [filename]
         try:
             self._unlink(job, None if whole else [filename])
         except RecordsError:
@@ -192,17 +193,27 @@ class Archive:
         self._table.deletion.unlinked(job)
 
     def tidy(self) -> int:
-        """Unlink what a crash left of deletions whose rows were committed; how many rows that concerned."""
+        """Unlink what deletions and cancelled jobs have left; how many rows that concerned."""
         done = after = 0
         while page := self._table.deletion.pending_unlink(after, _BATCH):
             for job, whole in page:
                 try:
-                    self._unlink(job, None if whole else unnamed_images(job))
+                    self._unlink_left(job, whole=whole)
                     done += 1
                 except RecordsError:
                     _LOG.exception("the files of a deleted record could not be removed")
             after = page[-1][0].seq
         return done
+
+    def _unlink_left(self, job: Job, *, whole: bool) -> None:
+        if not whole and job.status == "cancelled":
+            # Its claims may have left pictures; the reference image stays, as that of a failed job.
+            self._records.remove(
+                job.user_id, job.type, job.name, claims=job.claims, images=batch_size(job), reference=False
+            )
+            self._table.deletion.unlinked(job)
+        else:
+            self._unlink(job, None if whole else unnamed_images(job))
 
 
 def _parse(filename: str) -> FileName:

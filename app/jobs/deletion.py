@@ -10,9 +10,9 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, false, func, not_, or_, select, tuple_, update
 
-from app.jobs.errors import JobNotFound, JobUnfinished
+from app.jobs.errors import JobNotFound
 from app.jobs.model import Identity, Job, to_json
-from app.jobs.rows import AFTER_ALL, by_name, move_rev, now_ms
+from app.jobs.rows import AFTER_ALL, by_name, lower_finish_tag, move_rev, now_ms
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.schema import (
@@ -41,21 +41,25 @@ class JobDeletion:
         self.database = database
 
     def delete(self, user_id: str, type_: str, name: str) -> Job:
-        """Commit that a finished job is gone (its row stays as a mark, emptied) and return what it was.
+        """Commit that a job is gone (its row stays as a mark, emptied) and return what it was.
 
-        :raises JobNotFound, JobUnfinished: nothing was changed.
+        One that waits is never begun. The row of one that runs keeps claim, lease and slot until its worker has ended the attempt
+        or is gone: the worker learns of the deletion with its next heartbeat, and files are removed until then.
+
+        :raises JobNotFound: nothing was changed.
         """
         with self.database.write("delete") as connection:
             job = by_name(connection, Identity(user_id, type_, name), lock=True)
             _mark_deleted(connection, job)
-            move_rev(connection)
+            if job.status == "queued":
+                lower_finish_tag(connection, user_id)
+            move_rev(connection, [] if job.finished else [user_id])
             return job
 
     def delete_image(self, user_id: str, type_: str, name: str, filename: str) -> tuple[Job, bool]:
         """Commit that one image of a record is gone, and the record with its last one: (what it was, whether all went).
 
         :raises JobNotFound: no such job, or it has no such image.
-        :raises JobUnfinished: nothing was changed.
         """
         with self.database.write("delete image") as connection:
             job = by_name(connection, Identity(user_id, type_, name), lock=True)
@@ -71,15 +75,17 @@ class JobDeletion:
             return job, not left
 
     def pending_unlink(self, after: int = 0, limit: int = AFTER_ALL) -> list[tuple[Job, bool]]:
-        """Rows above a number whose deleted files may still be on disk, each with whether the whole record was deleted."""
+        """Rows above a number of which unnamed files may be on disk, each with whether the whole record was deleted."""
         wanted = select(*sql.COLUMNS).where(PENDING_UNLINK, JOBS.c.seq > after).order_by(JOBS.c.seq).limit(limit)
         with self.database.read() as connection:
             return [(Job.of(row), row.status == "deleted") for row in connection.execute(wanted).all()]
 
     def unlinked(self, job: Job) -> None:
-        """The files of what was deleted of this job are gone."""
+        """The files of what was deleted of this job are gone. While a claim may still write some, they will be removed again."""
+        nobody_writes = JOBS.c.owner.is_(None)
         with self.database.write("unlinked") as connection:
-            connection.execute(update(JOBS).where(sql.ROW).values(pending_unlink=False), sql.row_of(job))
+            gone = update(JOBS).where(sql.ROW, nobody_writes).values(pending_unlink=False)
+            connection.execute(gone, sql.row_of(job))
 
     def forget_keys(self) -> int:
         """Drop idempotency keys that have expired, at most :data:`MOST_FORGOTTEN`; how many."""
@@ -148,8 +154,6 @@ def _note_purged(connection: Connection, rev: int) -> None:
 
 
 def _mark_deleted(connection: Connection, job: Job) -> None:
-    if not job.finished:
-        raise JobUnfinished
     # Without its batch size nobody would know how many files may be left of it.
     left = {name: value for name, value in job.args.items() if name == "batch_size"}
     connection.execute(
@@ -157,6 +161,6 @@ def _mark_deleted(connection: Connection, job: Job) -> None:
         .where(JOBS.c.seq == job.seq)
         .values(
             status="deleted", args=to_json(left), images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
-            pending_unlink=True, rev=sql.NEXT_REV,
+            pending_unlink=True, rev=sql.NEXT_REV, finished_at=job.finished_at if job.finished else now_ms(),
         )
     )  # fmt: skip

@@ -78,15 +78,6 @@ class JobLost(JobsError):
         )
 
 
-class JobUnfinished(JobsError):
-    """The job is queued or running and can't be deleted yet."""
-
-    slug = "job-unfinished"
-
-    def __init__(self) -> None:
-        super().__init__("The job is not finished yet; delete it when it is.")
-
-
 class KeyReused(JobsError):
     """An Idempotency-Key came back with another body."""
 

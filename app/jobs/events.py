@@ -25,7 +25,9 @@ from app.jobs.model import Job
 
 _LOG = logging.getLogger(__name__)
 
-Event = Literal["accepted", "claimed", "sent", "answered", "stored", "failed", "cancelled", "given back", "deleted"]
+Event = Literal[
+    "accepted", "claimed", "sent", "answered", "stored", "failed", "cancel requested", "cancelled", "given back", "deleted"
+]  # fmt: skip
 
 #: Events whose ``seconds`` are counted from the acceptance of the job.
 _SINCE_ACCEPTANCE: Final = ("claimed", "stored", "failed", "cancelled")
@@ -51,8 +53,13 @@ class Transition:
 
     @property
     def is_end(self) -> bool:
-        """Whether the job is finished by it."""
-        return self.event in ("stored", "failed", "cancelled")
+        """Whether nobody waits for the job any more: it is finished by it, or was deleted before."""
+        return self.event in ("stored", "failed", "cancelled") or (self.event == "deleted" and not self.job.finished)
+
+    @property
+    def stops_an_attempt(self) -> bool:
+        """Whether an attempt that runs is not wanted any more: its worker is to renew its lease, and learns that."""
+        return self.event == "cancel requested" or (self.event == "deleted" and self.job.status == "running")
 
 
 class Announcer:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, false, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, false, func, or_, select, update
 
 from app.jobs.model import Failure, Identity, Job, Status
 from app.jobs.rows import move_rev, now_ms
@@ -15,6 +16,31 @@ from app.jobs.sql.schema import JOBS, QUEUED, RUNNING, SLOTS
 
 #: Attempts that our own process ended, so that the next loss fails the job.
 MAX_LOSSES: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What is to be taken from its owners, as conditions: running jobs, jobs that were deleted while they ran, and slots."""
+
+    jobs: ColumnElement[bool]
+    deleted: ColumnElement[bool]
+    slots: ColumnElement[bool]
+
+    def exists(self, connection: Connection) -> bool:
+        """Whether there is anything of it."""
+        rows = (
+            select(JOBS.c.seq).where(self.jobs),
+            select(JOBS.c.seq).where(self.deleted),
+            select(SLOTS.c.key).where(self.slots),
+        )
+        return any(connection.execute(each.limit(1)).first() is not None for each in rows)
+
+
+def _end_of_lost(job: Job) -> Status:
+    """What becomes of a job whose claim was lost."""
+    if job.cancel_at is not None:
+        return "cancelled"
+    return "failed" if job.losses >= MAX_LOSSES else "queued"
 
 
 class Losses:
@@ -27,15 +53,16 @@ class Losses:
         """Release rows still assigned to this owner although its runner is idle: the COMMIT succeeded but its
         acknowledgement was lost.
 
-        :returns: the jobs that went back to the queue.
+        :returns: the jobs that went back to the queue, or were cancelled because their end was asked for.
         """
         with self.database.write("release orphans") as connection:
-            mine = {"c_slot": slot, "c_owner": owner}
-            back = [Job.of(row) for row in sql.RELEASE_JOB.all(connection, mine)]
+            mine = {"c_slot": slot, "c_owner": owner, "p_finished": now_ms()}
+            released = [Job.of(row) for row in sql.RELEASE_JOB.all(connection, mine)]
+            sql.RELEASE_DELETED.change(connection, mine)
             sql.RELEASE_SLOT.change(connection, mine)
-            if back:
-                move_rev(connection)
-            return back
+            if released:
+                move_rev(connection, [job.user_id for job in released if job.finished])
+            return released
 
     def take_over(self, host: str, owner: str) -> list[Job]:
         """Give back what other processes of this host held (``flock`` says that they are dead); the jobs, see :meth:`_lose`."""
@@ -44,12 +71,15 @@ class Losses:
         def dead(column: ColumnElement[Any]) -> ColumnElement[bool]:
             return and_(func.substr(column, 1, len(prefix)) == prefix, column != owner)
 
-        jobs, slots = and_(JOBS.c.status == RUNNING, dead(JOBS.c.owner)), dead(SLOTS.c.owner)
+        held = _Held(
+            and_(JOBS.c.status == RUNNING, dead(JOBS.c.owner)),
+            and_(sql.HELD_DELETED, dead(JOBS.c.owner)),
+            dead(SLOTS.c.owner),
+        )
         with self.database.read() as connection:
-            nothing = not connection.execute(select(JOBS.c.seq).where(jobs)).first()
-            if nothing and not connection.execute(select(SLOTS.c.key).where(slots)).first():
+            if not held.exists(connection):
                 return []
-        return self._lose(jobs, slots)
+        return self._lose(held)
 
     def reclaim(self, owner: str) -> list[Job]:
         """Give back what any other owner held whose lease ran out; the jobs, see :meth:`_lose`."""
@@ -57,7 +87,9 @@ class Losses:
             found = sql.LEASES.first(connection, {"p_owner": owner})
         if found.late:
             self._clip_leases()
-        return self._lose(sql.job_lapsed(owner), sql.slot_lapsed(owner)) if found.lapsed else []
+        if not found.lapsed:
+            return []
+        return self._lose(_Held(sql.job_lapsed(owner), sql.deleted_lapsed(owner), sql.slot_lapsed(owner)))
 
     def lose_unknown(self, owner: str, in_hand: Callable[[], Collection[str]]) -> list[Job]:
         """Give back the jobs that this owner stores by their rows, but not in fact; the jobs, see :meth:`_lose`.
@@ -72,8 +104,8 @@ class Losses:
         unknown = set(shown) - set(in_hand()) if shown else set()
         if not unknown:
             return []
-        mine = and_(JOBS.c.status == RUNNING, JOBS.c.owner == owner, JOBS.c.phase == "storing")
-        return self._lose(and_(mine, JOBS.c.task_id.in_(unknown)), false())
+        mine = and_(JOBS.c.owner == owner, JOBS.c.phase == "storing", JOBS.c.task_id.in_(unknown))
+        return self._lose(_Held(and_(JOBS.c.status == RUNNING, mine), and_(sql.HELD_DELETED, mine), false()))
 
     def _clip_leases(self) -> None:
         """Shorten every lease to at most one heartbeat: after the clock was set back, a dead owner's would last for hours.
@@ -82,18 +114,21 @@ class Losses:
         """
         with self.database.write("clip leases") as connection:
             connection.execute(update(JOBS).where(sql.JOB_LATE).values(sql.RENEWED))
+            connection.execute(update(JOBS).where(sql.DELETED_LATE).values(sql.RENEWED))
             connection.execute(update(SLOTS).where(sql.SLOT_LATE).values(sql.RENEWED))
 
-    def _lose(self, jobs: ColumnElement[bool], slots: ColumnElement[bool]) -> list[Job]:
+    def _lose(self, held: _Held) -> list[Job]:
         """Take these jobs and slots from their owners; the jobs as they were held, but for what became of them: ``status`` is
-        queued or failed, and ``error_slug`` says why.
+        queued, failed or cancelled, and ``error_slug`` says why.
         """
         with self.database.write("take over") as connection:
-            rows = [Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(jobs))]
-            lost = [row.seq for row in rows if row.losses >= MAX_LOSSES]
-            back = [row.seq for row in rows if row.losses < MAX_LOSSES]
+            rows = [Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(held.jobs))]
+            ends = {row.seq: _end_of_lost(row) for row in rows}
+            lost = [row.seq for row in rows if ends[row.seq] == "failed"]
+            others = [row.seq for row in rows if ends[row.seq] != "failed"]
             count = JOBS.c.losses + 1
-            connection.execute(update(JOBS).where(JOBS.c.seq.in_(back)).values(losses=count, **sql.BACK))
+            back = update(JOBS).where(JOBS.c.seq.in_(others)).values(losses=count, **sql.BACK)
+            connection.execute(back, {"p_finished": now_ms()})
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_(lost))
@@ -103,10 +138,10 @@ class Losses:
                     rev=sql.NEXT_REV, **sql.FREE,
                 )
             )  # fmt: skip
-            connection.execute(update(SLOTS).where(slots).values(state="unclean", owner=None, lease_expires=None))
+            connection.execute(update(JOBS).where(held.deleted).values(sql.FREE))
+            connection.execute(update(SLOTS).where(held.slots).values(state="unclean", owner=None, lease_expires=None))
             if rows:
-                move_rev(connection, [row.user_id for row in rows if row.losses >= MAX_LOSSES])
-            ends: dict[int, Status] = {**dict.fromkeys(back, "queued"), **dict.fromkeys(lost, "failed")}
+                move_rev(connection, [row.user_id for row in rows if ends[row.seq] != "queued"])
             return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
 
     def fail_queued(

@@ -21,6 +21,9 @@ STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 UNFINISHED: Final[tuple[Status, ...]] = ("queued", "running")
 WAITS_FOR: Final[tuple[WaitsFor, ...]] = get_args(WaitsFor)
 
+#: What has become of a claim's job by a finish: ``lost`` when the claim was not its owner's any more, or the job was deleted.
+End = Literal["succeeded", "failed", "cancelled", "lost"]
+
 
 class Identity(NamedTuple):
     """The identity of a job for good, across transactions and processes.
@@ -50,6 +53,8 @@ class NewJob:
     init_image: dict[str, Any] | None
     requirements: str
     cost: float
+    #: Seconds from acceptance after which it is cancelled, unless it has ended; None for never.
+    cancel_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,9 @@ class Job(NamedTuple):
     tried: tuple[dict[str, Any], ...] = ()
     #: The last change that a client can see; see :mod:`app.jobs.revisions`.
     rev: int = 0
+    #: When a client, or the deadline, asked for its end; it is never queued or claimed again then. Seconds by the database's clock.
+    cancel_at: float | None = None
+    deadline: float | None = None
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:

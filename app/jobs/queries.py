@@ -182,10 +182,10 @@ class JobQueries:
             found.setdefault(row.seq, Refused(Job.of(row), row.body, set())).slots.add(row.refused_by)
         return list(found.values())
 
-    def owns(self, claim: Claim) -> bool:
-        """Whether the job's row still shows this claim."""
+    def wants(self, claim: Claim) -> bool:
+        """Whether the job's row still shows this claim, and nobody has asked for the end of the job."""
         with self.database.read() as connection:
-            return sql.STILL_OWNED.first(connection, sql.owned_by(claim)) is not None
+            return sql.STILL_WANTED.first(connection, sql.owned_by(claim)) is not None
 
     def shares_number(self, claim: Claim) -> bool:
         """Whether the job's row shows another claim with the number of this one, whose files then have the same names.

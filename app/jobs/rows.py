@@ -39,6 +39,13 @@ def by_name(connection: Connection, job: Identity, *, lock: bool = False) -> Job
     return found((sql.LOCK_BY_NAME if lock else sql.BY_NAME).first(connection, sql.named(job)))
 
 
+def lower_finish_tag(connection: Connection, user_id: str) -> None:
+    """Charge a user no longer for jobs that were taken out of the queue: his next job begins behind those that he still has."""
+    tags = sql.USER_TAGS.first(connection, {"p_user": user_id})
+    finish = max(tags.virtual, tags.finish or 0.0)
+    sql.SET_FINISH.change(connection, {"p_user": user_id, "p_finish": finish})
+
+
 def move_rev(connection: Connection, ended: Sequence[str] = ()) -> None:
     """Move the clock to the rev of the rows that this transaction has changed (``NEXT_REV``), as the last thing that it does.
 

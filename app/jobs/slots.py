@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from sqlalchemy import Connection, and_, delete, insert, or_, select, update
 
@@ -52,6 +52,17 @@ class WebuiState:
     running: str | None
 
 
+class Heartbeat(NamedTuple):
+    """What a worker learns when it renews its leases.
+
+    :param known: whether the database knows the worker (still).
+    :param unwanted: the task ids of its attempts at jobs that are to end, or were deleted while they ran.
+    """
+
+    known: bool
+    unwanted: frozenset[str]
+
+
 class Slots:
     """The rows about WebUIs. Raises DatabaseUnavailable from every method."""
 
@@ -84,17 +95,18 @@ class Slots:
             # Claims that were not flushed may have been lost with the last worker, or the database may be a restored one.
             begin_epoch(connection)
 
-    def heartbeat(self, owner: str) -> bool:
-        """Prolong every lease of this worker; False when the database doesn't know the worker (any more)."""
+    def heartbeat(self, owner: str) -> Heartbeat:
+        """Prolong every lease of this worker, and learn whose end was asked for."""
         mine = {"p_owner": owner}
         # Unflushed: a worker that survives a power cut renews its leases before they end.
         with self.database.write(flushed=False) as connection:
             sent_at = leases.now()
-            sql.RENEW_JOBS.change(connection, mine)
+            unwanted = {row.task_id for row in sql.RENEW_JOBS.all(connection, mine) if row.cancel_at is not None}
+            unwanted |= {row.task_id for row in sql.RENEW_DELETED.all(connection, mine)}
             renewed = [row.task_id for row in sql.RENEW_SLOTS.all(connection, mine)]
             known = sql.RENEW_WORKER.change(connection, mine) == 1
         self.leases.renewed(sent_at, renewed)
-        return known
+        return Heartbeat(known, frozenset(unwanted))
 
     def forget_workers(self, owner: str, host: str) -> None:
         """Drop the rows of earlier workers of this host that have stopped, and with them the WebUIs that only they named."""

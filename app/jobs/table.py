@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from sqlalchemy import (
     Connection,
@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 
 from app.jobs import leases, places, speeds
+from app.jobs.cancellation import Cancellation
 from app.jobs.deletion import JobDeletion
 from app.jobs.errors import (
     QueueFull,
@@ -33,7 +34,7 @@ from app.jobs.errors import (
 )
 from app.jobs.keys import find_key, remember_key
 from app.jobs.losses import Losses
-from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job, NewJob, Success, to_json
+from app.jobs.model import Claim, End, Failure, IdempotencyKey, Identity, Job, NewJob, Success, to_json
 from app.jobs.queries import JobQueries
 from app.jobs.revisions import Revisions
 from app.jobs.rows import move_rev, now_ms
@@ -84,13 +85,14 @@ def _always(_claim: Claim | None) -> bool:
 class JobTable:
     """Jobs in the database, for any number of processes: here the writes that carry a job from acceptance to its end.
 
-    ``queries`` reads, ``deletion`` deletes, ``losses`` takes jobs back from workers that are gone, and ``revisions`` tells what
-    changed when. Raises DatabaseUnavailable from every method.
+    ``queries`` reads, ``cancellation`` and ``deletion`` end jobs for clients, ``losses`` takes jobs back from workers that are
+    gone, and ``revisions`` tells what changed when. Raises DatabaseUnavailable from every method.
     """
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.queries: Final = JobQueries(database)
+        self.cancellation: Final = Cancellation(database)
         self.deletion: Final = JobDeletion(database)
         self.losses: Final = Losses(database)
         self.revisions: Final = Revisions(database)
@@ -110,7 +112,7 @@ class JobTable:
             found = sql.BEFORE_ACCEPTING.first(connection, {"p_user": new.user_id, "p_body": new.requirements})
             tag = self._reserve(connection, new, bounds, found)
             number = found.requirements_id or sql.ADD_REQUIREMENTS.first(connection, {"body": new.requirements}).id
-            values = _row_of(new) | {"start_tag": tag, "requirements_id": number}
+            values = _row_of(new) | {"start_tag": tag, "requirements_id": number, "p_cancel_after": new.cancel_after}
             job = Job.of(sql.ADD_JOB.first(connection, values))
             sql.COUNT_IN.change(connection)
             if key is not None:
@@ -171,27 +173,13 @@ class JobTable:
                 if _next_job(connection, slot, serving) is None:
                     return None
         with self.database.write("claim", flushed=False) as connection:
-            claim = self._claim(connection, slot, owner, task_id, serving)
+            claim = _claim(connection, slot, owner, task_id, serving)
             if claim is None:
                 # Nothing was changed, so nothing is flushed and no failpoint is passed.
                 connection.rollback()
             elif not ready(claim):
                 raise NotReady
             return claim
-
-    def _claim(self, connection: Connection, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
-        row = _next_job(connection, slot, serving, lock=True)
-        if row is None:
-            return None
-        leased_at = leases.now()
-        wanted = {
-            "c_slot": slot, "c_doubt": serving.doubt or "", "p_owner": owner, "p_task": task_id,
-        }  # fmt: skip
-        if sql.TAKE_SLOT.change(connection, wanted) != 1:
-            return None
-        claim = _start(connection, row, slot, owner, task_id, leased_at)
-        sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
-        return claim
 
     def answered(
         self,
@@ -227,6 +215,8 @@ class JobTable:
                 sql.ADVANCE_CLOCK.change(connection, {"p_tag": following.job.start_tag})
             elif stores:
                 move_rev(connection)
+            if not stores:
+                sql.BEGIN_DISCARDING.change(connection, sql.owned_by(claim))
             if not ready(following):
                 raise NotReady
             return following
@@ -252,8 +242,8 @@ class JobTable:
 
     # -- finish ------------------------------------------------------------------------------------------------------
 
-    def succeed(self, claim: Claim, success: Success) -> bool:
-        """Commit the result; False when the claim was lost, and then the caller removes its files."""
+    def succeed(self, claim: Claim, success: Success) -> End:
+        """Commit the result; the caller removes its files unless the job has succeeded with them."""
         values = {
             "p_finished": success.finished_at,
             "p_args": to_json(success.args),
@@ -261,20 +251,23 @@ class JobTable:
             "p_webui": to_json(success.webui),
             "p_simulated": success.simulated,
         }
-        return self._finish(claim, sql.SUCCEED, values)
+        return self._finish(claim, "succeeded", sql.SUCCEED, values)
 
-    def fail(self, claim: Claim, failure: Failure) -> bool:
-        """Commit that the job failed; False when the claim was lost."""
+    def fail(self, claim: Claim, failure: Failure) -> End:
+        """Commit that the job failed."""
         values = {"p_finished": now_ms(), "p_slug": failure.slug, "p_detail": failure.detail}
-        return self._finish(claim, sql.FAIL, values)
+        return self._finish(claim, "failed", sql.FAIL, values)
 
-    def _finish(self, claim: Claim, statement: Prepared, values: dict[str, Any]) -> bool:
+    def _finish(self, claim: Claim, end: End, statement: Prepared, values: dict[str, Any]) -> End:
         with self.database.write("finish") as connection:
-            if statement.change(connection, sql.owned_by(claim) | values) != 1:
-                # Where the answer to a commit was lost it is repeated, and the first one stands: a claim has its number for itself.
-                return sql.FINISHED_BY.first(connection, sql.owned_by(claim)) is not None
-            move_rev(connection, [claim.job.user_id])
-            return True
+            if statement.change(connection, sql.owned_by(claim) | values) == 1:
+                move_rev(connection, [claim.job.user_id])
+                return end
+            if _ends(connection, claim):
+                return "cancelled"
+            # Where the answer to a commit was lost it is repeated, and the first one stands: a claim has its number for itself.
+            ended = sql.FINISHED_BY.first(connection, sql.owned_by(claim))
+            return "lost" if ended is None else cast("End", ended.status)
 
     def give_back(
         self,
@@ -285,7 +278,7 @@ class JobTable:
         one_by_one: bool = False,
         note: Mapping[str, Any] | None = None,
         elsewhere: bool = False,
-    ) -> str:
+    ) -> End | Literal["queued"]:
         """End an attempt without a result: the job goes back to its place in the queue.
 
         :param slot: how the attempt leaves the slot, where it still holds it.
@@ -294,14 +287,14 @@ class JobTable:
         :param one_by_one: next time, one picture after another (after an out-of-memory answer).
         :param note: what the attempt found out, to be read in ``Job.tried`` by those to come.
         :param elsewhere: this WebUI is not to get the job again.
-        :returns: ``queued``, ``failed``, or ``lost`` when the claim was not ours any more.
+        :returns: what has become of the job: it ends where its end was asked for meanwhile.
         """
         with self.database.write("give back") as connection:
             (sql.FREE_SLOT if slot == "clean" else sql.LEAVE_SLOT).change(connection, sql.held_by(claim))
-            mine = select(JOBS.c.attempts, JOBS.c.one_by_one, JOBS.c.tried).where(sql.OWNED)
+            mine = select(JOBS.c.attempts, JOBS.c.one_by_one, JOBS.c.tried).where(sql.WANTED)
             row = connection.execute(mine, sql.owned_by(claim)).first()
             if row is None:
-                return "lost"
+                return "cancelled" if _ends(connection, claim) else "lost"
             attempts = row.attempts + (failure is not None)
             values = {**sql.FREE, "attempts": attempts, "one_by_one": row.one_by_one or one_by_one, "rev": sql.NEXT_REV}
             if note is not None:
@@ -312,7 +305,7 @@ class JobTable:
             values |= {"status": "queued", "progress": None} if failed is None else _failed(failed)
             connection.execute(update(JOBS).where(sql.OWNED).values(**values), sql.owned_by(claim))
             move_rev(connection, [] if failed is None else [claim.job.user_id])
-            return str(values["status"])
+            return "queued" if failed is None else "failed"
 
     # -- upkeep ------------------------------------------------------------------------------------------------------
 
@@ -349,11 +342,36 @@ def _failed(failure: Failure) -> dict[str, Any]:
     }
 
 
+def _claim(connection: Connection, slot: str, owner: str, task_id: str, serving: Serving) -> Claim | None:
+    row = _next_job(connection, slot, serving, lock=True)
+    if row is None:
+        return None
+    leased_at = leases.now()
+    wanted = {
+        "c_slot": slot, "c_doubt": serving.doubt or "", "p_owner": owner, "p_task": task_id,
+    }  # fmt: skip
+    if sql.TAKE_SLOT.change(connection, wanted) != 1:
+        return None
+    claim = _start(connection, row, slot, owner, task_id, leased_at)
+    sql.ADVANCE_CLOCK.change(connection, {"p_tag": row.start_tag})
+    return claim
+
+
 def _start(connection: Connection, row: Any, slot: str, owner: str, task_id: str, leased_at: float) -> Claim:
     """The chosen job runs, on a slot that was taken for it."""
     start = {"c_seq": row.seq, "p_owner": owner, "p_slot": slot, "p_task": task_id, "p_started": now_ms()}
     job = Job.of(sql.START_JOB.first(connection, start))
     return Claim(job, owner, slot, task_id, row.requirements_body, leased_at)
+
+
+def _ends(connection: Connection, claim: Claim) -> bool:
+    """Cancel a claimed job if its end was asked for; whether it was. The claim of a deleted job ends, too."""
+    cancelled = sql.END.change(connection, sql.owned_by(claim) | {"p_finished": now_ms()}) == 1
+    if cancelled:
+        move_rev(connection, [claim.job.user_id])
+    else:
+        sql.END_DELETED.change(connection, sql.owned_by(claim))
+    return cancelled
 
 
 def _next_job(connection: Connection, slot: str, serving: Serving, *, lock: bool = False) -> Any:

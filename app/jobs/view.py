@@ -50,6 +50,7 @@ def describe(job: Job, place: Place = _NOWHERE) -> dict[str, Any]:
         "type": job.type,
         "name": job.name,
         "status": job.status,
+        "cancel_requested": job.cancel_at is not None,
         "simulated": job.simulated,
         "created_at": timestamp(job.created_at),
         "started_at": timestamp(job.started_at),

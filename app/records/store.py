@@ -144,20 +144,26 @@ class RecordStore:
         """
         self._remove(user_id, type_, name, _with_temporaries(names.filenames_of(name, [attempt], images)))
 
-    def remove(self, user_id: str, type_: str, name: str, *, claims: int, images: int | None) -> list[str]:
+    def remove(
+        self, user_id: str, type_: str, name: str, *, claims: int, images: int | None, reference: bool = True
+    ) -> list[str]:
         """Remove every file of a record, of whatever attempt, documents first; return the names of the finished ones.
 
         Folders that are empty then go, too.
 
         :param claims: the number of its last attempt.
         :param images: how many pictures an attempt was to make; None where nobody knows, and then the folder is listed.
+        :param reference: False keeps the reference image.
         :raises StorageFailed: some file could not be removed; a repetition goes on from there.
         """
         if images is None or claims * images * len(names.EXTENSIONS) > _MOST_NAMES:
-            filenames = [file.filename for file in self.files_of(user_id, type_, name)]
+            files = self.files_of(user_id, type_, name)
+            filenames = [
+                file.filename for file in files if reference or file.parsed is None or file.parsed.kind != "init"
+            ]
         else:
             finished = names.filenames_of(name, range(1, claims + 1), images)
-            filenames = _with_temporaries([*finished, name + names.INIT_SUFFIX])
+            filenames = _with_temporaries([*finished, name + names.INIT_SUFFIX] if reference else finished)
         removed = self._remove(user_id, type_, name, filenames)
         return [filename for filename in removed if names.parse_filename(filename) is not None]
 

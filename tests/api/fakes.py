@@ -38,6 +38,7 @@ def job_view(**changes: Any) -> dict[str, Any]:
         "type": "txt2img",
         "name": NAME,
         "status": "succeeded",
+        "cancel_requested": False,
         "simulated": False,
         "created_at": "2026-11-22T06:15:30.123Z",
         "started_at": "2026-11-22T06:15:30.200Z",

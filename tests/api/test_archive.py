@@ -189,7 +189,7 @@ def test_one_job(client, services):
     assert services.calls == [("job", "u1", "txt2img", NAME)]
 
 
-@pytest.mark.parametrize(("slug", "status"), [("job-unfinished", 409), ("job-not-found", 404), ("file-missing", 404)])
+@pytest.mark.parametrize(("slug", "status"), [("job-not-found", 404), ("file-missing", 404)])
 def test_refusals_of_the_archive(client, services, slug, status):
     services.answers["delete"] = domain_error(slug)
     response = client.delete(f"/delete/u1/txt2img/{NAME}")

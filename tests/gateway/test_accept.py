@@ -47,7 +47,7 @@ class Front(Gateway):
         table = self.services.table
         claim = table.claim("gpu0", "testhost/t", "task", EVERYTHING)
         table.answered(claim, 1.0, None, EVERYTHING)
-        assert table.succeed(claim, success_of(claim))
+        assert table.succeed(claim, success_of(claim)) == "succeeded"
         self.services.notifications.finished(claim.job.identity)
 
 
@@ -285,7 +285,7 @@ class TestIdempotency:
     def test_a_failed_job_answers_its_failure_again(self, front: Front) -> None:
         front.accept(key="k")
         claim = front.services.table.claim("gpu0", "testhost/t", "task", EVERYTHING)
-        assert front.services.table.fail(claim, Failure("webui-error", "It failed."))
+        assert front.services.table.fail(claim, Failure("webui-error", "It failed.")) == "failed"
         assert front.post(key="k")["error"] == {"slug": "webui-error", "detail": "It failed."}
 
     def test_another_body_or_type_is_another_request(self, front: Front) -> None:

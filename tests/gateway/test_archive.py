@@ -15,7 +15,7 @@ import pytest
 
 from app.gateway.archive import Archive
 from app.gateway.maintenance import Maintenance
-from app.jobs.errors import JobNotFound, JobUnfinished
+from app.jobs.errors import JobNotFound
 from app.jobs.table import JobTable
 from app.records.errors import MissingFile, StorageFailed
 from app.records.layout import user_folder
@@ -236,17 +236,20 @@ class TestDelete:
             archive.delete("u1", "img2img", view["name"] + suffix)
         assert gateway.files() == before
 
-    def test_an_unfinished_job_is_not_deleted(
+    def test_a_running_job_that_is_deleted_leaves_nothing(
         self, gateway: Gateway, archive: Archive, server: SimulatorServer
     ) -> None:
         arm(server, "hang")
         view = gateway.accept("img2img")
         until(lambda: stats(server)["generations"])
-        with pytest.raises(JobUnfinished):
-            archive.delete("u1", "img2img", view["name"])
-        assert gateway.files() == {f"{view['name']}-init.png"}
+        assert archive.delete("u1", "img2img", view["name"]) == []
+        with pytest.raises(JobNotFound):
+            archive.job("u1", "img2img", view["name"])
         server.simulator.engine.interrupt()
-        gateway.finished(view)
+        gateway.post()
+        until(lambda: gateway.sql("SELECT count(*) FROM jobs WHERE owner IS NOT NULL")[0][0] == 0)
+        archive.tidy()
+        assert not [name for name in gateway.files() if view["name"] in name]
 
     def test_files_that_can_not_be_removed_are_gone_for_their_user(
         self, gateway: Gateway, archive: Archive, monkeypatch: pytest.MonkeyPatch

@@ -75,7 +75,7 @@ class Round:
         table.answered(claim, 1.0, None, EVERYTHING)
         job = claim.job
         if not pictured:
-            assert table.fail(claim, Failure("webui-error", "The WebUI failed."))
+            assert table.fail(claim, Failure("webui-error", "The WebUI failed.")) == "failed"
             return
         [image, _] = self.services.records.save(
             job.user_id, job.type, job.name, 1, [(f"{job.name}-1-0.png", self._png)], {"format": 1}
@@ -88,8 +88,11 @@ class Round:
             "bytes": len(self._png),
             "media_type": "image/png",
         }
-        assert table.succeed(
-            claim, Success(job.created_at + 1, job.args, [view | {"infotext": "i" * 400}], {}, simulated=True)
+        assert (
+            table.succeed(
+                claim, Success(job.created_at + 1, job.args, [view | {"infotext": "i" * 400}], {}, simulated=True)
+            )
+            == "succeeded"
         )
 
     def make_and_delete(self, label: str, jobs: int) -> None:

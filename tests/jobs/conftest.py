@@ -74,7 +74,15 @@ class Gate:
         self.table = table
         self._numbers = itertools.count(1)
 
-    def new(self, user: str = "u1", *, cost: float = 1.0, requirements: str = "{}", type_: str = "txt2img") -> NewJob:
+    def new(
+        self,
+        user: str = "u1",
+        *,
+        cost: float = 1.0,
+        requirements: str = "{}",
+        type_: str = "txt2img",
+        cancel_after: float | None = None,
+    ) -> NewJob:
         number = next(self._numbers)
         return NewJob(
             user_id=user,
@@ -85,6 +93,7 @@ class Gate:
             init_image=None,
             requirements=requirements,
             cost=cost,
+            cancel_after=cancel_after,
         )
 
     def accept(
@@ -99,7 +108,7 @@ class Gate:
 
     def finish(self, claim: Claim) -> bool:
         self.table.answered(claim, 1.0, None, EVERYTHING)
-        return self.table.succeed(claim, success_of(claim))
+        return self.table.succeed(claim, success_of(claim)) == "succeeded"
 
     def run_next(self, slot: str = "gpu0") -> Job:
         claim = self.claim(slot)

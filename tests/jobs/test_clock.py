@@ -57,10 +57,10 @@ def test_a_living_worker_loses_nothing(
     claim = gate.claim()
     set_back()
     assert table.losses.reclaim("host/two") == []
-    assert slots.heartbeat("host/one")
+    assert slots.heartbeat("host/one").known
     advance(LEASE_SECONDS - 2)
     assert table.losses.reclaim("host/two") == []
-    assert table.succeed(claim, success_of(claim))
+    assert table.succeed(claim, success_of(claim)) == "succeeded"
 
 
 def test_leases_that_are_right_are_left_alone(gate: Gate, table: JobTable, database: Database) -> None:
@@ -96,7 +96,7 @@ def test_a_worker_that_died_before_counts_as_dead_at_once_and_a_living_one_after
 ) -> None:
     set_back()
     assert not slots.worker_alive()
-    assert slots.heartbeat("host/one")
+    assert slots.heartbeat("host/one").known
     assert slots.worker_alive()
 
 

@@ -27,8 +27,8 @@ KEY = IdempotencyKey("alice's key", "digest")
 Dump = dict[str, list[dict[str, Any]]]
 #: What a worker or a client does about a job that it knows of; each returns nothing true for one that is lost.
 ENDS: dict[str, Callable[[JobTable, Claim], object]] = {
-    "succeed": lambda table, claim: table.succeed(claim, success_of(claim)),
-    "fail": lambda table, claim: table.fail(claim, Failure("webui-error", "It failed.")),
+    "succeed": lambda table, claim: table.succeed(claim, success_of(claim)) != "lost",
+    "fail": lambda table, claim: table.fail(claim, Failure("webui-error", "It failed.")) != "lost",
     "give back": lambda table, claim: (
         table.give_back(claim, slot="clean", failure=Failure("webui-error", "It failed."), elsewhere=True) != "lost"
     ),
@@ -37,7 +37,7 @@ ENDS: dict[str, Callable[[JobTable, Claim], object]] = {
     "report": lambda table, claim: table.report(claim, 0.5, 1.0),
     "looked at": lambda table, claim: table.watched(claim.job._replace(status="running")),
     "seconds since a look": lambda table, claim: table.queries.seconds_since_watched(claim),
-    "owns": lambda table, claim: table.queries.owns(claim),
+    "wants": lambda table, claim: table.queries.wants(claim),
 }
 
 
@@ -245,12 +245,12 @@ class TestForgottenClaims:
 
     def test_only_the_claim_that_the_row_shows_ends_the_job(self, twice: tuple[Claim, Claim], table: JobTable) -> None:
         first, second = twice
-        assert not table.queries.owns(first)
-        assert not table.succeed(first, success_of(first))
-        assert table.succeed(second, success_of(second))
-        assert not table.succeed(first, success_of(first))
+        assert not table.queries.wants(first)
+        assert table.succeed(first, success_of(first)) == "lost"
+        assert table.succeed(second, success_of(second)) == "succeeded"
+        assert table.succeed(first, success_of(first)) == "lost"
         # Its own commit once more, whose answer was lost.
-        assert table.succeed(second, success_of(second))
+        assert table.succeed(second, success_of(second)) == "succeeded"
 
     def test_files_of_that_number_are_the_other_claims(self, twice: tuple[Claim, Claim], table: JobTable) -> None:
         first, second = twice

@@ -54,13 +54,13 @@ def test_the_heartbeat_of_a_worker_that_slept_too_long_does_not_bring_its_lease_
 ) -> None:
     gate.accept()
     claim = gate.claim(owner="host/one", task="slept")
-    assert slots.heartbeat("host/one")
+    assert slots.heartbeat("host/one").known
     assert slots.leases.held("slept", seconds_ago(60))
     advance(LEASE_SECONDS + 1)
     [taken] = table.losses.reclaim("host/two")
     assert taken.seq == claim.job.seq
     # The database still knows the worker, but it holds nothing any more.
-    assert slots.heartbeat("host/one")
+    assert slots.heartbeat("host/one").known
     assert not slots.leases.held("slept", seconds_ago(60))
 
 

@@ -36,13 +36,13 @@ class TestWorkers:
     def test_the_only_worker_of_a_host_replaces_the_earlier_ones(self, slots: Slots) -> None:
         slots.register("host/two", "host", ["gpu1"], only=True)
         assert slots.configured() == ["gpu1"]
-        assert not slots.heartbeat("host/one")
+        assert not slots.heartbeat("host/one").known
 
     def test_external_workers_of_one_host_stand_side_by_side(self, slots: Slots) -> None:
         slots.register("host/two", "host", ["gpu1", "gpu2"], only=False)
         assert slots.configured() == ["gpu0", "gpu1", "gpu2"]
-        assert slots.heartbeat("host/one")
-        assert slots.heartbeat("host/two")
+        assert slots.heartbeat("host/one").known
+        assert slots.heartbeat("host/two").known
 
     def test_a_worker_of_another_host_is_left_alone(self, slots: Slots) -> None:
         slots.register("other/one", "other", ["gpu9"], only=True)
@@ -64,7 +64,7 @@ class TestWorkers:
         assert slots.worker_alive()
         advance(ALIVE_SECONDS + 1)
         assert not slots.worker_alive()
-        assert slots.heartbeat("host/one")
+        assert slots.heartbeat("host/one").known
         assert slots.worker_alive()
 
     def test_nobody_is_alive_in_an_empty_table(self, database: Database) -> None:

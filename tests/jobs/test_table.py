@@ -13,7 +13,6 @@ from sqlalchemy import text
 
 from app.jobs.errors import (
     JobNotFound,
-    JobUnfinished,
     KeyOfDeletedJob,
     KeyReused,
     QueueFull,
@@ -84,7 +83,7 @@ class TestAccept:
                 assert gate.finish(claim)
             else:
                 table.answered(claim, None, None, EVERYTHING)
-                assert table.fail(claim, FAILURE)
+                assert table.fail(claim, FAILURE) == "failed"
         gate.accept("u1", bounds=bounds)
 
     def test_two_processes_can_not_overfill_the_queue(self, gate: Gate) -> None:
@@ -232,7 +231,7 @@ class TestClaim:
         assert following.job.seq == second.seq
         assert slots.get("gpu0").task_id == "t2"
         assert table.queries.current(first.identity).phase == "storing"
-        assert table.succeed(claim, success_of(claim))
+        assert table.succeed(claim, success_of(claim)) == "succeeded"
 
     def test_nothing_changes_before_the_claimer_is_ready(self, gate: Gate, table: JobTable, slots: Slots) -> None:
         first, second = gate.accept(), gate.accept()
@@ -319,7 +318,7 @@ class TestFinish:
         claim = gate.claim()
         images = [{"filename": str(number), "infotext": text} for number, text in enumerate(texts)]
         success = Success(1, claim.job.args | {"cfg_scale": 7.0}, images, {"model": None}, simulated=True)
-        assert table.succeed(claim, success)
+        assert table.succeed(claim, success) == "succeeded"
         [found] = table.queries.history("u1", "txt2img", 10, None)
         assert [image["infotext"] for image in found.images] == texts
         assert repr(found.args) == repr(success.args)
@@ -331,8 +330,8 @@ class TestFinish:
         assert gate.finish(claim)
         ended = table.queries.current(claim.job.identity)
         # Asked for again, as when the answer to the first commit was lost: the job did end by this claim.
-        assert table.succeed(claim, replace(success_of(claim), images=[]))
-        assert table.fail(claim, FAILURE)
+        assert table.succeed(claim, replace(success_of(claim), images=[])) == "succeeded"
+        assert table.fail(claim, FAILURE) == "succeeded"
         assert table.queries.current(claim.job.identity) == ended
         assert table.give_back(claim, slot="clean") == "lost"
         with table.database.read() as connection:
@@ -342,7 +341,7 @@ class TestFinish:
         gate.accept()
         lost = gate.claim()
         table.losses.take_over("host", "host/two")
-        assert not table.succeed(lost, success_of(lost))
+        assert table.succeed(lost, success_of(lost)) == "lost"
         assert table.answered(lost, 1.0, "t2", EVERYTHING) is None
 
     def test_the_loser_can_not_finish_the_winners_attempt(self, gate: Gate, table: JobTable, slots: Slots) -> None:
@@ -352,13 +351,13 @@ class TestFinish:
         table.give_back(old, slot="clean")
         new = gate.claim(task="again")
         assert (new.job.seq, new.owner, new.attempt) == (old.job.seq, old.owner, 2)
-        assert not table.succeed(old, success_of(old))
+        assert table.succeed(old, success_of(old)) == "lost"
         assert gate.finish(new)
 
     def test_a_failure_is_kept_with_its_words(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
         claim = gate.claim()
-        assert table.fail(claim, FAILURE)
+        assert table.fail(claim, FAILURE) == "failed"
         failed = table.queries.current(job.identity)
         assert (failed.status, failed.error_slug, failed.error_detail) == ("failed", "webui-error", "It failed.")
         assert failed.finished_at is not None
@@ -431,12 +430,12 @@ class TestTakeOver:
         gate.accept()
         gate.claim(owner="host/one")
         advance(9)
-        assert slots.heartbeat("host/one")
+        assert slots.heartbeat("host/one").known
         advance(9)
         assert table.losses.reclaim("host/two") == []
 
     def test_a_worker_that_the_table_forgot_is_told_so(self, slots: Slots) -> None:
-        assert not slots.heartbeat("host/unknown")
+        assert not slots.heartbeat("host/unknown").known
 
     def test_a_job_that_is_lost_again_and_again_fails(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
@@ -459,8 +458,8 @@ class TestTakeOver:
         lost = gate.claim(owner="host/one")
         [failed] = table.losses.take_over("host", "host/two")
         assert (failed.status, failed.error_slug) == ("failed", "worker-lost")
-        assert not table.succeed(lost, success_of(lost))
-        assert not table.fail(lost, Failure("webui-error", "Late."))
+        assert table.succeed(lost, success_of(lost)) == "lost"
+        assert table.fail(lost, Failure("webui-error", "Late.")) == "lost"
 
     def test_waiting_jobs_that_nobody_can_serve_fail(self, gate: Gate, table: JobTable) -> None:
         gone = gate.accept(requirements='{"model":"gone"}')
@@ -583,13 +582,42 @@ class TestDelete:
             row = connection.execute(text("SELECT args, images, webui FROM jobs")).one()
         assert tuple(row) == ("{}", None, None)
 
-    def test_an_unfinished_job_is_not_deleted(self, gate: Gate, table: JobTable) -> None:
+    def test_a_waiting_job_that_is_deleted_is_never_begun(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()
-        with pytest.raises(JobUnfinished):
-            table.deletion.delete("u1", "txt2img", job.name)
-        gate.claim()
-        with pytest.raises(JobUnfinished):
-            table.deletion.delete("u1", "txt2img", job.name)
+        assert table.deletion.delete("u1", "txt2img", job.name).status == "queued"
+        assert gate.claim() is None
+        assert gate.accept(bounds=Bounds(1, 1)).start_tag == job.start_tag
+
+    def test_the_files_of_a_job_that_was_deleted_while_it_ran_are_removed_until_its_claim_has_ended(
+        self, gate: Gate, table: JobTable, slots: Slots
+    ) -> None:
+        gate.accept()
+        claim = gate.claim()
+        assert claim is not None
+        assert table.deletion.delete(*claim.job.identity).status == "running"
+        assert slots.heartbeat("host/one").unwanted == {claim.task_id}
+        [(deleted, whole)] = table.deletion.pending_unlink()
+        assert (deleted.name, whole) == (claim.job.name, True)
+        table.deletion.unlinked(deleted)
+        assert len(table.deletion.pending_unlink()) == 1
+        assert table.succeed(claim, success_of(claim)) == "lost"
+        assert slots.heartbeat("host/one").unwanted == set()
+        table.deletion.unlinked(deleted)
+        assert table.deletion.pending_unlink() == []
+
+    def test_the_claim_of_a_deleted_job_is_taken_from_a_worker_that_is_gone(
+        self, gate: Gate, table: JobTable, advance: Callable[[float], None]
+    ) -> None:
+        gate.accept()
+        claim = gate.claim()
+        assert claim is not None
+        table.deletion.delete(*claim.job.identity)
+        advance(11)
+        assert table.losses.reclaim("host/two") == []
+        [(deleted, _)] = table.deletion.pending_unlink()
+        assert deleted.owner is None
+        table.deletion.unlinked(deleted)
+        assert table.deletion.pending_unlink() == []
 
     def test_debris_is_known_until_it_is_removed(self, gate: Gate, table: JobTable) -> None:
         job = gate.accept()

@@ -21,13 +21,12 @@ from sqlalchemy import Row, text
 from app.jobs import losses
 from app.jobs.errors import (
     JobNotFound,
-    JobUnfinished,
     KeyOfDeletedJob,
     KeyReused,
     QueueFull,
     UserQueueFull,
 )
-from app.jobs.model import Claim, Failure, IdempotencyKey, NewJob, Success
+from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job, NewJob, Success
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
 from app.jobs.sql.schema import CLOCK, EPOCHS, METADATA
@@ -69,6 +68,11 @@ class ModelJob:
     lease: float = 0.0
     images: list[str] = field(default_factory=list)
     wins: int = 0
+    #: Why its end was asked for while it ran.
+    asked: str | None = None
+    #: Seconds of the model's clock.
+    deadline: float | None = None
+    error: str | None = None
     #: It failed because its workers were lost too often.
     lost: bool = False
 
@@ -78,6 +82,22 @@ class ModelJob:
 
     def free(self, status: str) -> None:
         self.status, self.owner, self.slot, self.phase = status, None, None, None
+
+    def give_back(self, otherwise: str = "queued") -> str:
+        """It goes back to the queue, or becomes what is said; unless its end was asked for. What has become of it."""
+        self.free("cancelled" if self.asked else otherwise)
+        self.error = self.asked
+        self.wins += not self.unfinished
+        return self.status
+
+    def cancel(self, error: str) -> None:
+        """It waits no longer, or its end is asked for."""
+        if self.status == "queued":
+            self.free("cancelled")
+            self.error = error
+            self.wins += 1
+        else:
+            self.asked = error
 
 
 @dataclass
@@ -105,14 +125,32 @@ class Attempt:
 
     @property
     def owns(self) -> bool:
-        job = self.job
-        return (job.status, job.owner, job.claims) == ("running", self.claim.owner, self.claim.attempt)
+        return self.job.status == "running" and self.shown
 
     @property
-    def may_have_ended_it(self) -> bool:
+    def shown(self) -> bool:
+        """The row shows the claim: as long as it holds, and for a while where the job was deleted."""
+        return (self.job.owner, self.job.claims) == (self.claim.owner, self.claim.attempt)
+
+    def finish(self, status: str) -> str:
+        """The model's side of a finish; what it answers."""
+        if self.owns:
+            return self.job.give_back(status)
+        self.lose()
+        return self.repeated()
+
+    def repeated(self) -> str:
         """A finish that is repeated, since the answer to the commit was lost, is answered like the first one."""
         job = self.job
-        return job.status in ("succeeded", "failed") and job.claims == self.claim.attempt and not job.lost
+        mine = job.claims == self.claim.attempt and not job.lost
+        if job.status == "cancelled":
+            mine = mine and job.losses == self.claim.job.losses
+        return job.status if mine and job.status in ("succeeded", "failed", "cancelled") else "lost"
+
+    def lose(self) -> None:
+        """The claim of a deleted job has ended: nobody writes files of it any more."""
+        if self.shown:
+            self.job.free("deleted")
 
 
 class TableMachine(RuleBasedStateMachine):
@@ -147,9 +185,10 @@ class TableMachine(RuleBasedStateMachine):
         cost=st.sampled_from([1.0, 2.0, 8.0]),
         key=st.sampled_from([None, None, "k1", "k2"]),
         digest=st.sampled_from(["a", "a", "a", "b"]),
+        cancel_after=st.sampled_from([None, None, None, 10.0, 7200.0]),
     )
-    def accept(self, user: str, cost: float, key: str | None, digest: str) -> None:
-        new = self._new(user, cost)
+    def accept(self, user: str, cost: float, key: str | None, digest: str, cancel_after: float | None) -> None:
+        new = self._new(user, cost, cancel_after)
         given = IdempotencyKey(key, digest) if key is not None else None
         refusal = self._refusal(user, key, digest)
         if refusal is not None:
@@ -164,12 +203,13 @@ class TableMachine(RuleBasedStateMachine):
         assert created
         tag = max(self.virtual, self.finish.get(user, 0.0))
         self.finish[user] = tag + cost
-        model = ModelJob(job.seq, new.name, user, cost, tag)
+        deadline = None if cancel_after is None else self.now + cancel_after
+        model = ModelJob(job.seq, new.name, user, cost, tag, deadline=deadline)
         self.jobs.append(model)
         if key is not None:
             self.keys[user, key] = (digest, model, self.now + KEY_SECONDS)
 
-    def _new(self, user: str, cost: float) -> NewJob:
+    def _new(self, user: str, cost: float, cancel_after: float | None = None) -> NewJob:
         number = next(self._numbers)
         return NewJob(
             user_id=user,
@@ -180,6 +220,7 @@ class TableMachine(RuleBasedStateMachine):
             init_image=None,
             requirements="{}",
             cost=cost,
+            cancel_after=cancel_after,
         )
 
     def _known(self, user: str, key: str | None) -> tuple[str, ModelJob, float] | None:
@@ -202,13 +243,62 @@ class TableMachine(RuleBasedStateMachine):
         job = self._any_job(pick)
         if job is None:
             return
-        expected = JobNotFound if job.status == "deleted" else JobUnfinished if job.unfinished else None
-        if expected is not None:
-            with pytest.raises(expected):
+        if job.status == "deleted":
+            with pytest.raises(JobNotFound):
                 self.table.deletion.delete(job.user, "txt2img", job.name)
             return
-        self.table.deletion.delete(job.user, "txt2img", job.name)
+        assert self.table.deletion.delete(job.user, "txt2img", job.name).status == job.status
+        waited = job.status == "queued"
         job.status, job.images = "deleted", []
+        if waited:
+            self._charge_no_longer(job.user)
+
+    def _charge_no_longer(self, user: str) -> None:
+        left = [job.tag + job.cost for job in self.jobs if job.user == user and job.unfinished]
+        self.finish[user] = max(self.virtual, *left, 0.0)
+
+    def _is_late(self, job: ModelJob) -> bool:
+        return job.deadline is not None and job.deadline <= self.now
+
+    @rule(pick=_PICK)
+    def cancel(self, pick: int) -> None:
+        job = self._any_job(pick)
+        if job is None:
+            return
+        identity = Identity(job.user, "txt2img", job.name)
+        if job.status == "deleted":
+            with pytest.raises(JobNotFound):
+                self.table.cancellation.cancel(identity)
+            return
+        before = job.status
+        changes = before == "queued" or (before == "running" and job.asked is None)
+        if changes:
+            job.cancel("deadline-passed" if self._is_late(job) and before == "running" else "job-cancelled")
+        now, changed = self.table.cancellation.cancel(identity)
+        assert (now.status, changed) == (job.status, changes)
+        if before == "queued":
+            self._charge_no_longer(job.user)
+
+    @rule(user=st.sampled_from(USERS))
+    def cancel_all_that_wait(self, user: str) -> None:
+        waiting = [job for job in self.jobs if (job.user, job.status) == (user, "queued")]
+        ended = self.table.cancellation.cancel_queued(user)
+        assert [job.name for job in ended] == [job.name for job in reversed(waiting)]
+        for job in waiting:
+            job.cancel("job-cancelled")
+        if waiting:
+            self._charge_no_longer(user)
+
+    @rule()
+    def end_overdue(self) -> None:
+        late = [job for job in self.jobs if job.unfinished and job.asked is None and self._is_late(job)]
+        waited = {job.user for job in late if job.status == "queued"}
+        ended = self.table.cancellation.end_overdue()
+        for job in late:
+            job.cancel("deadline-passed")
+        assert sorted((job.name, job.status) for job in ended) == sorted((job.name, job.status) for job in late)
+        for user in waited:
+            self._charge_no_longer(user)
 
     @rule(pick=_PICK, index=st.integers(0, 2))
     def delete_image(self, pick: int, index: int) -> None:
@@ -235,6 +325,12 @@ class TableMachine(RuleBasedStateMachine):
         success = Success(1, {}, [{"filename": "x"}], {}, simulated=True)
         assert not self.table.restore(NewJob(**{**_fields(new), "name": job.name}), success, None, 1)
 
+    def _queue(self) -> list[ModelJob]:
+        return sorted((job for job in self.jobs if job.status == "queued"), key=lambda job: (job.tag, job.seq))
+
+    def _startable(self) -> list[ModelJob]:
+        return [job for job in self._queue() if not self._is_late(job)]
+
     def _any_job(self, pick: int) -> ModelJob | None:
         return self.jobs[pick % len(self.jobs)] if self.jobs else None
 
@@ -253,7 +349,7 @@ class TableMachine(RuleBasedStateMachine):
         self._taken(self.table.claim(slot, owner, task, EVERYTHING), slot, owner, task)
 
     def _taken(self, claim: Claim | None, slot: str, owner: str, task: str) -> None:
-        queue = sorted((job for job in self.jobs if job.status == "queued"), key=lambda job: (job.tag, job.seq))
+        queue = self._startable()
         if not queue or self.slots[slot].state != "clean":
             assert claim is None
             return
@@ -279,9 +375,11 @@ class TableMachine(RuleBasedStateMachine):
         task = f"task {next(self._numbers)}" if following else None
         after = self.table.answered(claim, 1.0, task, EVERYTHING)
         held = self._holds(claim)
-        if held:
+        # A slot that its owner has begun to quiesce since is not passed on.
+        passed = task is not None and bool(self._startable())
+        if held and (self.slots[claim.slot].state == "held" or not passed):
             self.slots[claim.slot].leave("clean")
-        if attempt.owns:
+        if attempt.shown:
             attempt.job.phase = "storing"
         if held and task is not None:
             self._taken(after, claim.slot, claim.owner, task)
@@ -305,12 +403,11 @@ class TableMachine(RuleBasedStateMachine):
         claim = attempt.claim
         names = [f"{claim.job.name}-{claim.attempt}-{index}.png" for index in range(images)]
         success = Success(1, claim.job.args, [{"filename": name} for name in names], {}, simulated=True)
-        won = self.table.succeed(claim, success)
-        assert won == (attempt.owns or attempt.may_have_ended_it)
-        if attempt.owns:
-            attempt.job.free("succeeded")
+        owned = attempt.owns
+        end = attempt.finish("succeeded")
+        assert self.table.succeed(claim, success) == end
+        if owned and end == "succeeded":
             attempt.job.images = names
-            attempt.job.wins += 1
 
     @rule(pick=_PICK)
     def fail(self, pick: int) -> None:
@@ -319,12 +416,10 @@ class TableMachine(RuleBasedStateMachine):
             return
         if not attempt.answered:
             self._answer(attempt, following=True)
-        won = self.table.fail(attempt.claim, FAILURE)
-        assert won == (attempt.owns or attempt.may_have_ended_it)
-        if attempt.owns:
-            attempt.job.free("failed")
-            attempt.job.attempts += 1
-            attempt.job.wins += 1
+        owned = attempt.owns
+        end = attempt.finish("failed")
+        assert self.table.fail(attempt.claim, FAILURE) == end
+        attempt.job.attempts += owned and end == "failed"
 
     @rule(pick=_PICK, clean=st.booleans(), counted=st.sampled_from([True, True, True, False]))
     def give_back(self, pick: int, clean: bool, counted: bool) -> None:
@@ -338,12 +433,23 @@ class TableMachine(RuleBasedStateMachine):
         if self._holds(claim):
             self.slots[claim.slot].leave(state)
         if not attempt.owns:
+            attempt.lose()
             assert status == "lost"
             return
-        job.attempts += counted
-        job.free("failed" if counted and job.attempts >= MAX_ATTEMPTS else "queued")
-        job.wins += job.status == "failed"
-        assert status == job.status
+        job.attempts += counted and job.asked is None
+        assert status == job.give_back("failed" if counted and job.attempts >= MAX_ATTEMPTS else "queued")
+
+    @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
+    def release_orphans(self, slot: str, owner: str) -> None:
+        """The worker does not know what it holds: the answer to the commit of the claim was lost."""
+        held = [job for job in self.jobs if (job.slot, job.owner, job.phase) == (slot, owner, "generating")]
+        released = self.table.losses.release_orphans(slot, owner)
+        running = [job for job in held if job.status == "running"]
+        for job in held:
+            job.give_back() if job.status == "running" else job.free("deleted")
+        assert [(job.name, job.status) for job in released] == [(job.name, job.status) for job in running]
+        if self.slots[slot].owner == owner:
+            self.slots[slot].leave("unclean")
 
     @rule(slot=st.sampled_from(SLOTS), owner=st.sampled_from(OWNERS))
     def begin_quiescing(self, slot: str, owner: str) -> None:
@@ -369,7 +475,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(owner=st.sampled_from(OWNERS))
     def heartbeat(self, owner: str) -> None:
-        assert self.rows.heartbeat(owner)
+        assert self.rows.heartbeat(owner).known
         for held in (*self.jobs, *self.slots.values()):
             if held.owner == owner:
                 held.lease = self.now + LEASE_SECONDS
@@ -396,8 +502,7 @@ class TableMachine(RuleBasedStateMachine):
                 held.lease = longest
         lost = [job for job in self.jobs if job.owner not in (None, owner) and job.lease < self.now]
         slots = [slot for slot in self.slots.values() if slot.owner not in (None, owner) and slot.lease < self.now]
-        assert sorted(job.seq for job in self.table.losses.reclaim(owner)) == sorted(job.seq for job in lost)
-        self._lose(lost, slots)
+        self._lose(self.table.losses.reclaim(owner), lost, slots)
 
     @rule(owner=st.sampled_from(OWNERS))
     def take_over(self, owner: str) -> None:
@@ -408,15 +513,18 @@ class TableMachine(RuleBasedStateMachine):
 
         lost = [job for job in self.jobs if dead(job.owner)]
         slots = [slot for slot in self.slots.values() if dead(slot.owner)]
-        assert sorted(job.seq for job in self.table.losses.take_over(host, owner)) == sorted(job.seq for job in lost)
-        self._lose(lost, slots)
+        self._lose(self.table.losses.take_over(host, owner), lost, slots)
 
-    def _lose(self, jobs: list[ModelJob], slots: list[ModelSlot]) -> None:
+    def _lose(self, told: list[Job], jobs: list[ModelJob], slots: list[ModelSlot]) -> None:
+        running = [job for job in jobs if job.status == "running"]
         for job in jobs:
-            job.lost = job.losses >= MAX_LOSSES
-            job.free("failed" if job.lost else "queued")
+            if job.status == "deleted":
+                job.free("deleted")
+        for job in running:
+            job.lost = job.losses >= MAX_LOSSES and job.asked is None
+            job.give_back("failed" if job.lost else "queued")
             job.losses += 1
-            job.wins += job.status == "failed"
+        assert sorted((job.name, job.status) for job in told) == sorted((job.name, job.status) for job in running)
         for slot in slots:
             slot.leave("unclean")
 
@@ -483,7 +591,8 @@ class TableMachine(RuleBasedStateMachine):
     @invariant()
     def every_promise_is_kept(self) -> None:
         jobs = self._all(
-            "SELECT seq, name, user_id, status, claims, attempts, losses, owner, slot, phase, start_tag, images, args, task_id"
+            "SELECT seq, name, user_id, status, claims, attempts, losses, owner, slot, phase, start_tag, images, args, task_id,"
+            " error_slug, cancel_at"
             " FROM jobs ORDER BY seq"
         )
         slots = self._all("SELECT key, state, owner, task_id FROM slots ORDER BY key")
@@ -505,6 +614,13 @@ class TableMachine(RuleBasedStateMachine):
             (key, slot.state, slot.owner, slot.task) for key, slot in self.slots.items()
         ]
         assert all(row.images is None and row.args == "{}" for row in jobs if row.status == "deleted")
+        assert [(row.error_slug, row.cancel_at is not None) for row in jobs if row.status == "running"] == [
+            (None, job.asked is not None) for job in self.jobs if job.status == "running"
+        ]
+        assert [row.error_slug for row in jobs if row.status == "cancelled"] == [
+            job.error for job in self.jobs if job.status == "cancelled"
+        ]
+        assert all(row.cancel_at is None for row in jobs if row.status in ("queued", "succeeded", "failed"))
 
     def _a_slot_is_held_for_one_job_at_most(self, jobs: list[Row[Any]], slots: list[Row[Any]]) -> None:
         generating = sorted((row.slot, row.task_id, row.owner) for row in jobs if row.phase == "generating")
@@ -516,7 +632,7 @@ class TableMachine(RuleBasedStateMachine):
             assert row.attempts <= MAX_ATTEMPTS
             assert row.losses <= MAX_LOSSES + 1
             assert row.attempts + row.losses <= row.claims
-            assert row.status == "running" or (row.owner, row.slot, row.phase) == (None, None, None)
+            assert row.status in ("running", "deleted") or (row.owner, row.slot, row.phase) == (None, None, None)
 
     def _the_counters_count_the_unfinished(self, jobs: list[Row[Any]]) -> None:
         unfinished = Counter(row.user_id for row in jobs if row.status in ("queued", "running"))
@@ -530,7 +646,7 @@ class TableMachine(RuleBasedStateMachine):
             assert [seq for _, seq in sorted(waiting)] == [seq for _, seq in waiting]
 
     def _positions_are_those_of_the_real_order(self) -> None:
-        queue = sorted((job for job in self.jobs if job.status == "queued"), key=lambda job: (job.tag, job.seq))
+        queue = self._queue()
         positions = [
             self.table.queries.place(self.table.queries.get(job.user, "txt2img", job.name)).position for job in queue
         ]
@@ -538,7 +654,10 @@ class TableMachine(RuleBasedStateMachine):
 
     def _every_change_and_nothing_else_has_a_new_rev(self, jobs: list[Row[Any]]) -> None:
         """So a client that reads on from the last rev that it knows misses nothing, and the order of revs is that of commits."""
-        seen = {row.name: (row.status, row.phase, row.claims, row.images) for row in jobs}
+        seen = {
+            row.name: (row.status, row.status == "running" and row.phase, row.claims, row.images, row.cancel_at is None)
+            for row in jobs
+        }
         changed = {name for name, shown in seen.items() if shown != self.seen.get(name)}
         changes = self.table.revisions.changes(self.rev, len(jobs) + 1)
         assert {change.identity.name for change in changes} == changed

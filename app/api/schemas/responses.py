@@ -157,6 +157,9 @@ class Job(Answer):
     type = _text("What was asked for.", enum=list(TYPES))
     name = _text("The name of the job and its record.")
     status = _text("The state of the job.", enum=list(STATUSES))
+    cancel_requested = fields.Boolean(
+        required=True, metadata={"description": "Its end was asked for; a running job ends when its WebUI has replied."}
+    )
     simulated = fields.Boolean(required=True, metadata={"description": "The pictures come from a simulator."})
     created_at = _text("When it was accepted.", format="date-time")
     started_at = fields.DateTime(

@@ -35,6 +35,7 @@ QUEUED: Final = literal_column("'queued'", Text)
 RUNNING: Final = literal_column("'running'", Text)
 SUCCEEDED: Final = literal_column("'succeeded'", Text)
 FAILED: Final = literal_column("'failed'", Text)
+CANCELLED: Final = literal_column("'cancelled'", Text)
 DELETED: Final = literal_column("'deleted'", Text)
 # For the same reason a bare column: as a Boolean it would become "pending_unlink = 1" on SQLite, which its index does not say.
 PENDING_UNLINK: Final[ColumnElement[Any]] = literal_column("pending_unlink")

@@ -28,9 +28,10 @@ from sqlalchemy import (
     update,
 )
 
-from app.jobs.model import Claim, Identity, Job
+from app.jobs.model import Claim, Failure, Identity, Job
 from app.jobs.sql.prepared import Prepared
 from app.jobs.sql.schema import (
+    CANCELLED,
     CATALOGUES,
     CLOCK,
     DELETED,
@@ -39,6 +40,7 @@ from app.jobs.sql.schema import (
     IDEMPOTENCY,
     JOBS,
     NOTES,
+    PENDING_UNLINK,
     QUEUED,
     REFUSALS,
     REQUIREMENTS,
@@ -72,8 +74,32 @@ FREE: Final[dict[str, Any]] = {
     "progress_at": None,
     "watched_at": None,
 }
-#: The same for a job that goes back to its place in the queue.
-BACK: Final[dict[str, Any]] = {"status": "queued", "progress": None, "rev": NEXT_REV, **FREE}
+#: Why a job was cancelled.
+JOB_CANCELLED: Final = Failure("job-cancelled", "The job was cancelled.")
+DEADLINE_PASSED: Final = Failure(
+    "deadline-passed", "The job had not ended within the time that its Cancel-After allows."
+)
+_TO_END: Final = JOBS.c.cancel_at.is_not(None)
+#: Which of the two, of a job that runs and is to end: what asked for its end first.
+_BY_DEADLINE: Final = JOBS.c.deadline <= JOBS.c.cancel_at
+_WHY: Final[dict[str, Any]] = {
+    "error_slug": case((_BY_DEADLINE, DEADLINE_PASSED.slug), else_=JOB_CANCELLED.slug),
+    "error_detail": case((_BY_DEADLINE, DEADLINE_PASSED.detail), else_=JOB_CANCELLED.detail),
+}
+#: What ends a claimed job that is to end. Its claims may have left files, which go when nobody can write any more.
+_ENDED: Final[dict[str, Any]] = {
+    "finished_at": bindparam("p_finished", type_=BigInteger),
+    "pending_unlink": True,
+    **_WHY,
+}
+#: The same for a job that goes back to its place in the queue; one that is to end does so instead.
+BACK: Final[dict[str, Any]] = {
+    "status": case((_TO_END, CANCELLED), else_=QUEUED),
+    "progress": None,
+    "rev": NEXT_REV,
+    **{name: case((_TO_END, value), else_=JOBS.c[name]) for name, value in _ENDED.items()},
+    **FREE,
+}
 
 
 def named(identity: Identity) -> dict[str, Any]:
@@ -88,7 +114,8 @@ def row_of(job: Job) -> dict[str, Any]:
 
 def owned_by(claim: Claim) -> dict[str, Any]:
     """The parameters of :data:`OWNED` and of :data:`FINISHED_BY`."""
-    return row_of(claim.job) | {"c_owner": claim.owner, "c_claims": claim.job.claims, "c_task": claim.task_id}
+    mine = {"c_owner": claim.owner, "c_claims": claim.attempt, "c_task": claim.task_id, "c_losses": claim.job.losses}
+    return row_of(claim.job) | mine
 
 
 def held_by(claim: Claim) -> dict[str, Any]:
@@ -101,14 +128,16 @@ _SAME_JOB: Final[ColumnElement[bool]] = and_(
 )
 #: The row of a job that an earlier transaction has read. The number finds it, the identity says that it is still this job's.
 ROW: Final[ColumnElement[bool]] = and_(JOBS.c.seq == bindparam("c_seq"), _SAME_JOB)
-#: The compare of every compare-and-set on a claimed job.
-OWNED: Final[ColumnElement[bool]] = and_(
-    ROW,
-    JOBS.c.status == RUNNING,
-    JOBS.c.owner == bindparam("c_owner"),
-    JOBS.c.claims == bindparam("c_claims"),
-    JOBS.c.task_id == bindparam("c_task"),
+_CLAIM: Final[ColumnElement[bool]] = and_(
+    JOBS.c.owner == bindparam("c_owner"), JOBS.c.claims == bindparam("c_claims"), JOBS.c.task_id == bindparam("c_task")
 )
+#: The compare of every compare-and-set on a claimed job.
+OWNED: Final[ColumnElement[bool]] = and_(ROW, JOBS.c.status == RUNNING, _CLAIM)
+#: The same of a job whose end nobody has asked for.
+WANTED: Final[ColumnElement[bool]] = and_(OWNED, JOBS.c.cancel_at.is_(None))
+#: A job that was deleted while it ran. Its claim, lease and slot stay in the row until its worker has replied or is gone, for the
+#: claim may write files until then.
+HELD_DELETED: Final[ColumnElement[bool]] = and_(PENDING_UNLINK, JOBS.c.status == DELETED, JOBS.c.owner.is_not(None))
 #: The same for the slot that a claim holds.
 HELD: Final[ColumnElement[bool]] = and_(
     SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner"), SLOTS.c.task_id == bindparam("c_task")
@@ -157,7 +186,8 @@ _ACCEPTED: Final = (
     "user_id", "type", "name", "status", "created_at", "args", "init_image", "simulated", "cost", "start_tag", "requirements_id",
     "claims", "attempts", "losses", "one_by_one", "pending_unlink",
 )  # fmt: skip
-ADD_JOB: Final = Prepared(insert(JOBS).values(rev=NEXT_REV).returning(*COLUMNS), _ACCEPTED)
+_DEADLINE: Final = db_now() + bindparam("p_cancel_after", type_=Float)
+ADD_JOB: Final = Prepared(insert(JOBS).values(rev=NEXT_REV, deadline=_DEADLINE).returning(*COLUMNS), _ACCEPTED)
 
 REQUIREMENTS_AFTER: Final = Prepared(
     select(REQUIREMENTS.c.id, REQUIREMENTS.c.body)
@@ -182,9 +212,11 @@ _REQUIREMENTS: Final = (
     .scalar_subquery()
     .label("requirements_body")
 )
+#: A job beyond its deadline is not begun; the upkeep ends it (app/jobs/cancellation.py).
+_IN_TIME: Final = or_(JOBS.c.deadline.is_(None), JOBS.c.deadline > db_now())
 _WAITING: Final[Select[Any]] = (
     select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_REQUIREMENTS, _REQUIREMENTS)
-    .where(JOBS.c.status == QUEUED, JOBS.c.requirements_id <= bindparam("p_known"), ~_REFUSED, ~IS_PAUSED)
+    .where(JOBS.c.status == QUEUED, JOBS.c.requirements_id <= bindparam("p_known"), ~_REFUSED, _IN_TIME, ~IS_PAUSED)
     .order_by(JOBS.c.start_tag, JOBS.c.seq)
     .limit(1)
 )
@@ -260,6 +292,8 @@ LEAVE_SLOT: Final = Prepared(update(SLOTS).where(HELD).values(_UNCLEAN))
 BEGIN_STORING: Final = Prepared(
     update(JOBS).where(OWNED).values(phase="storing", progress=1.0, eta=None, progress_at=db_now(), rev=NEXT_REV)
 )
+#: The same where the job was deleted meanwhile; nobody sees that.
+BEGIN_DISCARDING: Final = Prepared(update(JOBS).where(ROW, HELD_DELETED, _CLAIM).values(phase="storing"))
 
 # -- heartbeat ------------------------------------------------------------------------------------------------------------
 
@@ -282,11 +316,18 @@ SECONDS_SINCE_WATCHED: Final = Prepared(select((db_now() - JOBS.c.watched_at).la
 
 #: What no heartbeat could have given. A little slack, so that a clock that is slewed does not make us write each time.
 JOB_LATE: Final = and_(JOBS.c.status == RUNNING, JOBS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0)
+DELETED_LATE: Final = and_(HELD_DELETED, JOBS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0)
 SLOT_LATE: Final = SLOTS.c.lease_expires > db_now() + LEASE_SECONDS + 1.0
 #: What a heartbeat gives.
 RENEWED: Final = {"lease_expires": db_now() + LEASE_SECONDS}
 RENEW_JOBS: Final = Prepared(
-    update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner")).values(RENEWED)
+    update(JOBS)
+    .where(JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner"))
+    .values(RENEWED)
+    .returning(JOBS.c.task_id, JOBS.c.cancel_at)
+)
+RENEW_DELETED: Final = Prepared(
+    update(JOBS).where(HELD_DELETED, JOBS.c.owner == bindparam("p_owner")).values(RENEWED).returning(JOBS.c.task_id)
 )
 RENEW_SLOTS: Final = Prepared(
     update(SLOTS).where(SLOTS.c.owner == bindparam("p_owner")).values(RENEWED).returning(SLOTS.c.task_id)
@@ -301,6 +342,11 @@ def job_lapsed(owner: Any) -> ColumnElement[bool]:
     return and_(JOBS.c.status == RUNNING, JOBS.c.owner != owner, JOBS.c.lease_expires < db_now())
 
 
+def deleted_lapsed(owner: Any) -> ColumnElement[bool]:
+    """The same of a job that was deleted while it ran."""
+    return and_(HELD_DELETED, JOBS.c.owner != owner, JOBS.c.lease_expires < db_now())
+
+
 def slot_lapsed(owner: Any) -> ColumnElement[bool]:
     """The same of a slot."""
     return and_(SLOTS.c.owner != owner, SLOTS.c.lease_expires < db_now())
@@ -308,20 +354,26 @@ def slot_lapsed(owner: Any) -> ColumnElement[bool]:
 
 _LAPSED: Final = [
     select(JOBS.c.seq).where(job_lapsed(bindparam("p_owner"))),
+    select(JOBS.c.seq).where(deleted_lapsed(bindparam("p_owner"))),
     select(SLOTS.c.key).where(slot_lapsed(bindparam("p_owner"))),
 ]
+_LATE: Final = [
+    select(JOBS.c.seq).where(JOB_LATE), select(JOBS.c.seq).where(DELETED_LATE), select(SLOTS.c.key).where(SLOT_LATE),
+]  # fmt: skip
 #: Asked every two seconds: whether there is a lease that is late, and one of somebody else that has run out.
 LEASES: Final = Prepared(
     select(
-        or_(select(JOBS.c.seq).where(JOB_LATE).exists(), select(SLOTS.c.key).where(SLOT_LATE).exists()).label("late"),
+        or_(*(late.exists() for late in _LATE)).label("late"),
         or_(*(lapsed.exists() for lapsed in _LAPSED)).label("lapsed"),
     )
 )
 
 #: The task ids of the jobs whose results an owner decodes or stores.
+_STORED: Final = and_(JOBS.c.owner == bindparam("p_owner"), JOBS.c.phase == "storing")
 STORED_BY: Final = Prepared(
-    select(JOBS.c.task_id).where(
-        JOBS.c.status == RUNNING, JOBS.c.owner == bindparam("p_owner"), JOBS.c.phase == "storing"
+    union_all(
+        select(JOBS.c.task_id).where(JOBS.c.status == RUNNING, _STORED),
+        select(JOBS.c.task_id).where(HELD_DELETED, _STORED),
     )
 )
 
@@ -329,7 +381,7 @@ STORED_BY: Final = Prepared(
 
 SUCCEED: Final = Prepared(
     update(JOBS)
-    .where(OWNED)
+    .where(WANTED)
     .values(
         status="succeeded",
         finished_at=bindparam("p_finished"),
@@ -343,7 +395,7 @@ SUCCEED: Final = Prepared(
 )
 FAIL: Final = Prepared(
     update(JOBS)
-    .where(OWNED)
+    .where(WANTED)
     .values(
         status="failed",
         finished_at=bindparam("p_finished"),
@@ -354,18 +406,29 @@ FAIL: Final = Prepared(
         **FREE,
     )
 )
+#: What a claim does instead when the end of its job was asked for.
+END: Final = Prepared(
+    update(JOBS).where(OWNED, _TO_END).values(status="cancelled", progress=None, rev=NEXT_REV, **_ENDED, **FREE)
+)
+#: The end of a claim whose job was deleted meanwhile: from now on nobody writes files of it.
+END_DELETED: Final = Prepared(update(JOBS).where(ROW, HELD_DELETED, _CLAIM).values(FREE))
 #: Why a job failed whose worker was lost too often.
 WORKER_LOST: Final = "worker-lost"
-#: Whether a claim has ended its job already. A job that failed as lost was ended by another worker.
+#: How a claim has ended its job already. A job that failed as lost, or was cancelled when its claim was lost, was ended by another
+#: worker.
 FINISHED_BY: Final = Prepared(
-    select(JOBS.c.seq).where(
+    select(JOBS.c.status).where(
         _SAME_JOB,
         JOBS.c.claims == bindparam("c_claims"),
         JOBS.c.task_id == bindparam("c_task"),
-        or_(JOBS.c.status == SUCCEEDED, and_(JOBS.c.status == FAILED, JOBS.c.error_slug != WORKER_LOST)),
+        or_(
+            JOBS.c.status == SUCCEEDED,
+            and_(JOBS.c.status == FAILED, JOBS.c.error_slug != WORKER_LOST),
+            and_(JOBS.c.status == CANCELLED, JOBS.c.losses == bindparam("c_losses")),
+        ),
     )
 )
-STILL_OWNED: Final = Prepared(select(JOBS.c.seq).where(OWNED))
+STILL_WANTED: Final = Prepared(select(JOBS.c.seq).where(WANTED))
 #: What an owner holds on a slot without knowing it; whether anything was sent, the next holder looks.
 RELEASE_JOB: Final = Prepared(
     update(JOBS)
@@ -378,6 +441,16 @@ RELEASE_JOB: Final = Prepared(
     .values(BACK)
     .returning(*COLUMNS)
 )
+RELEASE_DELETED: Final = Prepared(
+    update(JOBS)
+    .where(
+        HELD_DELETED,
+        JOBS.c.owner == bindparam("c_owner"),
+        JOBS.c.slot == bindparam("c_slot"),
+        JOBS.c.phase == "generating",
+    )
+    .values(FREE)
+)
 RELEASE_SLOT: Final = Prepared(
     update(SLOTS).where(SLOTS.c.key == bindparam("c_slot"), SLOTS.c.owner == bindparam("c_owner")).values(_UNCLEAN)
 )
@@ -386,6 +459,31 @@ COUNT_OUT: Final = Prepared(
 )
 COUNT_USER_OUT: Final = Prepared(
     update(USERS).where(USERS.c.user_id == bindparam("p_user")).values(unfinished=USERS.c.unfinished - 1)
+)
+
+# -- cancel ----------------------------------------------------------------------------------------------------------
+
+#: The virtual clock, and the finish tag of the last unfinished job of a user.
+USER_TAGS: Final = Prepared(
+    select(
+        CLOCK.c.virtual,
+        select(func.max(JOBS.c.start_tag + JOBS.c.cost))
+        .where(JOBS.c.user_id == bindparam("p_user"), JOBS.c.status.in_([QUEUED, RUNNING]))
+        .scalar_subquery()
+        .label("finish"),
+    )
+)
+SET_FINISH: Final = Prepared(
+    update(USERS).where(USERS.c.user_id == bindparam("p_user")).values(finish=bindparam("p_finish"))
+)
+#: Unfinished jobs beyond their deadline whose end nobody has asked for.
+OVERDUE: Final = Prepared(
+    select(*COLUMNS).where(
+        JOBS.c.deadline <= db_now(),
+        JOBS.c.finished_at.is_(None),
+        JOBS.c.cancel_at.is_(None),
+        JOBS.c.status.in_([QUEUED, RUNNING]),
+    )
 )
 
 # -- look up ---------------------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable
@@ -20,6 +22,10 @@ from app.jobs.worker.context import WorkerContext
 
 _LOG = logging.getLogger(__name__)
 
+#: How the end of an attempt without a result is announced. One whose claim was lost is announced by its new owner.
+_ANNOUNCED: Final[Mapping[str, events.Event]] = MappingProxyType(
+    {"queued": "given back", "failed": "failed", "cancelled": "cancelled"}
+)
 _FAILED_TO_STORE = Failure("internal-error", "The gateway failed to store the result.")
 
 
@@ -78,16 +84,15 @@ class Outcomes:
             self._wake.set()
 
     def _verdict(self, attempt: Attempt, answer: Answer) -> Success | Failure | Retry | None:
-        """The verdict on an answer; None if its claim was lost, or the worker was stopped while the database was away."""
+        """The verdict on an answer; None if nobody wants it, or the worker was stopped while the database was away."""
         claim, context = attempt.claim, self._context
         try:
             checked = context.retry_until_stopped(lambda: self._backend.check(claim, answer))
             attempt.await_free_slot()
             if not isinstance(checked, Checked):
                 return checked
-            if not self._still_ours(claim):
-                attempt.abandon("its claim was lost")
-                _LOG.warning("the claim of job %s was lost; its answer is not stored", claim.job.name)
+            if not self._still_wanted(claim):
+                self._drop(attempt)
                 return None
             attempt.storing()
             return context.retry_until_stopped(lambda: self._backend.store(claim, checked))
@@ -96,15 +101,25 @@ class Outcomes:
             attempt.await_free_slot()
             return _FAILED_TO_STORE
 
-    def _still_ours(self, claim: Claim) -> bool:
-        """Whether the claim holds; assumed while the database is away, because the commit compares it again.
+    def _still_wanted(self, claim: Claim) -> bool:
+        """Whether the claim holds and its job is not to end; assumed while the database is away, because the commit compares again.
 
         Asked because the files of a later claim may have the same names; see :meth:`JobQueries.shares_number`.
         """
         try:
-            return self._context.table.queries.owns(claim)
+            return self._context.table.queries.wants(claim)
         except DatabaseUnavailable:
             return True
+
+    def _drop(self, attempt: Attempt) -> None:
+        """End an attempt whose answer nobody wants: its claim was lost, or its job is to end or was deleted."""
+        attempt.abandon("its answer is not wanted")
+        status = self._context.retry_until_stopped(
+            lambda: self._context.table.give_back(attempt.claim, slot="clean", failure=None)
+        )
+        if status == "lost":
+            _LOG.warning("the claim of job %s was lost; its answer is not stored", attempt.claim.job.name)
+        self._announce_end(attempt.claim, status, None)
 
     def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> None:
         """Commit what became of the attempt, and announce it."""
@@ -112,8 +127,7 @@ class Outcomes:
         if isinstance(verdict, Success):
             self._succeeded(claim, verdict)
         elif isinstance(verdict, Failure):
-            failed = retry(lambda: table.fail(claim, verdict))
-            self._announce_end(claim, "failed" if failed else None, verdict)
+            self._announce_end(claim, retry(lambda: table.fail(claim, verdict)), verdict)
         else:
             status = retry(
                 lambda: table.give_back(
@@ -129,15 +143,16 @@ class Outcomes:
             self._wake.set()
 
     def _succeeded(self, claim: Claim, success: Success) -> None:
-        stored = self._context.retry_until_stopped(lambda: self._context.table.succeed(claim, success))
-        if stored:
+        end = self._context.retry_until_stopped(lambda: self._context.table.succeed(claim, success))
+        if end == "succeeded":
             self.note("stored", claim)
-        elif stored is False:
+        elif end is not None:
             self._discard(claim)
+            self._announce_end(claim, end, None)
         self._backlog.write()
 
     def _discard(self, claim: Claim) -> None:
-        """Remove the files of a lost claim, unless they may be those of another claim with its number: then the sweep decides."""
+        """Remove the files of a claim that has not succeeded, unless another claim with its number may have made them."""
         if self._context.retry_until_stopped(lambda: self._context.table.queries.shares_number(claim)) is False:
             self._backend.discard(claim)
 
@@ -154,8 +169,9 @@ class Outcomes:
         self._backlog.add(events.Transition(event, claim.job, claim.slot, claim.attempt, seconds, slug))
 
     def _announce_end(self, claim: Claim, status: str | None, failure: Failure | None) -> None:
-        """Announce that an attempt ended without a result, unless its claim was lost: then its new owner has announced that."""
-        if status in ("queued", "failed"):
-            event: events.Event = "failed" if status == "failed" else "given back"
-            self.note(event, claim, slug=failure.slug if failure is not None else None)
+        """Announce that an attempt ended without a result, as its status says (None: that could not be committed)."""
+        event = None if status is None else _ANNOUNCED.get(status)
+        if event is not None:
+            slug = failure.slug if failure is not None and event != "cancelled" else None
+            self.note(event, claim, slug=slug)
         self._backlog.write()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from app.jobs.events import Transition
+from app.jobs.events import Event, Transition
 from app.jobs.leases import Lease
 from app.jobs.slots import Quiesced
 from app.jobs.worker import timing
@@ -34,7 +34,8 @@ class Recovery:
         if slot.owner == owner:
             # Only this thread claims and quiesces here, and it does neither now.
             for job in self._context.table.losses.release_orphans(slot.key, slot.owner):
-                self._context.announcer.announce(Transition("given back", job, slot.key, job.claims))
+                event: Event = "cancelled" if job.finished else "given back"
+                self._context.announcer.announce(Transition(event, job, slot.key, job.claims))
         if slot.state == "suspect" and time.monotonic() < self._try_again_at:
             return False
         return self._await_idle(patience=0.0 if slot.state == "suspect" else timing.STUCK_SECONDS)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.events import Announcer, Event, Transition
 from app.jobs.model import Job
+from app.jobs.sql.statements import DEADLINE_PASSED
 from app.jobs.tables import Tables
 from app.jobs.worker import timing
 from app.jobs.worker.backend import Backend
@@ -26,6 +29,9 @@ from app.jobs.worker.monitor import Monitor
 from app.jobs.worker.runner import Runner
 
 _LOG = logging.getLogger(__name__)
+
+#: How the end of a job whose worker was lost is announced.
+_ENDS_OF_LOST: Final[Mapping[str, Event]] = MappingProxyType({"failed": "failed", "cancelled": "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +198,7 @@ class Worker:
     def _renew_leases(self) -> None:
         while not self._context.stopped.wait(timing.HEARTBEAT_SECONDS):
             try:
-                if not self._context.slots.heartbeat(self._context.owner):
+                if not self._context.slots.heartbeat(self._context.owner).known:
                     self._register()
             except DatabaseUnavailable:
                 _LOG.warning("the database is unavailable; leases were not renewed")
@@ -207,6 +213,7 @@ class Worker:
         try:
             self._announce_lost(context.table.losses.reclaim(context.owner))
             self._announce_lost(context.table.losses.lose_unknown(context.owner, self._unstored_task_ids))
+            self._announce_overdue(context.table.cancellation.end_overdue())
             context.slots.forget_workers(context.owner, self._host)
             context.catalogues.drop_unconfigured()
             context.table.deletion.forget_keys()
@@ -219,7 +226,12 @@ class Worker:
     def _announce_lost(self, jobs: Sequence[Job]) -> None:
         """Announce the end of attempts whose worker died or lost its lease; the runners may claim the jobs at once."""
         for job in jobs:
-            event: Event = "failed" if job.status == "failed" else "given back"
+            event: Event = _ENDS_OF_LOST.get(job.status, "given back")
             self._context.announcer.announce(Transition(event, job, job.slot, job.claims, slug=job.error_slug))
         if jobs:
             self.wake()
+
+    def _announce_overdue(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            event: Event = "cancelled" if job.finished else "cancel requested"
+            self._context.announcer.announce(Transition(event, job, slug=DEADLINE_PASSED.slug))

@@ -453,7 +453,12 @@ class TestQueryPlans:
             lambda: table.report(claim, 0.5, 1.0),
             lambda: table.watched(claim.job),
             lambda: table.queries.seconds_since_watched(claim),
+            lambda: table.cancellation.cancel(claim.job.identity),
+            lambda: slots.heartbeat("host/one"),
+            table.cancellation.end_overdue,
+            lambda: table.cancellation.cancel_queued("u1"),
             lambda: gate.finish(claim),
+            lambda: table.losses.lose_unknown("host/one", lambda: ()),
             lambda: table.deletion.delete("u1", "txt2img", job.name),
         ]
         for action in actions:
