@@ -270,3 +270,42 @@ def upkeep() -> None:
         services.database.close()
     for what, count in done.items():
         click.echo(f"{what}: {count}")
+
+
+@main.group()
+def queue() -> None:
+    """Look after the queue."""
+
+
+def _with_queue(action: Callable[[Services], _T]) -> _T:
+    """Run over the database of the gateway, whose other processes can be notified, and return the result."""
+    services = _services(startup.open_existing)
+    try:
+        services.start(worker=False)
+        return action(services)
+    except JobsError as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        services.drain()
+
+
+@queue.command()
+def pause() -> None:
+    """Start no more jobs: what runs is finished, requests are accepted and wait, also over restarts."""
+    paused = _with_queue(lambda services: services.tables.queue.pause())
+    click.echo("the queue is paused" if paused else "the queue was paused already")
+
+
+@queue.command()
+def resume() -> None:
+    """Start jobs again."""
+    resumed = _with_queue(Services.resume_queue)
+    click.echo("jobs are started again" if resumed else "the queue was not paused")
+
+
+@queue.command("list")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Waiting jobs to show.")
+def list_queue(limit: int) -> None:
+    """Print what runs and what waits, in the order in which it will start."""
+    for line in _with_queue(lambda services: services.overview.lines(limit)):
+        click.echo(line)

@@ -7,6 +7,8 @@ may be shown to a client. It may also carry ``retry_after`` (seconds), ``errors`
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,6 +24,7 @@ MEDIA_TYPE = "application/problem+json"
 INTERNAL_ERROR = "internal-error"
 
 _LONGEST_SHOWN = 64
+_JITTER = 1.2
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,24 @@ def problem(slug: str, detail: str, **extra: Any) -> dict[str, Any]:
     return {"type": slug, "title": entry.title, "status": entry.status, "detail": detail, **members}
 
 
-def encoded(slug: str, detail: str, **extra: Any) -> tuple[int, dict[str, str], bytes]:
-    """A problem as status, header and body of an answer; parameters as :func:`problem` has them."""
+def encoded(
+    slug: str, detail: str, *, retry_after: float | None = None, **extra: Any
+) -> tuple[int, dict[str, str], bytes]:
+    """A problem as status, header and body of an answer; parameters as :func:`problem` has them.
+
+    :param retry_after: seconds after which another try makes sense; None for those of the table. Header and body tell up to a fifth
+        more, at random, so that clients that were refused together don't come back together.
+    """
     body = problem(slug, detail, **extra)
     headers = {"Content-Type": MEDIA_TYPE, **HEADERS}
-    retry_after = PROBLEMS[body["type"]].retry_after
-    if retry_after is not None:
-        headers["Retry-After"] = str(retry_after)
+    seconds = PROBLEMS[body["type"]].retry_after if retry_after is None else retry_after
+    if seconds is not None:
+        body["retry_after"] = _jittered(seconds)
+        headers["Retry-After"] = str(body["retry_after"])
     return body["status"], headers, dumps(body)
+
+
+def _jittered(seconds: float) -> int:
+    """Whole seconds, at least these and at least one, and at most a fifth more."""
+    least = max(math.ceil(seconds), 1)
+    return random.randint(least, max(math.floor(seconds * _JITTER), least))  # noqa: S311 -- nobody gains by guessing it

@@ -19,6 +19,7 @@ from app.gateway.generate import WebuiBackend, hopeless_requirements, restarts_n
 from app.gateway.identity import Belonging
 from app.gateway.maintenance import Maintenance, Upkeep
 from app.gateway.offering import Offering
+from app.gateway.overview import Overview
 from app.gateway.results import refused_everywhere
 from app.gateway.waiting import LongPolls
 from app.gateway.watching import Watching
@@ -126,6 +127,7 @@ class Services:
     long_polls: LongPolls
     acceptance: Acceptance
     archive: Archive
+    overview: Overview
     maintenance: Maintenance
     upkeep: Upkeep
     announcer: Announcer
@@ -174,6 +176,25 @@ class Services:
             and default_model is None,
         }
         return [reason for reason, holds in reasons.items() if holds]
+
+    def notices(self) -> list[str]:
+        """What an operator should know although all is well, in words.
+
+        :raises DatabaseUnavailable: it can't be read.
+        """
+        paused = "The queue is paused: requests are accepted and wait until 'sd-gateway queue resume'."
+        return [paused] if self.tables.queue.paused() else []
+
+    # -- the queue as a whole ----------------------------------------------------------------------------------------
+
+    def resume_queue(self) -> bool:
+        """Start jobs again, and tell the workers of this host; False when they are started anyway.
+
+        :raises DatabaseUnavailable: nothing was changed.
+        """
+        resumed = self.tables.queue.resume()
+        self.notifications.accepted()
+        return resumed
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -330,6 +351,7 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
     offering = Offering(
         tables.slots, tables.catalogues, presets, config.default_model, parameters, notifications.refresh_wanted
     )
+    table.queries.judge = offering.judge
     announcer = Announcer([notifications.transition], [notifications.logged])
     archive = Archive(table, records, announcer)
     return Services(
@@ -345,6 +367,7 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
         long_polls=LongPolls(table, waiters),
         acceptance=Acceptance(config, table, waiters, offering, records, announcer),
         archive=archive,
+        overview=Overview(tables, offering),
         maintenance=Maintenance(table, records),
         upkeep=Upkeep(table, Space(database), records, archive),
         announcer=announcer,

@@ -8,7 +8,7 @@ from typing import cast
 from flask import Response, request
 
 from app import problems
-from app.api import docs, events, files, health, history, jobs, options, posts
+from app.api import docs, events, files, health, history, jobs, options, posts, queue
 from app.api.application import Application
 from app.api.http.bodies import MEBIBYTE
 from app.api.http.delivery import Delivery
@@ -63,6 +63,7 @@ def _register_endpoints(app: Application, services: Services) -> None:
         files.blueprint(services, delivery),
         jobs.blueprint(services, presenter),
         events.blueprint(services, presenter),
+        queue.blueprint(services, presenter),
         options.blueprint(services),
         health.blueprint(services),
     ):

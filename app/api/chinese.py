@@ -119,9 +119,50 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         ),
         "The names that all WebUIs together offer.": "所有 WebUI 合计提供的名称。",
         "The process answers; nothing else was checked.": "进程有应答；未做其他检查。",
-        "ok: pictures can be made. degraded: not now; the reasons say whether requests are accepted meanwhile.": (
-            "ok：可以作图。degraded：暂时不能作图；reasons 说明此时是否仍接受请求。"
+        "ok: pictures can be made, or the queue is paused, as the reasons say then. degraded: not now; the reasons say whether "
+        "requests are accepted meanwhile.": (
+            "ok：可以作图，或队列已暂停（此时 reasons 会说明）。degraded：暂时不能作图；reasons 说明此时是否仍接受请求。"
         ),
+        # The queue and the WebUIs
+        "The queue and the WebUIs": "队列与 WebUI",
+        "See what runs and what waits. The jobs of the user `id` are named; of all others it is told that they are there.": (
+            "查看正在执行和等待的任务。用户 `id` 自己的任务会显示名称；其他用户的任务只显示其存在。"
+        ),
+        "The running jobs, and a page of the waiting ones in the order in which they will start.": (
+            "正在执行的任务，以及一页等待中的任务，按将要开始的顺序排列。"
+        ),
+        "See whether the WebUIs answer, and how fast they are. It calls no WebUI.": (
+            "查看各 WebUI 是否应答及其速度。不访问 WebUI。"
+        ),
+        "The configured WebUIs.": "已配置的 WebUI。",
+        "The user whose jobs are named.": "要显示其任务名称的用户。",
+        "It is the job of another user.": "这是其他用户的任务。",
+        "Why it is not started: the queue is paused, no worker is running, no WebUI answers, or none that answers offers what it "
+        "needs; null: it only waits for its turn.": (
+            "尚未开始的原因：队列已暂停、没有工作进程、没有 WebUI 应答，或应答的 WebUI 都不能提供所需内容；null 表示仅在排队。"
+        ),
+        "Jobs that run or are being stored.": "正在执行或正在保存的任务数。",
+        "Jobs that wait.": "等待中的任务数。",
+        "All jobs that run.": "所有正在执行的任务。",
+        "The jobs of all pages.": "所有页合计的任务数。",
+        "For how many seconds the oldest waiting job has waited; null: none waits.": (
+            "等待最久的任务已等待的秒数；null 表示没有等待的任务。"
+        ),
+        "Seconds until all of them have ended, if none is added; null: unknown.": (
+            "若不再增加任务，全部结束还需的秒数；null 表示未知。"
+        ),
+        "No job is started at present.": "目前不开始任何任务。",
+        "Its name in the settings, or its address without credentials.": "设置中的名称，或不含凭据的地址。",
+        "The state of its slot.": "其槽位的状态。",
+        "Whether it answered when it was asked last.": "最近一次查询时是否应答。",
+        "The model of the job that runs there, else the loaded one; null: unknown.": (
+            "正在执行的任务所用的模型，否则为已加载的模型；null 表示未知。"
+        ),
+        "Since when it has this health; null: unknown.": "从何时起处于该状态；null 表示未知。",
+        "Seconds that it takes with this model for a unit of cost, which is one step for one pixel; null: not measured yet.": (
+            "使用该模型时每单位工作量（一个像素一步）所需的秒数；null 表示尚未测量。"
+        ),
+        "In the order of the settings.": "按设置中的顺序。",
         # The members of the answers
         "Which error it is: a word that never changes.": "错误类型：固定的标识，不会改变。",
         "What the type means; the same for every occurrence.": "该类型的含义；每次出现都相同。",
@@ -130,6 +171,9 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "With 422: what is wrong, by field.": "状态码为 422 时：各字段的错误说明。",
         "With unknown-name: what would be accepted, by field.": "类型为 unknown-name 时：各字段可接受的名称。",
         "Of a POST whose job failed: the URL of the job.": "POST 的任务失败时：该任务的网址。",
+        "With 429 and 503: the seconds after which to try again, as in Retry-After.": (
+            "状态码为 429 和 503 时：多少秒后可重试，与 Retry-After 相同。"
+        ),
         "The user.": "用户。",
         "Pixels.": "像素。",
         "What was posted with the seed really used, and every optional field that took effect.": (

@@ -24,12 +24,13 @@ def blueprint(services: Services) -> Blueprint:
     @blp.answers(
         200,
         Readiness,
-        "ok: pictures can be made. degraded: not now; the reasons say whether requests are accepted meanwhile.",
+        "ok: pictures can be made, or the queue is paused, as the reasons say then. degraded: not now; the reasons say whether "
+        "requests are accepted meanwhile.",
     )
     @blp.problems("database-unavailable", "storage-unavailable")
     @blp.about("Readiness · 就绪检查", "Whether pictures can be made. It reads the stored state and calls no WebUI.")
     def get_readiness() -> dict[str, Any]:
         reasons = services.readiness()
-        return {"status": "degraded" if reasons else "ok", "reasons": reasons}
+        return {"status": "degraded" if reasons else "ok", "reasons": reasons + services.notices()}
 
     return blp

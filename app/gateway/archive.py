@@ -102,10 +102,8 @@ class Archive:
         return self._page(self._table.queries.of_user(user_id, status, limit + 1, before, room.takes), room)
 
     def _page(self, shown: list[Job], room: _Room) -> Page:
-        return [self._describe(job) for job in shown], shown[-1].seq if room.exceeded else None
-
-    def _describe(self, job: Job) -> dict[str, Any]:
-        return describe(job) if job.finished else describe(job, self._table.queries.place(job))
+        places = self._table.queries.places(shown)
+        return [describe(job, places[job.identity]) for job in shown], shown[-1].seq if room.exceeded else None
 
     def file(self, user_id: str, type_: str, filename: str) -> File:
         """One image of a record, or the reference image of a job.

@@ -6,12 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Final
 
 from app.jobs.catalogues import Catalogues, CurrentCatalogues
+from app.jobs.places import Offers
 from app.jobs.slots import Slots
 from app.parameters import PARAMETERS, Parameters
-from app.webui.catalogue import Catalogue
+from app.webui.catalogue import Catalogue, Requirements
 from app.webui.presets import Presets
 from app.webui.resolve import choose_default_model, guesses, merge_options
 
@@ -22,6 +24,8 @@ RECENT_SECONDS: Final = 5.0
 #: How long a request that names something unknown waits for the refresh, and the pause between two queries whether it is done.
 REFRESH_PATIENCE_SECONDS: Final = 2.0
 _REFRESH_PAUSE_SECONDS: Final = 0.05
+#: For an eta the catalogues may be so old.
+_JUDGED_SECONDS: Final = 1.0
 #: Requests of a process that wait for that at the same time, so that unknown names never hold all of its threads.
 _MOST_WAITING: Final = 4
 
@@ -62,6 +66,8 @@ class Offering:
         self._lock = threading.Lock()
         self._versions: tuple[tuple[str, int], ...] = ()
         self._catalogues: dict[str, Catalogue] = {}
+        self._offers = _offers({})
+        self._read_at = float("-inf")
         #: Held by the request that waits until the WebUIs were asked.
         self._refreshing = threading.Lock()
         self._places = threading.BoundedSemaphore(_MOST_WAITING)
@@ -79,8 +85,16 @@ class Offering:
                 read = ((key, _catalogue(key, bodies[key])) for key, _ in current.versions if key in bodies)
                 self._catalogues = {key: catalogue for key, catalogue in read if catalogue is not None}
                 self._versions = current.versions
+                self._offers = _offers(self._catalogues)
                 self._log_guesses(self._settings_models(), self._catalogues)
+            self._read_at = time.monotonic()
             return self._catalogues
+
+    def judge(self) -> Offers:
+        """Tell which WebUIs offer what a job needs, by catalogues that are at most a second old."""
+        if time.monotonic() - self._read_at > _JUDGED_SECONDS:
+            self.catalogues()
+        return self._offers
 
     def _settings_models(self) -> list[str]:
         named = (preset.model for preset in self.presets.entries.values() if preset.model is not None)
@@ -166,6 +180,17 @@ class Offering:
         """The body of ``GET /options``."""
         catalogues, default_model = self.catalogues_and_default_model()
         return merge_options(catalogues, self.presets, default_model)
+
+
+def _offers(catalogues: Mapping[str, Catalogue]) -> Offers:
+    @lru_cache(maxsize=1024)
+    def offering(requirements: str) -> frozenset[str] | None:
+        if not catalogues:
+            return None
+        needed = Requirements.from_json(requirements)
+        return frozenset(key for key, catalogue in catalogues.items() if catalogue.serves(needed))
+
+    return offering
 
 
 def _catalogue(key: str, body: str) -> Catalogue | None:

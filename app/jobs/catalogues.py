@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 from app.jobs.slots import configured_keys, keys_of
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
-from app.jobs.sql.schema import CATALOGUES, NOTES, SLOTS, db_now
+from app.jobs.sql.schema import CATALOGUES, NOTES, SLOTS, SPEEDS, db_now
 
 _DEFAULT_MODEL: Final = "default_model"
 #: The note with the time at which a refresh was wanted last, by the database's clock; written once a second at most.
@@ -124,7 +124,7 @@ class Catalogues:
             return {row.key: row.body for row in rows}
 
     def drop_unconfigured(self) -> list[str]:
-        """Forget free slots, and the catalogues of WebUIs, that stand on no worker's list."""
+        """Forget free slots, and the catalogues and speeds of WebUIs, that stand on no worker's list."""
         with self.database.read() as connection:
             gone = _unconfigured(connection)
             kept = set(connection.execute(select(CATALOGUES.c.key)).scalars()) - set(configured_keys(connection))
@@ -136,6 +136,7 @@ class Catalogues:
             slots = set(connection.execute(select(SLOTS.c.key)).scalars())
             left = set(configured_keys(connection)) | slots
             connection.execute(delete(CATALOGUES).where(CATALOGUES.c.key.not_in(left)))
+            connection.execute(delete(SPEEDS).where(SPEEDS.c.slot.not_in(left)))
             return gone
 
     # -- the default model -------------------------------------------------------------------------------------------

@@ -11,8 +11,15 @@ from app.runtime.jsontext import dumps, loads
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
+#: The reason why a waiting job is not started although a WebUI may be free.
+WaitsFor = Literal["paused", "no-worker", "webui-down", "model"]
+
+#: The states of a slot and the healths of its WebUI, as :class:`Slot` has them.
+SLOT_STATES: Final = ("clean", "held", "unclean", "quiescing", "suspect")
+HEALTHS: Final = ("up", "down", "unknown")
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 UNFINISHED: Final[tuple[Status, ...]] = ("queued", "running")
+WAITS_FOR: Final[tuple[WaitsFor, ...]] = get_args(WaitsFor)
 
 #: What has become of a claim's job by a finish: ``lost`` when the claim was not its owner's any more, or the job was deleted.
 End = Literal["succeeded", "failed", "cancelled", "lost"]
@@ -132,10 +139,14 @@ _ARGS, _INIT_IMAGE, _IMAGES, _WEBUI, _TRIED = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of an unfinished job: ``position`` 1 starts next (None when not queued); ``eta`` seconds until it ends."""
+    """The place of an unfinished job: ``position`` 1 starts next (None when not queued); ``eta`` seconds until it ends.
+
+    ``waits_for`` is the reason why a waiting job is not started by a free WebUI; its eta is unknown then.
+    """
 
     position: int | None
     eta: float | None
+    waits_for: WaitsFor | None = None
 
 
 @dataclass(frozen=True, slots=True)

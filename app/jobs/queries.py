@@ -41,6 +41,8 @@ class JobQueries:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        #: Gives what the WebUIs offer at the moment; set once, by those who can read catalogues.
+        self.judge: Callable[[], places.Offers | None] = lambda: None
 
     def get(self, user_id: str, type_: str, name: str) -> Job:
         """One job by the names that clients use.
@@ -94,10 +96,6 @@ class JobQueries:
         with self.database.read() as connection:
             rows = sql.UNFINISHED_OF_USER.all(connection, {"p_user": user_id, "p_limit": limit})
             return [Job.of(row) for row in rows]
-
-    def places(self, jobs: Collection[Job]) -> dict[Identity, Place]:
-        """The places of jobs, as :meth:`place` gives them."""
-        return {job.identity: self.place(job) for job in jobs}
 
     def statuses(self, jobs: Collection[Identity]) -> dict[Identity, str]:
         """The status of each of these jobs that has a row; a deleted one shows as ``deleted``."""
@@ -157,11 +155,16 @@ class JobQueries:
             return [(Job.of(row), bool(row.live)) for row in rows]
 
     def place(self, job: Job) -> Place:
-        """The position of an unfinished job in the queue, and the seconds until it ends at the speed measured so far."""
-        if job.finished:
-            return Place(None, None)
+        """The position of an unfinished job in the queue, and the seconds until it ends at the speeds measured so far."""
+        return self.places([job])[job.identity]
+
+    def places(self, jobs: Collection[Job]) -> dict[Identity, Place]:
+        """The places of jobs that were read just now, in one pass over the queue."""
+        if all(job.finished for job in jobs):
+            return dict.fromkeys((job.identity for job in jobs), Place(None, None))
+        offers = self.judge()
         with self.database.read() as connection:
-            return places.place(connection, job)
+            return places.places(connection, jobs, offers)
 
     def seconds_until_room(self) -> float:
         """Seconds until the next unfinished job is likely to end; for Retry-After."""

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, insert, select, tuple_, update
 from app.jobs.model import to_json
 from app.jobs.slots import configured_keys
 from app.jobs.sql.database import Database
-from app.jobs.sql.schema import CATALOGUES, JOBS, REFUSALS, RUNNING, SLOTS, WORKERS
+from app.jobs.sql.schema import CATALOGUES, JOBS, REFUSALS, RUNNING, SLOTS, SPEEDS, WORKERS
 from app.runtime.jsontext import loads
 
 #: The states of a slot, from the one that promises least about its WebUI.
@@ -33,6 +33,7 @@ def rename_slots(database: Database, current_key: Callable[[str], str]) -> dict[
             _merge_slots(connection, old, new)
             _rename_catalogue(connection, old, new)
             _rename_refusals(connection, old, new)
+            _rename_speeds(connection, old, new)
             connection.execute(update(JOBS).where(JOBS.c.status == RUNNING, JOBS.c.slot == old).values(slot=new))
         for worker in connection.execute(select(WORKERS.c.owner, WORKERS.c.webuis)).all():
             listed = list(dict.fromkeys(renames.get(key, key) for key in loads(worker.webuis)))
@@ -58,7 +59,7 @@ def _merge_slots(connection: Connection, old: str, new: str) -> None:
         return
     kept = min(rows, key=lambda row: _MOST_CAUTIOUS_FIRST.index(row["state"]))
     merged = {**kept, "key": new}
-    for column in ("seconds_per_cost", "doubt", "overridden"):
+    for column in ("doubt", "overridden"):
         merged[column] = next((row[column] for row in (kept, *rows) if row[column] is not None), None)
     connection.execute(delete(SLOTS).where(SLOTS.c.key.in_((old, new))))
     connection.execute(insert(SLOTS).values(merged))
@@ -68,6 +69,12 @@ def _rename_catalogue(connection: Connection, old: str, new: str) -> None:
     if connection.execute(select(CATALOGUES.c.key).where(CATALOGUES.c.key == new)).first() is None:
         connection.execute(update(CATALOGUES).where(CATALOGUES.c.key == old).values(key=new))
     connection.execute(delete(CATALOGUES).where(CATALOGUES.c.key == old))
+
+
+def _rename_speeds(connection: Connection, old: str, new: str) -> None:
+    known = select(SPEEDS.c.model).where(SPEEDS.c.slot == new)
+    connection.execute(delete(SPEEDS).where(SPEEDS.c.slot == old, SPEEDS.c.model.in_(known)))
+    connection.execute(update(SPEEDS).where(SPEEDS.c.slot == old).values(slot=new))
 
 
 def _rename_refusals(connection: Connection, old: str, new: str) -> None:

@@ -18,7 +18,7 @@ from app.jobs.model import Slot, to_json
 from app.jobs.revisions import begin_epoch
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
-from app.jobs.sql.schema import SLOTS, WORKERS, db_now
+from app.jobs.sql.schema import JOBS, REQUIREMENTS, RUNNING, SLOTS, WORKERS, db_now
 from app.jobs.sql.statements import LEASE_SECONDS
 from app.runtime.jsontext import loads
 
@@ -37,6 +37,19 @@ class Traits:
 
     doubt: str | None
     overridden: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WebuiState:
+    """One configured WebUI: state and health of its slot (see :class:`app.jobs.model.Slot`), since when it has that health (seconds
+    since 1970 by the database's clock, None when unknown), and the requirements of the job that runs there (None: no job runs).
+    """
+
+    key: str
+    state: str
+    health: str
+    since: float | None
+    running: str | None
 
 
 class Heartbeat(NamedTuple):
@@ -179,9 +192,27 @@ class Slots:
             return taken.rowcount == 1
 
     def set_health(self, key: str, health: str) -> None:
-        """Note whether the WebUI answers: ``up`` or ``down``."""
+        """Note whether the WebUI answers: ``up`` or ``down``, and since when."""
+        changed = and_(SLOTS.c.key == key, SLOTS.c.health != health)
         with self.database.write() as connection:
-            connection.execute(update(SLOTS).where(SLOTS.c.key == key).values(health=health))
+            connection.execute(update(SLOTS).where(changed).values(health=health, health_since=db_now()))
+
+    def states(self) -> list[WebuiState]:
+        """The configured WebUIs, in the order of the workers' lists."""
+        with self.database.read() as connection:
+            rows = {row.key: row for row in connection.execute(select(SLOTS))}
+            runs = connection.execute(
+                select(JOBS.c.slot, REQUIREMENTS.c.body)
+                .join(REQUIREMENTS, REQUIREMENTS.c.id == JOBS.c.requirements_id)
+                .where(JOBS.c.status == RUNNING, JOBS.c.phase == "generating")
+            )
+            running = {row.slot: row.body for row in runs}
+            keys = configured_keys(connection)
+        return [
+            WebuiState(key, rows[key].state, rows[key].health, rows[key].health_since, running.get(key))
+            for key in keys
+            if key in rows
+        ]
 
     def any_up(self) -> bool:
         """Whether a configured WebUI answered when it was asked last."""

@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.jobs import leases, places
+from app.jobs import leases, places, speeds
 from app.jobs.cancellation import Cancellation
 from app.jobs.deletion import JobDeletion
 from app.jobs.errors import (
@@ -203,14 +203,14 @@ class JobTable:
             row = None if next_task_id is None else _next_job(connection, claim.slot, serving, lock=True)
             following = None
             if row is None or next_task_id is None:
-                statement, values = sql.free_slot(claim, seconds)
-                statement.change(connection, values)
+                held = sql.FREE_SLOT.change(connection, sql.held_by(claim)) == 1
             else:
                 leased_at = leases.now()
-                statement, values = sql.pass_slot(claim, seconds, next_task_id)
-                if statement.change(connection, values) == 1:
+                held = sql.PASS_SLOT.change(connection, sql.held_by(claim) | {"p_task": next_task_id}) == 1
+                if held:
                     following = _start(connection, row, claim.slot, claim.owner, next_task_id, leased_at)
             stores = sql.BEGIN_STORING.change(connection, sql.owned_by(claim))
+            speeds.measure(connection, claim, seconds if held else None)
             if following is not None:
                 sql.ADVANCE_CLOCK.change(connection, {"p_tag": following.job.start_tag})
             elif stores:

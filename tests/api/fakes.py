@@ -121,6 +121,14 @@ class FakeServices:
             close=lambda feed: self.calls.append(("close", feed)),
         )
 
+    @property
+    def overview(self) -> Any:
+        names = ("queue", "webuis")
+        return SimpleNamespace(**{name: lambda *args, name=name: self._answer(name, *args) for name in names})
+
+    def notices(self) -> Any:
+        return self.answers.get("notices", [])
+
     def options(self) -> Any:
         return self._answer("options")
 

@@ -31,7 +31,16 @@ def test_exactly_429_and_503_say_when_to_try_again(gateway, slug):
     for made in (plain, answered):
         seconds = made.headers.get("Retry-After")
         assert (seconds is not None and int(seconds) >= 1) if made.status_code in (429, 503) else seconds is None
-    assert computed.headers.getlist("Retry-After") == ([] if slug == problems.INTERNAL_ERROR else ["42"])
+    told = [int(seconds) for seconds in computed.headers.getlist("Retry-After")]
+    assert len(told) == (slug != problems.INTERNAL_ERROR)
+    assert all(42 <= seconds <= 41.2 * 1.2 for seconds in told)
+
+
+def test_clients_that_are_refused_together_do_not_come_back_together():
+    told = {json.loads(problems.encoded("queue-full", "Full.", retry_after=100)[2])["retry_after"] for _ in range(200)}
+    assert min(told) >= 100
+    assert max(told) <= 120
+    assert len(told) > 10
 
 
 def test_titles_and_slugs_are_unique():

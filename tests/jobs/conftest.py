@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
+from alembic import command
+from alembic.config import Config as AlembicConfig
 from sqlalchemy import text
 
 from app.config import load
 from app.jobs.catalogues import Catalogues
 from app.jobs.model import Claim, IdempotencyKey, Job, NewJob, Success
 from app.jobs.slots import Slots
-from app.jobs.sql.database import Database
+from app.jobs.sql.database import MIGRATIONS, Database
 from app.jobs.sql.schema import CLOCK, EPOCHS, METADATA
 from app.jobs.table import Bounds, JobTable, Serving
 from tests.inprocess import make_clean
@@ -125,11 +127,20 @@ def gate(table: JobTable, slots: Slots) -> Gate:
     return Gate(table)
 
 
+def migrate_to(database: Database, revision: str) -> None:
+    """Bring an empty or earlier database to a schema that is not the newest."""
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
 def move_clock(database: Database, seconds: float) -> None:
     """Let so many seconds pass (or have the clock set back) for every lease, probe and key, by moving what the rows say."""
     columns = {
         "jobs": ["lease_expires", "claimed_at", "progress_at", "watched_at", "cancel_at", "deadline"],
-        "slots": ["lease_expires", "probed_at"],
+        "slots": ["lease_expires", "probed_at", "health_since"],
         "workers": ["heartbeat_at"],
         "idempotency": ["expires_at"],
         "catalogues": ["seen_at"],

@@ -389,3 +389,29 @@ def test_a_heartbeat_prolongs_what_the_worker_holds_and_nothing_else(
             rows = connection.execute(text(f"SELECT owner, lease_expires FROM {table} WHERE owner IS NOT NULL"))
             leases = {row.owner: row.lease_expires for row in rows}
             assert leases["host/two"] - leases["host/one"] > 8
+
+
+class TestStates:
+    def test_each_webui_is_told_with_what_runs_there(self, gate: Gate, slots: Slots) -> None:
+        slots.set_health("gpu0", "up")
+        gate.accept(requirements='{"model":"m"}')
+        gate.claim("gpu0")
+        first, second = slots.states()
+        assert (first.key, first.state, first.health, first.running) == ("gpu0", "held", "up", '{"model":"m"}')
+        assert (second.key, second.state, second.health, second.running) == ("gpu1", "clean", "unknown", None)
+        assert second.since is None
+
+    def test_the_time_of_the_last_change_stays_while_nothing_changes(
+        self, slots: Slots, advance: Callable[[float], None]
+    ) -> None:
+        slots.set_health("gpu0", "up")
+        advance(100.0)
+        since = slots.states()[0].since
+        slots.set_health("gpu0", "up")
+        assert slots.states()[0].since == since
+        slots.set_health("gpu0", "down")
+        assert slots.states()[0].since == pytest.approx(since + 100.0, abs=5.0)
+
+    def test_one_that_is_not_configured_is_not_told(self, slots: Slots) -> None:
+        slots.register("host/one", "host", ["gpu1"], only=True)
+        assert [state.key for state in slots.states()] == ["gpu1"]

@@ -63,25 +63,22 @@ class EventClient:
 
     def next(self) -> Told | None:
         """The next event; None when the server has closed."""
-        name, data, number = "message", [], None
+        fields: dict[str, str] = {}
         while line := self._file.readline():
-            field, _, value = line.decode().rstrip("\n").partition(":")
-            value = value.removeprefix(" ")
             if line == b"\n":
-                if data:
-                    return Told(name, json.loads("\n".join(data)), number)
+                if "data" in fields:
+                    return Told(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id"))
                 continue
-            if not field:
-                self.comments += 1
-            elif field == "event":
-                name = value
-            elif field == "data":
-                data.append(value)
-            elif field == "id":
-                number = value
-            elif field == "retry":
-                self.retry = int(value)
+            name, _, value = line.decode().rstrip("\n").partition(":")
+            self._count(name, value)
+            fields[name] = value.removeprefix(" ")
         return None
+
+    def _count(self, field: str, value: str) -> None:
+        if field == "retry":
+            self.retry = int(value)
+        elif not field:
+            self.comments += 1
 
     def upto(self, name: str) -> list[Told]:
         """The next events up to one with this name."""

@@ -150,8 +150,10 @@ def is_problem(answer: Answer, status: int, slug: str) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     problem = json.loads(answer.body)
     assert (problem.pop("type"), problem.pop("status")) == (slug, status)
+    told = problem.pop("retry_after", None)
+    assert headers.get("Retry-After") == (None if told is None else str(told))
+    assert (told is not None) == (status in (429, 503))
     assert sorted(problem) == ["detail", "title"]
-    assert ("Retry-After" in headers) == (status in (429, 503))
 
 
 def _post(*fields: str, path: str = "/answer") -> bytes:

@@ -38,7 +38,7 @@ _VARIES = (
     (re.compile(r"127\.0\.0\.1:\d+"), "HOST"),
 )
 #: Members that hold a number, or a number in a string, that depends on the run; null where there is none.
-_NUMBERS = frozenset({"bytes", "eta", "progress", "position", "seed"})
+_NUMBERS = frozenset({"bytes", "eta", "progress", "position", "seed", "seconds_per_cost"})
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from types import MappingProxyType
@@ -35,7 +34,7 @@ _DETAIL_OF_STATUS: Mapping[int, str] = MappingProxyType(
 
 
 def respond(slug: str, detail: str, *, headers: Mapping[str, str] | None = None, **extra: Any) -> Response:
-    """A problem as an HTTP response; parameters as :func:`app.problems.problem` has them, ``headers`` win over its own."""
+    """A problem as an HTTP response; parameters as :func:`app.problems.encoded` has them, ``headers`` win over its own."""
     status, own, body = encoded(slug, detail, **extra)
     return Response(body, status, {**own, **(headers or {})})
 
@@ -66,7 +65,5 @@ def _exception(error: Exception) -> Response:
         return respond(INTERNAL_ERROR, "The gateway failed in an unexpected way; its log says why.")
     if error.__cause__ is not None and PROBLEMS[slug].status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         current_app.logger.warning("%s", slug, exc_info=error)
-    retry_after = getattr(error, "retry_after", None)
-    headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
-    extra = {name: getattr(error, name, None) for name in ("errors", "accepted")}
-    return respond(slug, str(error), headers=headers, **extra)
+    extra = {name: getattr(error, name, None) for name in ("errors", "accepted", "retry_after")}
+    return respond(slug, str(error), **extra)

@@ -16,6 +16,7 @@ from app.api.http.prefer import Preference
 from app.api.http.problems import respond
 from app.gateway.waiting import Reading
 from app.gateway.watching import StreamEvent
+from app.jobs.queue import Cursor
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,29 @@ class Presenter:
         self, member: str, views: Sequence[Mapping[str, Any]], before: int | None, path: Sequence[str]
     ) -> dict[str, Any]:
         """One page of jobs under ``member``, and ``next``: the URL of the page after it, which keeps the query."""
-        following = None if before is None else self._next(path, before)
+        following = None if before is None else self._next(path, cursor.encode(before))
         root = self._root()
         return {member: [self._job(view, root) for view in views], "next": following}
+
+    def queue(self, shown: Mapping[str, Any], following: Cursor | None) -> dict[str, Any]:
+        """One page of the queue, with the URLs of the jobs that it names and of the page after it."""
+        entries = {member: [self._with_job_url(entry) for entry in shown[member]] for member in ("running", "waiting")}
+        return {
+            **shown,
+            **entries,
+            "next": None if following is None else self._next(["queue"], cursor.encode_place(following)),
+        }
+
+    def _with_job_url(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(entry) if entry["redacted"] else {**entry, "url": self._job_url(entry)}
 
     def _ended_badly(self, view: Mapping[str, Any]) -> Response:
         error = view["error"] or {"slug": "job-cancelled", "detail": "The job was cancelled before it had a picture."}
         return respond(**error, url=self._job_url(view))
 
-    def _next(self, path: Sequence[str], before: int) -> str:
-        kept = {name: request.args[name] for name in ("limit", "status") if name in request.args}
-        return self._url(*path) + "?" + urlencode({**kept, "before": cursor.encode(before)})
+    def _next(self, path: Sequence[str], before: str) -> str:
+        kept = {name: request.args[name] for name in ("id", "limit", "status") if name in request.args}
+        return self._url(*path) + "?" + urlencode({**kept, "before": before})
 
     def _job_url(self, view: Mapping[str, Any]) -> str:
         return self._url("jobs", view["id"], view["type"], view["name"])

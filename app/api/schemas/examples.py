@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from app.problems import problem
+from app.problems import PROBLEMS, problem
 
 USER: Final = "demo"
 #: The name of a record and those of its files; also the examples of path members.
@@ -173,6 +173,56 @@ QUEUED_IMG2IMG_JOB: Final[Mapping[str, Any]] = MappingProxyType(
     }
 )
 
+_OWN: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "redacted": False,
+        **{
+            member: QUEUED_TXT2IMG_JOB[member]
+            for member in ("id", "type", "name", "created_at", "position", "progress", "eta")
+        },
+        "waits_for": None,
+        "url": QUEUED_TXT2IMG_JOB["url"],
+    }
+)
+QUEUES: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "two users": {
+            "running": [{"redacted": True, "position": None, "progress": 0.35, "eta": 2.1, "waits_for": None}],
+            "waiting": [
+                {"redacted": True, "position": 1, "progress": 0.0, "eta": 4.7, "waits_for": None},
+                dict(_OWN),
+            ],
+            "counts": {"running": 1, "waiting": 2},
+            "oldest_wait": 1.204,
+            "seconds_to_empty": 7.4,
+            "paused": False,
+            "next": None,
+        },
+        "empty": {
+            "running": [],
+            "waiting": [],
+            "counts": {"running": 0, "waiting": 0},
+            "oldest_wait": None,
+            "seconds_to_empty": 0.0,
+            "paused": False,
+            "next": None,
+        },
+    }
+)
+WEBUIS: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "webuis": [
+            {
+                "name": "big",
+                "state": "held",
+                "health": "up",
+                "model": _MODEL,
+                "since": "2026-11-22T05:58:02.411Z",
+                "seconds_per_cost": 7.1e-07,
+            }
+        ]
+    }
+)
 DELETED: Final[Mapping[str, Any]] = MappingProxyType({"deleted": [IMAGE, f"{NAME}-1.json"]})
 OPTIONS: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -188,6 +238,10 @@ OPTIONS: Final[Mapping[str, Any]] = MappingProxyType(
 READINESS: Final[Mapping[str, Any]] = MappingProxyType(
     {
         "ok": {"status": "ok", "reasons": []},
+        "paused": {
+            "status": "ok",
+            "reasons": ["The queue is paused: requests are accepted and wait until 'sd-gateway queue resume'."],
+        },
         "degraded": {"status": "degraded", "reasons": ["No WebUI answers."]},
     }
 )
@@ -303,4 +357,4 @@ def problem_example(slug: str) -> dict[str, Any]:
 
     :param slug: a key of :data:`app.problems.PROBLEMS`.
     """
-    return problem(slug, **_PROBLEMS[slug])
+    return problem(slug, **_PROBLEMS[slug], retry_after=PROBLEMS[slug].retry_after)

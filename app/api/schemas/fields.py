@@ -208,3 +208,14 @@ class Cursor(_Judged, fields.String):
             return cursor.decode(value)
         except ValueError as error:
             raise ValidationError("Must be the cursor of a next URL, as it was given.") from error
+
+
+class QueueCursor(_Judged, fields.String):
+    """The start of a page of the queue, from the query: the place that the cursor stands for."""
+
+    def judge(self, value: Any) -> Any:
+        """Load the value."""
+        try:
+            return cursor.decode_place(value)
+        except ValueError as error:
+            raise ValidationError("Must be the cursor of a next URL, as it was given.") from error

@@ -19,6 +19,7 @@ from app.api.schemas.fields import (
     JsonNumber,
     OneImage,
     PageLimit,
+    QueueCursor,
     Seed,
     Text,
     UserId,
@@ -146,8 +147,8 @@ def _about(parameter: Parameter, type_: Type) -> dict[str, Any]:
     return {"required": parameter.required, "metadata": metadata}
 
 
-class PageQuery(Schema):
-    """The query of a paged list; what it does not know it ignores."""
+class _Limited(Schema):
+    """What the queries of all paged lists share; what they don't know they ignore."""
 
     class Meta:
         """Unknown parameters are left alone."""
@@ -158,6 +159,11 @@ class PageQuery(Schema):
         load_default=DEFAULT_PAGE,
         metadata={"description": "Jobs of a page.", "minimum": 1, "maximum": LARGEST_PAGE},
     )
+
+
+class PageQuery(_Limited):
+    """The query of a list of jobs, newest first."""
+
     before = Cursor(metadata={"description": "The cursor of a next URL."})
 
 
@@ -165,3 +171,10 @@ class JobsQuery(PageQuery):
     """The query of a user's jobs."""
 
     status = Choice(STATUSES, metadata={"description": "Only jobs in this state."})
+
+
+class QueueQuery(_Limited):
+    """The query of the queue."""
+
+    id = UserId(metadata={"description": "The user whose jobs are named."})
+    before = QueueCursor(metadata={"description": "The cursor of a next URL."})

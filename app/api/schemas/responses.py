@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from marshmallow import EXCLUDE, Schema, fields
 
 from app.api.schemas import examples
-from app.jobs.model import STATUSES
+from app.jobs.model import HEALTHS, SLOT_STATES, STATUSES, WAITS_FOR
 from app.parameters import TYPES, Parameter, Parameters
 
 
@@ -69,6 +69,12 @@ class Problem(Answer):
         metadata={"description": "With unknown-name: what would be accepted, by field."},
     )
     url = fields.String(metadata={"description": "Of a POST whose job failed: the URL of the job."})
+    retry_after = fields.Integer(
+        metadata={
+            "minimum": 1,
+            "description": "With 429 and 503: the seconds after which to try again, as in Retry-After.",
+        }
+    )
 
 
 #: Where a job's parameters say something else than the request did.
@@ -209,6 +215,102 @@ class Jobs(Answer):
     jobs = fields.List(fields.Nested(Job), required=True, metadata={"description": "The jobs of this page."})
     next = fields.String(
         required=True, allow_none=True, metadata={"description": "The URL of the next page; null on the last one."}
+    )
+
+
+class QueueEntry(Answer):
+    """One unfinished job as the queue shows it. Jobs of other users have no name here."""
+
+    redacted = fields.Boolean(required=True, metadata={"description": "It is the job of another user."})
+    id = fields.String(metadata={"description": "The user."})
+    type = fields.String(metadata={"enum": list(TYPES), "description": "What was asked for."})
+    name = fields.String(metadata={"description": "The name of the job and its record."})
+    created_at = fields.DateTime(metadata={"description": "When it was accepted."})
+    position = fields.Integer(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The place in the queue: 1 starts next; null: not queued."},
+    )
+    progress = fields.Float(
+        required=True, metadata={"minimum": 0, "maximum": 1, "description": "How much of it is done, 0 to 1."}
+    )
+    eta = fields.Float(
+        required=True, allow_none=True, metadata={"description": "Seconds until the job ends; null: unknown."}
+    )
+    waits_for = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={
+            "enum": [*WAITS_FOR, None],
+            "description": "Why it is not started: the queue is paused, no worker is running, no WebUI answers, or none that "
+            "answers offers what it needs; null: it only waits for its turn.",
+        },
+    )
+    url = fields.String(metadata={"format": "uri-reference", "description": "The URL of the job."})
+
+
+class QueueCounts(Answer):
+    """The number of unfinished jobs."""
+
+    running = _count("Jobs that run or are being stored.")
+    waiting = _count("Jobs that wait.")
+
+
+class Queue(Answer):
+    """The running jobs and a page of the waiting ones, in the order in which they will start."""
+
+    EXAMPLES: ClassVar = examples.QUEUES
+
+    running = fields.List(fields.Nested(QueueEntry), required=True, metadata={"description": "All jobs that run."})
+    waiting = fields.List(fields.Nested(QueueEntry), required=True, metadata={"description": "The jobs of this page."})
+    counts = fields.Nested(QueueCounts, required=True, metadata={"description": "The jobs of all pages."})
+    oldest_wait = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={"description": "For how many seconds the oldest waiting job has waited; null: none waits."},
+    )
+    seconds_to_empty = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={"description": "Seconds until all of them have ended, if none is added; null: unknown."},
+    )
+    paused = fields.Boolean(required=True, metadata={"description": "No job is started at present."})
+    next = fields.String(
+        required=True, allow_none=True, metadata={"description": "The URL of the next page; null on the last one."}
+    )
+
+
+class WebuiStatus(Answer):
+    """One configured WebUI."""
+
+    name = _text("Its name in the settings, or its address without credentials.")
+    state = _text("The state of its slot.", enum=list(SLOT_STATES))
+    health = _text("Whether it answered when it was asked last.", enum=list(HEALTHS))
+    model = fields.String(
+        required=True,
+        allow_none=True,
+        metadata={"description": "The model of the job that runs there, else the loaded one; null: unknown."},
+    )
+    since = fields.DateTime(
+        required=True, allow_none=True, metadata={"description": "Since when it has this health; null: unknown."}
+    )
+    seconds_per_cost = fields.Float(
+        required=True,
+        allow_none=True,
+        metadata={
+            "description": "Seconds that it takes with this model for a unit of cost, which is one step for one pixel; null: not "
+            "measured yet."
+        },
+    )
+
+
+class Webuis(Answer):
+    """The configured WebUIs."""
+
+    EXAMPLES: ClassVar = {"one": examples.WEBUIS}
+
+    webuis = fields.List(
+        fields.Nested(WebuiStatus), required=True, metadata={"description": "In the order of the settings."}
     )
 
 

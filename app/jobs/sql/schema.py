@@ -106,9 +106,13 @@ def _partial(name: str, where: Any, *columns: Any) -> None:
     Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-# Cost and status stand in it so that summing up what waits before a job reads the index alone (SQLite looks at the status of
-# each row even where the index holds no other).
-_partial("jobs_queue", JOBS.c.status == QUEUED, JOBS.c.start_tag, JOBS.c.seq, JOBS.c.cost, JOBS.c.status)
+# Cost, requirements and status stand in it so that places are reckoned from the index alone (SQLite looks at the status of each row
+# even where the index holds no other).
+_partial(
+    "jobs_queue",
+    JOBS.c.status == QUEUED,
+    *(JOBS.c[name] for name in ("start_tag", "seq", "cost", "status", "requirements_id")),
+)
 _partial("jobs_running", JOBS.c.status == RUNNING, JOBS.c.owner)
 _partial("jobs_pending_unlink", JOBS.c.pending_unlink, JOBS.c.seq)
 _partial("jobs_deleted", JOBS.c.status == DELETED, JOBS.c.seq)
@@ -162,12 +166,25 @@ SLOTS: Final = Table(
     Column("task_id", Text),
     # up, down or unknown, as its worker saw it last.
     Column("health", Text, nullable=False),
+    # Since when, seconds since 1970 by the database's clock; NULL when that is not known.
+    Column("health_since", Float),
     Column("probed_at", Float, nullable=False),
-    Column("seconds_per_cost", Float),
     # The model that a failed switch may have left broken in the WebUI's memory, as JSON; NULL when there is no such doubt.
     Column("doubt", Text),
     # Options of the WebUI that an attempt has overridden and the next one puts back, as a JSON object of their old values.
     Column("overridden", Text),
+)
+
+# How long a WebUI took for a unit of cost lately, by model; see app.jobs.speeds. The model '' holds what was measured before schema
+# 0008, over all models.
+SPEEDS: Final = Table(
+    "speeds",
+    METADATA,
+    Column("slot", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    # Seconds for a unit of cost of the last jobs, newest first.
+    Column("recent", Text, nullable=False),
+    PrimaryKeyConstraint("slot", "model"),
 )
 
 # WebUIs that a queued job is not sent to again, because they answered with an error that would come again.

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Select,
+    Text,
     and_,
     bindparam,
     case,
@@ -26,7 +27,6 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.sql.dml import Update
 
 from app.jobs.model import Claim, Failure, Identity, Job
 from app.jobs.sql.prepared import Prepared
@@ -46,6 +46,7 @@ from app.jobs.sql.schema import (
     REQUIREMENTS,
     RUNNING,
     SLOTS,
+    SPEEDS,
     SUCCEEDED,
     USERS,
     WORKERS,
@@ -55,6 +56,9 @@ from app.jobs.sql.schema import (
 #: What :meth:`app.jobs.model.Job.of` reads.
 COLUMNS: Final = tuple(JOBS.c[name] for name in Job._fields)
 LEASE_SECONDS: Final = 10.0
+#: The note that stands while no job is started; see :class:`app.jobs.queue.Queue`.
+PAUSED: Final = "paused"
+IS_PAUSED: Final = select(NOTES.c.key).where(NOTES.c.key == literal_column(f"'{PAUSED}'", Text)).exists()
 KEY_SECONDS: Final = 24 * 3600.0
 #: The rev of the write that is under way, for the rows that it changes (app/jobs/revisions.py). Its transaction ends by moving the
 #: clock there, with COUNT_IN, ADVANCE_CLOCK or COUNT_OUT; since writers are serial, no other one takes that number.
@@ -212,7 +216,7 @@ _REQUIREMENTS: Final = (
 _IN_TIME: Final = or_(JOBS.c.deadline.is_(None), JOBS.c.deadline > db_now())
 _WAITING: Final[Select[Any]] = (
     select(JOBS.c.seq, JOBS.c.start_tag, _NEWEST_REQUIREMENTS, _REQUIREMENTS)
-    .where(JOBS.c.status == QUEUED, JOBS.c.requirements_id <= bindparam("p_known"), ~_REFUSED, _IN_TIME)
+    .where(JOBS.c.status == QUEUED, JOBS.c.requirements_id <= bindparam("p_known"), ~_REFUSED, _IN_TIME, ~IS_PAUSED)
     .order_by(JOBS.c.start_tag, JOBS.c.seq)
     .limit(1)
 )
@@ -267,39 +271,20 @@ ADVANCE_CLOCK: Final = Prepared(
 )
 
 _CLEAN: Final[dict[str, Any]] = {"state": "clean", "owner": None, "lease_expires": None, "task_id": None}
-#: A moving average, so that one slow model load does not spoil every eta.
-_SPEED: Final[dict[str, Any]] = {
-    "seconds_per_cost": func.coalesce(SLOTS.c.seconds_per_cost * 0.7 + bindparam("p_speed") * 0.3, bindparam("p_speed"))
-}
-_FREE: Final[Update] = update(SLOTS).where(HELD).values(_CLEAN)
-FREE_SLOT: Final = Prepared(_FREE)
-_FREE_SLOT_MEASURED: Final = Prepared(_FREE.values(_SPEED))
+FREE_SLOT: Final = Prepared(update(SLOTS).where(HELD).values(_CLEAN))
 #: The same owner keeps the slot for its next job, but not one that it has begun to quiesce since.
-_PASS: Final[Update] = (
+PASS_SLOT: Final = Prepared(
     update(SLOTS)
     .where(HELD, SLOTS.c.state == "held")
     .values(task_id=bindparam("p_task"), lease_expires=db_now() + LEASE_SECONDS)
 )
-_PASS_SLOT: Final = Prepared(_PASS)
-_PASS_SLOT_MEASURED: Final = Prepared(_PASS.values(_SPEED))
-
-
-def _speed(claim: Claim, seconds: float) -> dict[str, Any]:
-    return {"p_speed": seconds / max(claim.job.cost, 1.0)}
-
-
-def free_slot(claim: Claim, seconds: float | None) -> tuple[Prepared, dict[str, Any]]:
-    """The statement and parameters that free the slot of an answered claim; ``seconds`` None measures no speed."""
-    if seconds is None:
-        return FREE_SLOT, held_by(claim)
-    return _FREE_SLOT_MEASURED, held_by(claim) | _speed(claim, seconds)
-
-
-def pass_slot(claim: Claim, seconds: float | None, task_id: str) -> tuple[Prepared, dict[str, Any]]:
-    """The same for a slot that is kept for another job, which is sent under this task id."""
-    kept = held_by(claim) | {"p_task": task_id}
-    return (_PASS_SLOT, kept) if seconds is None else (_PASS_SLOT_MEASURED, kept | _speed(claim, seconds))
-
+#: See :mod:`app.jobs.speeds`.
+MEASURE: Final = Prepared(
+    update(SPEEDS)
+    .where(SPEEDS.c.slot == bindparam("c_slot"), SPEEDS.c.model == bindparam("c_model"))
+    .values(recent=func.substr(bindparam("p_measured", type_=Text).concat(SPEEDS.c.recent), 1, bindparam("p_length")))
+)
+ADD_SPEED: Final = Prepared(insert(SPEEDS), ("slot", "model", "recent"))
 
 #: The WebUI of an unclean slot may still work at the task, so its id stays for the worker that quiesces the slot.
 _UNCLEAN: Final[dict[str, Any]] = {"state": "unclean", "owner": None, "lease_expires": None}

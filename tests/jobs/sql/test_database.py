@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from alembic import command
-from alembic.config import Config as AlembicConfig
 from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import IntegrityError
 
+from app.jobs import places
 from app.jobs.errors import DatabaseUnavailable, KeyOfDeletedJob, KeyReused, SchemaTooNew, UserQueueFull
 from app.jobs.model import IdempotencyKey, Identity
 from app.jobs.slots import Slots
+from app.jobs.speeds import read_speeds
 from app.jobs.sql import database as database_module
 from app.jobs.sql.database import Database
 from app.jobs.sql.prepared import Prepared
 from app.jobs.sql.schema import CLOCK
 from app.jobs.table import Bounds, JobTable, Serving
 from tests.inprocess import make_clean
-from tests.jobs.conftest import Gate
+from tests.jobs.conftest import Gate, migrate_to
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 MIGRATE = (
@@ -117,11 +117,8 @@ class TestIdentityMigration:
         database = Database(fresh)
         if database.folder is not None:
             database.folder.mkdir(parents=True)
-        config = AlembicConfig()
-        config.set_main_option("script_location", str(database_module.MIGRATIONS))
+        migrate_to(database, "0002")
         with database.engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "0002")
             for seq, status in ((1, "succeeded"), (2, "deleted"), (4, "queued")):
                 connection.execute(text(self.JOB), {"seq": seq, "name": f"job {seq}", "status": status})
             for seq, key in enumerate(self.KEYS, start=1):
@@ -168,6 +165,30 @@ class TestIdentityMigration:
         claim = table.claim("gpu1", "host/one", "task", serving)
         assert claim is not None
         assert claim.job.name == "job 4"
+
+
+class TestSpeedsMigration:
+    """Schema 0008: the one speed of each WebUI counts for all its models until there is something newer."""
+
+    def test_what_was_measured_before_is_carried_over(self, fresh: str) -> None:
+        database = Database(fresh)
+        if database.folder is not None:
+            database.folder.mkdir(parents=True)
+        migrate_to(database, "0007")
+        with database.engine.begin() as connection:
+            for key, speed in (("gpu0", 2.5), ("gpu1", None)):
+                connection.execute(
+                    text(
+                        "INSERT INTO slots (key, state, health, probed_at, seconds_per_cost)"
+                        " VALUES (:key, 'clean', 'up', 0, :speed)"
+                    ),
+                    {"key": key, "speed": speed},
+                )
+        database.migrate()
+        speeds = read_speeds(database)
+        assert speeds.measured("gpu0", "any model") == 2.5
+        assert speeds.measured("gpu1", "any model") is None
+        database.close()
 
 
 class TestTransactions:
@@ -372,7 +393,19 @@ class TestQueryPlans:
         assert "TEMP B-TREE" not in plan
         self.no_full_scan(plan)
 
-    def test_a_place_reads_two_ranges_of_the_queue_and_no_row(self, plans: Callable[..., str], gate: Gate) -> None:
+    def test_a_place_in_a_short_queue_reads_it_in_its_order_and_no_row(
+        self, plans: Callable[..., str], gate: Gate
+    ) -> None:
+        job = gate.accept()
+        plan = plans(lambda: gate.table.queries.place(job))
+        assert "SEARCH jobs USING COVERING INDEX jobs_queue (start_tag<?)" in plan
+        assert "TEMP B-TREE" not in plan
+        assert [line for line in plan.splitlines() if "jobs_queue" in line and "COVERING" not in line] == []
+
+    def test_a_place_in_a_long_queue_reads_two_ranges_of_it_and_no_row(
+        self, plans: Callable[..., str], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(places, "PLAYED", 0)
         job = gate.accept()
         queue = "SEARCH jobs USING COVERING INDEX jobs_queue"
         plan = plans(lambda: gate.table.queries.place(job)).splitlines()

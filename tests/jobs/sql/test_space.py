@@ -16,6 +16,7 @@ from sqlalchemy import text
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.sql.database import LOG_BYTES, Database
 from app.jobs.sql.space import STEP_PAGES, Space
+from tests.jobs.conftest import migrate_to
 
 INCREMENTAL = 2
 #: About 8 MB of pages.
@@ -49,23 +50,16 @@ def empty(database: Database) -> None:
         connection.execute(text("DELETE FROM notes WHERE key LIKE 'note %'"))
 
 
-def of_an_earlier_version(path: Path) -> None:
-    """Make the file one that never becomes smaller, with an earlier schema."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("DROP INDEX jobs_pending_unlink")
-        for table, old, new in (
-            ("jobs", "demand", "requirements_id"),
-            ("jobs", "debris", "pending_unlink"),
-            ("jobs", "looked_at", "watched_at"),
-            ("workers", "beat_at", "heartbeat_at"),
-        ):
-            connection.execute(f"ALTER TABLE {table} RENAME COLUMN {new} TO {old}")
-        connection.execute("ALTER TABLE requirements RENAME TO demands")
-        connection.execute("CREATE INDEX jobs_debris ON jobs (seq) WHERE debris")
-        connection.execute("UPDATE alembic_version SET version_num = '0005'")
+def of_an_earlier_version(database: Database) -> None:
+    """Make the file one that never becomes smaller, with the tables of an earlier schema."""
+    with closing(sqlite3.connect(file_of(database), isolation_level=None)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
+        for [table] in tables.fetchall():
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("PRAGMA auto_vacuum=NONE")
         connection.execute("VACUUM")
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (0,)
+    migrate_to(database, "0005")
 
 
 class TestSqlite:
@@ -142,7 +136,7 @@ class TestEarlierFiles:
         fill(sqlite)
         empty(sqlite)
         sqlite.close()
-        of_an_earlier_version(file_of(sqlite))
+        of_an_earlier_version(sqlite)
         fill(sqlite)
         empty(sqlite)
         assert not Space(sqlite).step()
