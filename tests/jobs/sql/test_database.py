@@ -327,7 +327,7 @@ def plans(sqlite: Database) -> Callable[[Callable[[], object]], str]:
     def explain(action: Callable[[], object]) -> str:
         seen.clear()
         action()
-        asked = [(sql, values) for sql, values in seen if re.search(r"(FROM|UPDATE) jobs\b", sql)]
+        asked = [(sql, values) for sql, values in seen if re.search(r"(FROM|UPDATE|JOIN) jobs\b", sql)]
         assert asked
         with sqlite.engine.connect() as connection:
             rows = [
@@ -400,7 +400,11 @@ class TestQueryPlans:
             lambda: slots.heartbeat("host/one"),
             lambda: table.losses.reclaim("host/one"),
             lambda: table.losses.take_over("host", "host/one"),
+            lambda: table.losses.lose_unknown("host/one", list),
+            table.deletion.forget_deleted,
+            table.deletion.forget_refusals,
             table.queries.queued_requirements,
+            table.queries.refused,
             lambda: table.queries.statuses([job.identity, Identity("u2", "txt2img", "gone")]),
             lambda: table.queries.get("u1", "txt2img", job.name),
             lambda: table.queries.rows_named(job.name, "txt2img"),
