@@ -280,6 +280,22 @@ class TestTransactions:
             sqlite.flush()
         log.unlink()
 
+    def test_a_commit_makes_no_path(self, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Making one interns its parts, and Python's table of interned strings takes a new place each time."""
+        interned, intern = list[str](), sys.intern
+
+        def note(text: str) -> str:
+            interned.append(text)
+            return intern(text)
+
+        monkeypatch.setattr(sys, "intern", note)
+        Path("made/here")
+        with sqlite.write() as connection:
+            connection.execute(CLOCK.update().values(virtual=1.0))
+        sqlite.flush()
+        monkeypatch.undo()
+        assert {"here", *Path(str(sqlite.url.database)).parts}.intersection(interned) == {"here"}
+
     def test_where_the_file_is_gone_no_new_one_is_made(self, sqlite: Database) -> None:
         sqlite.migrate()
         path = Path(sqlite.url.database)
