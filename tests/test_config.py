@@ -17,7 +17,7 @@ def webuis(urls: str, tmp_path: Path, host: str = "box") -> tuple[WebuiAddress, 
 
 def test_defaults_are_those_of_the_design(tmp_path: Path) -> None:
     config = load({}, tmp_path)
-    assert (config.bind, config.web_concurrency, config.threads, config.max_waiters) == ("127.0.0.1:8000", 2, 64, 32)
+    assert (config.bind, config.web_concurrency, config.threads, config.max_waiters) == ("127.0.0.1:8000", 2, 64, 1000)
     assert (config.instance, config.data_dir) == (tmp_path, tmp_path / "data")
     assert config.database_url == f"sqlite:///{tmp_path}/gateway.db"
     assert (config.sync_timeout, config.job_timeout, config.drain_timeout) == (600, 900, 25)

@@ -58,11 +58,15 @@ def test_every_file_is_known_here_and_named_in_the_documents() -> None:
 
 
 def test_nginxs_problems_are_those_of_the_gateway_or_its_own_and_documented() -> None:
-    documents = [json.loads(text.replace("$status", "500")) for text in re.findall(r"'(\{\"type\".*\})';", NGINX)]
+    documents = [
+        json.loads(text.replace("$status", "500").replace("$sd_gateway_retry_after", "5"))
+        for text in re.findall(r"'(\{\"type\".*\})';", NGINX)
+    ]
     assert {document["status"] for document in documents} >= {400, 404, 413, 414, 429, 431, 500, 502, 503, 504}
     api = (ROOT / "docs/api.md").read_text("utf-8")
     for document in documents:
-        assert sorted(document) == ["detail", "status", "title", "type"]
+        assert sorted(document.keys() - {"retry_after"}) == ["detail", "status", "title", "type"]
+        assert ("retry_after" in document) == (document["status"] in (429, 503))
         slug, entry = document["type"], PROBLEMS.get(document["type"])
         assert entry is None or (document["status"], document["title"]) == (entry.status, entry.title), slug
         assert f"| `{slug}` | {document['status']} | {document['title']} |" in api

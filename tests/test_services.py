@@ -15,7 +15,7 @@ import pytest
 
 from app import EXTENSION, create_app
 from app.config import ConfigError, load
-from app.jobs import waiters as waiters_module
+from app.jobs import changes as changes_module
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import Failure
 from app.jobs.worker import timing
@@ -119,7 +119,7 @@ class TestHints:
         ):
             one.start()
             two.services.start(worker=False)
-            monkeypatch.setattr(waiters_module, "_POLL_SECONDS", NEVER)
+            monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
             monkeypatch.setattr(timing, "CLAIM_POLL_SECONDS", NEVER)
             two.post()
             assert two.post()["status"] == "succeeded"
@@ -128,7 +128,7 @@ class TestHints:
     def test_a_client_is_told_at_once_that_no_webui_can_make_its_job_any_more(
         self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waiters_module, "_POLL_SECONDS", NEVER)
+        monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
         gateway.start()
         gateway.services.worker.stop_claiming()
         with ThreadPoolExecutor(1) as pool:
@@ -218,7 +218,7 @@ class TestDrain:
 
         gateway.start()
         gateway.post()
-        ours = {"worker", "heartbeat", "monitor", "runner", "waiters"}
+        ours = {"worker", "heartbeat", "monitor", "runner", "changes"}
         assert running() >= ours
         database = gateway.services.database
         with contextlib.closing(sqlite3.connect(database.url.database)) as neighbour, ThreadPoolExecutor(1) as pool:

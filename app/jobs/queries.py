@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Final
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, select, tuple_
 
 from app.jobs import places
 from app.jobs.errors import JobLost, JobNotFound
@@ -188,13 +188,17 @@ class JobQueries:
 
     def refused(self) -> list[Refused]:
         """The queued jobs that some WebUI is not to get again."""
+        # The list makes SQLite look jobs up by name; from the join alone it reads every row of the table.
+        named = tuple_(JOBS.c.name, JOBS.c.type, JOBS.c.user_id).in_(
+            select(REFUSALS.c.name, REFUSALS.c.type, REFUSALS.c.user_id)
+        )
         with self.database.read() as connection:
             rows = connection.execute(
                 select(*sql.COLUMNS, REQUIREMENTS.c.body, REFUSALS.c.slot.label("refused_by"))
                 .select_from(
-                    REFUSALS.join(JOBS, sql.REFUSES_JOB).join(REQUIREMENTS, REQUIREMENTS.c.id == JOBS.c.requirements_id)
+                    JOBS.join(REFUSALS, sql.REFUSES_JOB).join(REQUIREMENTS, REQUIREMENTS.c.id == JOBS.c.requirements_id)
                 )
-                .where(JOBS.c.status == QUEUED)
+                .where(named, JOBS.c.status == QUEUED)
                 .order_by(JOBS.c.seq)
             ).all()
         found: dict[int, Refused] = {}

@@ -1,12 +1,16 @@
-"""Writing that survives a power cut: after :func:`write_files` returned, all files are there for good; after it raised, none is."""
+"""Writing that survives a power cut: after :func:`write_files` returned, all files are there for good; after it raised, none is.
+
+The files are named relative to a descriptor of their folder, not as a Path each: pathlib interns every part of a Path, and
+interning new names for each job makes Python's table of interned strings (2 MB and more) grow and be copied again and again.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.records.layout import fresh_temporary_filename, temporary_filename
@@ -28,24 +32,22 @@ def write_files(
 
     :param at_the_end: called when all files are there; what it raises takes them back.
     """
-    written: list[Path] = []
-    try:
-        renames: list[tuple[Path, Path]] = []
-        for filename, data in files:
-            temporary = _write_temporary(folder, filename, data, failpoints, written)
-            renames.append((temporary, folder / filename))
-        for temporary, final in renames:
-            # Noted first: an interruption right after the rename must find it.
-            written.append(final)
-            with failpoints.around(f"rename {final.suffix}"):
-                temporary.replace(final)
-        sync_folder(folder, failpoints)
-        at_the_end()
-    except BaseException:
-        for path in written:
-            with suppress(OSError):
-                path.unlink()
-        raise
+    with _opened(folder) as descriptor:
+        written: list[str] = []
+        try:
+            temporaries = [_write_temporary(descriptor, *file, failpoints, written) for file in files]
+            for temporary, (filename, _) in zip(temporaries, files, strict=True):
+                # Noted first: an interruption right after the rename must find it.
+                written.append(filename)
+                with failpoints.around(f"rename {suffix(filename)}"):
+                    os.replace(temporary, filename, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+            _flush_folder(descriptor, failpoints)
+            at_the_end()
+        except BaseException:
+            for name in written:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=descriptor)
+            raise
 
 
 def create_file(path: Path, data: bytes, failpoints: Failpoints = UNWATCHED) -> bool:
@@ -84,23 +86,24 @@ def _link(temporary: Path, path: Path, failpoints: Failpoints) -> bool:
     return True
 
 
-def _write_temporary(folder: Path, filename: str, data: bytes, failpoints: Failpoints, written: list[Path]) -> Path:
-    """Write a file under a temporary name, which is also appended to ``written``."""
+def _write_temporary(folder: int, filename: str, data: bytes, failpoints: Failpoints, written: list[str]) -> str:
+    """Write a file under a temporary name, which is returned and also appended to ``written``."""
     for name in (temporary_filename(filename), fresh_temporary_filename(filename)):
         # Noted first: an interruption right after the file was made must find it.
-        written.append(folder / name)
+        written.append(name)
         try:
-            _write_durably(folder / name, data, failpoints)
+            _write_durably(name, data, failpoints, folder)
         except FileExistsError:
             # A killed process left it, or one still writes it that has lost its claim to a database of an earlier state.
             written.pop()
         else:
-            return folder / name
+            return name
     raise FileExistsError
 
 
-def _write_durably(path: Path, data: bytes, failpoints: Failpoints) -> None:
-    with path.open("xb") as file:
+def _write_durably(path: str | Path, data: bytes, failpoints: Failpoints, folder: int | None = None) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with os.fdopen(os.open(path, flags, 0o666, dir_fd=folder), "wb") as file:
         file.write(data)
         file.flush()
         with failpoints.around("fsync file"):
@@ -109,9 +112,24 @@ def _write_durably(path: Path, data: bytes, failpoints: Failpoints) -> None:
 
 def sync_folder(folder: Path, failpoints: Failpoints = UNWATCHED) -> None:
     """Make the names in a folder durable: fsync of a file does not cover its directory entry (fsync(2))."""
+    with _opened(folder) as descriptor:
+        _flush_folder(descriptor, failpoints)
+
+
+def _flush_folder(descriptor: int, failpoints: Failpoints) -> None:
+    with failpoints.around("fsync folder"):
+        os.fsync(descriptor)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with failpoints.around("fsync folder"):
-            os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def suffix(filename: str) -> str:
+    """The end of a file name from its last dot on."""
+    return "." + filename.rpartition(".")[2]

@@ -14,7 +14,7 @@ from typing import Any
 
 from app.parameters import TYPES
 from app.records import layout as names
-from app.records.atomic import write_files
+from app.records.atomic import suffix, write_files
 from app.records.errors import BadDocument, BadImage, MissingFile
 from app.records.files import StoredFile, list_files, scan, translated
 from app.records.folder import DataFolder
@@ -188,7 +188,7 @@ class RecordStore:
         """
         if stored.parsed is None:
             raise ValueError("a foreign file is never removed")
-        removed = self._unlink(stored.path)
+        removed = self._unlink(str(stored.path))
         self.folder.remove_empty(stored.path.parent)
         return removed
 
@@ -200,19 +200,19 @@ class RecordStore:
         if any(step.is_symlink() for step in (folder, folder.parent, folder.parent.parent)):
             # It may lead out of the data folder.
             return []
-        removed = [filename for filename in filenames if self._unlink(folder / filename)]
+        removed = [filename for filename in filenames if self._unlink(f"{folder}/{filename}")]
         if removed:
             self.folder.flush_removals(folder)
         self.folder.remove_empty(folder)
         return removed
 
-    def _unlink(self, path: Path) -> bool:
+    def _unlink(self, place: str) -> bool:
         with translated("removed"):
             try:
-                if not stat.S_ISREG(os.lstat(path).st_mode):
+                if not stat.S_ISREG(os.lstat(place).st_mode):
                     return False
-                with self._failpoints.around(f"unlink {path.suffix}"):
-                    path.unlink()
+                with self._failpoints.around(f"unlink {suffix(place)}"):
+                    os.unlink(place)  # noqa: PTH108 -- no Path for each name; see app/records/atomic.py
             except (FileNotFoundError, NotADirectoryError):
                 return False
         return True

@@ -244,7 +244,7 @@ class TestDelete:
         until(lambda: stats(server)["generations"])
         assert archive.delete("u1", "img2img", view["name"]) == []
         with pytest.raises(JobNotFound):
-            archive.job("u1", "img2img", view["name"])
+            gateway.shown(view)
         server.simulator.engine.interrupt()
         gateway.post()
         until(lambda: gateway.sql("SELECT count(*) FROM jobs WHERE owner IS NOT NULL")[0][0] == 0)

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select, text
 
-from app.jobs import waiters as waiters_module
+from app.jobs import changes as changes_module
+from app.jobs.changes import Changes
 from app.jobs.errors import JobLost, JobNotFound
 from app.jobs.model import Claim, Failure, IdempotencyKey, Identity, Job
 from app.jobs.sql.database import Database
 from app.jobs.sql.schema import JOBS, METADATA
 from app.jobs.table import JobTable
-from app.jobs.waiters import Waiters
-from tests.inprocess import DEADLINE, until
+from app.jobs.waiters import Waiter, Waiters
+from tests.inprocess import DEADLINE
 from tests.jobs.conftest import BOUNDS, EVERYTHING, Gate, success_of
 
 NEVER = 3600.0
@@ -87,29 +88,43 @@ def take_the_number(gate: Gate, older: Dump, lost: Job) -> Job:
     return job
 
 
+def end_of(waiter: Waiter) -> Job:
+    """The job at the end of a wait, for which this thread waits."""
+    woken = threading.Event()
+    waiter.begin(woken.set)
+    while True:
+        assert woken.wait(DEADLINE), "nobody woke the client"
+        woken.clear()
+        job = waiter.look()
+        if job is not None:
+            return job
+
+
 class TestWaiting:
     @pytest.fixture
     def waiters(self, table: JobTable, monkeypatch: pytest.MonkeyPatch) -> Any:
-        monkeypatch.setattr(waiters_module, "_POLL_SECONDS", 0.02)
-        waiters = Waiters(table, 4)
+        monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.02)
+        changes = Changes(table.revisions)
+        waiters = Waiters(table, changes, 4)
+        changes.add(waiters)
         yield waiters
-        waiters.end()
+        waiters.drain()
+        changes.end()
 
     @pytest.fixture
     def waiting(self, waiters: Waiters) -> Any:
         with ThreadPoolExecutor(1) as pool:
 
-            def wait(job: Job) -> Future[Job | None]:
-                future = pool.submit(waiters.wait, job.identity, NEVER)
-                # A job that is over already keeps nobody waiting for long enough to be seen.
-                until(lambda: job.identity in waiters._waiting or future.done())
-                return future
+            def wait(job: Job) -> Future[Job]:
+                waiter = waiters.reserve()
+                waiter.await_end(job.identity, NEVER)
+                return pool.submit(end_of, waiter)
 
             yield wait
             waiters.drain()
 
     def test_a_client_is_told_that_its_job_is_lost_and_never_gets_the_one_with_its_number(
-        self, gate: Gate, older: Dump, waiting: Callable[[Job], Future[Job | None]], monkeypatch: pytest.MonkeyPatch
+        self, gate: Gate, older: Dump, waiting: Callable[[Job], Future[Job]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         alices = gate.accept("alice")
         future = waiting(alices)
@@ -123,14 +138,16 @@ class TestWaiting:
     ) -> None:
         alices = gate.accept("alice")
         bobs = take_the_number(gate, older, alices)
-        woken = threading.Event()
-        waiters._waiting[alices.identity] = [woken]
+        waiter, woken = waiters.reserve(), threading.Event()
+        waiter.await_end(alices.identity, NEVER)
+        waiter.begin(woken.set)
         waiters.finished(bobs.identity)
         assert not woken.is_set()
-        assert (bobs.identity in waiters._lately, alices.identity in waiters._lately) == (True, False)
+        waiters.finished(alices.identity)
+        assert woken.is_set()
 
     def test_a_client_whose_job_stands_in_the_dump_goes_on_waiting(
-        self, gate: Gate, database: Database, waiting: Callable[[Job], Future[Job | None]]
+        self, gate: Gate, database: Database, waiting: Callable[[Job], Future[Job]]
     ) -> None:
         alices = gate.accept("alice")
         older = dump(database)
@@ -143,7 +160,7 @@ class TestWaiting:
         assert (ended.identity, ended.status) == (alices.identity, "succeeded")
 
     def test_a_client_whose_record_was_indexed_anew_under_another_number_gets_it(
-        self, gate: Gate, older: Dump, table: JobTable, waiting: Callable[[Job], Future[Job | None]]
+        self, gate: Gate, older: Dump, table: JobTable, waiting: Callable[[Job], Future[Job]]
     ) -> None:
         new = gate.new("alice")
         alices, _ = table.accept(new, BOUNDS)

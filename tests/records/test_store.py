@@ -9,6 +9,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -242,18 +243,18 @@ def test_what_could_not_be_found_again_is_never_written(records, root, call):
 def events(monkeypatch) -> list[tuple[str, str]]:
     """Flushes and renames in the order in which they happen, by the name of the file or folder."""
     seen: list[tuple[str, str]] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace = os.fsync, os.replace
 
     def note_fsync(descriptor):
         seen.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
         fsync(descriptor)
 
-    def note_replace(path, target):
+    def note_replace(path, target, **folders):
         seen.append(("rename", Path(target).name))
-        return replace(path, target)
+        replace(path, target, **folders)
 
     monkeypatch.setattr(atomic.os, "fsync", note_fsync)
-    monkeypatch.setattr(Path, "replace", note_replace)
+    monkeypatch.setattr(atomic.os, "replace", note_replace)
     return seen
 
 
@@ -264,6 +265,18 @@ def test_files_are_flushed_then_renamed_then_their_folder_is_flushed(records, ev
     assert [names.parse_temporary(name).index for what, name in files if what == "fsync"] == [0, 1]
     assert renames == [("rename", f"{NAME}-1-0.png"), ("rename", f"{NAME}-1-1.jpg")]
     assert last == [("fsync", "2026-11-22")]
+
+
+def test_no_name_of_a_record_is_interned(records, monkeypatch):
+    """Python's table of interned strings takes a new place for each new one, and grows by megabytes when they are used up."""
+    fill(records)
+    interned, intern = [], sys.intern
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or intern(text))
+    Path(f"{OTHER}.png")
+    save(records, *PLACE, 3, [(PNG, "png")], {"attempt": 3})
+    records.remove(*PLACE, claims=3, images=2)
+    assert f"{OTHER}.png" in interned
+    assert [text for text in interned if NAME in text] == []
 
 
 def test_a_usual_save_costs_few_flushes(records, events):
@@ -322,11 +335,11 @@ def failing(number: int, times_before: int, call):
     """``call`` that works ``times_before`` times and then fails with the system error ``number``."""
     left = [times_before]
 
-    def wrapped(*arguments):
+    def wrapped(*arguments, **more):
         left[0] -= 1
         if left[0] < 0:
             raise OSError(number, os.strerror(number), "/a/secret/path")
-        return call(*arguments)
+        return call(*arguments, **more)
 
     return wrapped
 
@@ -340,7 +353,7 @@ def test_after_any_failure_nothing_of_that_save_is_left(records, root, monkeypat
         if step == "fsync":
             patch.setattr(atomic.os, "fsync", failing(number, before, os.fsync))
         else:
-            patch.setattr(Path, "replace", failing(number, before, Path.replace))
+            patch.setattr(atomic.os, "replace", failing(number, before, os.replace))
         with pytest.raises(StorageFailed) as caught:
             save(records, *PLACE, 2, [(PNG, "png"), (JPG, "jpg")])
     full = number != errno.EIO
@@ -516,7 +529,7 @@ def test_removal_lists_no_folder(records, monkeypatch):
 
 def test_the_document_goes_first(records, root, monkeypatch):
     fill(records)
-    monkeypatch.setattr(Path, "unlink", failing(errno.EIO, 2, Path.unlink))
+    monkeypatch.setattr(atomic.os, "unlink", failing(errno.EIO, 2, os.unlink))
     with pytest.raises(StorageFailed, match="could not be removed"):
         records.remove(*PLACE, **WHOLE)
     assert not [name for name in everything(root) if name.endswith(".json")]

@@ -89,7 +89,11 @@ def try_example(
     names = {"type": record["type"], "name": record["name"], "filename": record["images"][0]["filename"]}
     values = {parameter["name"]: parameter["example"] for parameter in parameters}
     assert values.get("id", record["id"]) == record["id"]
-    answer = house.http.request(method, path.format(**{**values, **names}))
+    with house.http.request(method, path.format(**{**values, **names}), stream=True) as answer:
+        if answer.headers["Content-Type"].startswith("text/event-stream"):
+            # That of a user has no end.
+            return answer.status_code, None
+        answer.content  # noqa: B018 -- read before the connection is given back
     return answer.status_code, answer.json() if answer.headers["Content-Type"].startswith("application/json") else None
 
 

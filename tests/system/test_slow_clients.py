@@ -346,7 +346,9 @@ def test_clients_that_do_not_close_do_not_delay_others(gateway: Gateway) -> None
 @pytest.fixture(scope="module")
 def limited(booth: Stage, webui: Simulator) -> Gateway:
     """A gateway that may open few files, and can't raise that limit."""
-    gateway = Gateway("limited", booth.folder, [webui], processes=1, SDG_THREADS=4, SDG_MAX_WAITERS=2)
+    gateway = Gateway(
+        "limited", booth.folder, [webui], processes=1, SDG_THREADS=4, SDG_MAX_WAITERS=2, SDG_MAX_STREAMS=2
+    )
     gateway.command = ["/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", *gateway.command]
     booth.add(gateway)
     gateway.await_ready()

@@ -59,6 +59,9 @@ class Database:
         self._patient = False
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        # Made once: each transaction asks for them, and making a Path takes longer than asking.
+        self._path = Path(self.url.database or "")
+        self._log_path = Path(f"{self.url.database}-wal")
         self.engine = self._create_engine()
         driver = self.engine.dialect.loaded_dbapi
         #: A broken rule of the schema, which is a bug, and everything else that a database can refuse.
@@ -74,7 +77,7 @@ class Database:
     @property
     def folder(self) -> Path | None:
         """The folder of a SQLite file; None for PostgreSQL."""
-        return Path(self.url.database).parent if self.is_sqlite and self.url.database else None
+        return self._path.parent if self.is_sqlite and self.url.database else None
 
     @property
     def exists(self) -> bool:
@@ -82,7 +85,7 @@ class Database:
         if not self.is_sqlite:
             return True
         try:
-            status = Path(self.url.database or "").stat()
+            status = self._path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
@@ -155,7 +158,7 @@ class Database:
             return
         try:
             # Without a log everything is in the file itself, and was flushed with it.
-            with contextlib.suppress(FileNotFoundError), Path(f"{self.url.database}-wal").open("rb") as log:
+            with contextlib.suppress(FileNotFoundError), self._log_path.open("rb") as log:
                 os.fsync(log.fileno())
         except OSError as error:
             raise DatabaseUnavailable from error
@@ -233,7 +236,7 @@ class Database:
             if connection.execute("PRAGMA auto_vacuum").fetchone()[0]:
                 return True
             pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-            free = shutil.disk_usage(Path(str(self.url.database)).parent).free
+            free = shutil.disk_usage(self._path.parent).free
             if free < 2 * pages * size:
                 _LOG.warning(
                     "the database can't be written anew to become smaller: %d MB must be free on its disk, %d MB are;"
@@ -260,7 +263,7 @@ class Database:
         if not self.is_sqlite or not self.url.database:
             return None
         try:
-            status = Path(self.url.database).stat()
+            status = self._path.stat()
         except OSError:
             return None
         return status.st_dev, status.st_ino

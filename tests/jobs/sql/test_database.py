@@ -301,6 +301,22 @@ class TestTransactions:
             sqlite.flush()
         log.unlink()
 
+    def test_a_commit_makes_no_path(self, sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Making one interns its parts, and Python's table of interned strings takes a new place each time."""
+        interned, intern = list[str](), sys.intern
+
+        def note(text: str) -> str:
+            interned.append(text)
+            return intern(text)
+
+        monkeypatch.setattr(sys, "intern", note)
+        Path("made/here")
+        with sqlite.write() as connection:
+            connection.execute(CLOCK.update().values(virtual=1.0))
+        sqlite.flush()
+        monkeypatch.undo()
+        assert {"here", *Path(str(sqlite.url.database)).parts}.intersection(interned) == {"here"}
+
     def test_where_the_file_is_gone_no_new_one_is_made(self, sqlite: Database) -> None:
         sqlite.migrate()
         path = Path(sqlite.url.database)
@@ -348,7 +364,7 @@ def plans(sqlite: Database) -> Callable[[Callable[[], object]], str]:
     def explain(action: Callable[[], object]) -> str:
         seen.clear()
         action()
-        asked = [(sql, values) for sql, values in seen if re.search(r"(FROM|UPDATE) jobs\b", sql)]
+        asked = [(sql, values) for sql, values in seen if re.search(r"(FROM|UPDATE|JOIN) jobs\b", sql)]
         assert asked
         with sqlite.engine.connect() as connection:
             rows = [
@@ -443,7 +459,11 @@ class TestQueryPlans:
             lambda: slots.heartbeat("host/one"),
             lambda: table.losses.reclaim("host/one"),
             lambda: table.losses.take_over("host", "host/one"),
+            lambda: table.losses.lose_unknown("host/one", list),
+            table.deletion.forget_deleted,
+            table.deletion.forget_refusals,
             table.queries.queued_requirements,
+            table.queries.refused,
             lambda: table.queries.statuses([job.identity, Identity("u2", "txt2img", "gone")]),
             lambda: table.queries.get("u1", "txt2img", job.name),
             lambda: table.queries.rows_named(job.name, "txt2img"),
