@@ -18,6 +18,8 @@ from app.jobs.model import UNFINISHED, Identity, Job
 from app.jobs.revisions import Change, Version
 from app.jobs.table import JobTable
 
+#: How often the jobs of all waiters are looked up: one that has vanished with a restored database has changed for nobody.
+_CHECK_SECONDS: Final = 5.0
 #: More than can finish between the acceptance of a job and the waiting for it.
 _REMEMBERED: Final = 256
 
@@ -35,6 +37,7 @@ class Waiters:
         self._fresh: set[Identity] = set()
         #: Waiters for any change of their job.
         self._hurried = 0
+        self._check_at = 0.0
         self._lock = threading.Lock()
         #: Jobs that were said to be finished, perhaps before their clients had begun to wait.
         self._lately: deque[Identity] = deque(maxlen=_REMEMBERED)
@@ -112,9 +115,7 @@ class Waiters:
     def changed(self, changes: Sequence[Change], version: Version) -> None:
         """Wake the waiters of jobs that have ended or changed."""
         del version
-        with self._lock:
-            fresh = {job for job in self._fresh if job in self._waiting}
-            self._fresh.clear()
+        fresh = self._to_be_looked_up()
         statuses = {change.identity: change.status for change in changes}
         try:
             found = self._table.queries.statuses(fresh) if fresh else {}
@@ -126,6 +127,16 @@ class Waiters:
             self._wake(job, ended=found.get(job) not in UNFINISHED)
         for job, status in statuses.items():
             self._wake(job, ended=status not in UNFINISHED)
+
+    def _to_be_looked_up(self) -> set[Identity]:
+        now = time.monotonic()
+        with self._lock:
+            fresh = {job for job in self._fresh if job in self._waiting}
+            self._fresh.clear()
+            if now >= self._check_at:
+                self._check_at = now + _CHECK_SECONDS
+                fresh |= self._waiting.keys()
+        return fresh
 
     def lost_track(self, version: Version) -> None:
         """Wake everybody: jobs may have vanished."""
