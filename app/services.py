@@ -22,7 +22,7 @@ from app.gateway.offering import Offering
 from app.gateway.results import refused_everywhere
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import Failure, Identity
-from app.jobs.notifications import ACCEPTED, REFRESH_WANTED, Notifier
+from app.jobs.notifications import ACCEPTED, END_WANTED, REFRESH_WANTED, Notifier
 from app.jobs.slot_keys import rename_slots
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
@@ -53,11 +53,13 @@ class _Notifications:
     worker: Worker | None = None
 
     def transition(self, transition: Transition) -> None:
-        """Notify those who act on a transition: a worker that a job waits, clients that theirs has ended."""
+        """Notify those who act on a transition: a worker that a job waits or is to end, clients that theirs has ended."""
         if transition.event == "accepted":
             self.accepted()
-        elif transition.is_end:
+        if transition.is_end:
             self.finished(transition.job.identity)
+        if transition.stops_an_attempt:
+            self._tell(END_WANTED)
 
     def accepted(self) -> None:
         """A job waits."""
@@ -88,6 +90,8 @@ class _Notifications:
             self.worker.wake()
         elif message == REFRESH_WANTED and self.worker is not None:
             self.worker.refresh_soon()
+        elif message == END_WANTED and self.worker is not None:
+            self.worker.renew_soon()
         elif message.startswith(_FINISHED):
             parts = message.removeprefix(_FINISHED).decode("utf-8", "replace").split(" ", 2)
             if len(parts) == len(Identity._fields):
