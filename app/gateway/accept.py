@@ -6,7 +6,7 @@ import hashlib
 import logging
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -45,6 +45,13 @@ class BadReferenceImage(Exception):
 class Client(Protocol):
     """The sender of a request, who waits for the answer."""
 
+    @property
+    def cancel_after(self) -> float | None:
+        """Seconds from acceptance after which his job is cancelled unless it has ended; None for never. Of a repeated request the
+        first one's count.
+        """
+        ...
+
     def release_body(self) -> None:
         """Free what was posted: it is in its row, and its reference image on disk."""
         ...
@@ -56,6 +63,8 @@ class Client(Protocol):
 
 class _Patient:
     """A client of this process, which keeps what it posted and never hangs up."""
+
+    cancel_after: float | None = None
 
     def release_body(self) -> None:
         """Free nothing."""
@@ -114,14 +123,14 @@ class Acceptance:
         :param client: who waits for the answer.
         :raises Exception: with a slug; then nothing was accepted.
         """
-        key = _key(type_, fingerprint, idempotency_key)
+        key, cancel_after = _key(type_, fingerprint, idempotency_key), client.cancel_after
         known = self._table.find_key(fields["id"], key) if key is not None else None
         if known is not None and known.finished:
             return describe(known)
         if wait <= 0:
-            return self._describe(known or self._accept(type_, fields, key))
+            return self._describe(known or self._accept(type_, fields, key, cancel_after))
         with self._waiters.reserve():
-            job = known or self._accept(type_, fields, key)
+            job = known or self._accept(type_, fields, key, cancel_after)
             # That of a repeated request was not looked at.
             fields.pop("init_images", None)
             client.release_body()
@@ -131,9 +140,11 @@ class Acceptance:
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job, self._table.queries.place(job))
 
-    def _accept(self, type_: Type, fields: dict[str, Any], key: IdempotencyKey | None) -> Job:
+    def _accept(
+        self, type_: Type, fields: dict[str, Any], key: IdempotencyKey | None, cancel_after: float | None
+    ) -> Job:
         draft = self._draft(type_, fields)
-        new = draft.new
+        new = replace(draft.new, cancel_after=cancel_after)
         if draft.reference is not None:
             self._records.save_init(new.user_id, new.type, new.name, draft.reference.png)
         unneeded = True

@@ -106,7 +106,7 @@ class FakeServices:
 
     @property
     def archive(self) -> Any:
-        names = ("history", "jobs", "job", "file", "args", "delete")
+        names = ("history", "jobs", "job", "cancel", "cancel_queued", "file", "args", "delete")
         return SimpleNamespace(**{name: lambda *args, name=name: self._answer(name, *args) for name in names})
 
     def options(self) -> Any:

@@ -165,3 +165,18 @@ class JobsQuery(PageQuery):
     """The query of a user's jobs."""
 
     status = Choice(STATUSES, metadata={"description": "Only jobs in this state."})
+
+
+class CancelQuery(Schema):
+    """The query of a user's jobs that are to be cancelled; what it does not know it ignores."""
+
+    class Meta:
+        """Unknown parameters are left alone."""
+
+        unknown = EXCLUDE
+
+    status = Choice(
+        ("queued",),
+        required=True,
+        metadata={"description": "Which jobs: only those that wait can be cancelled all at once.", "example": "queued"},
+    )
