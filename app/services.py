@@ -26,7 +26,7 @@ from app.gateway.watching import Watching
 from app.jobs.changes import Changes
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import Failure, Identity
-from app.jobs.notifications import ACCEPTED, CHANGED, REFRESH_WANTED, Notifier
+from app.jobs.notifications import ACCEPTED, CHANGED, END_WANTED, REFRESH_WANTED, Notifier
 from app.jobs.slot_keys import rename_slots
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
@@ -58,11 +58,13 @@ class _Notifications:
     worker: Worker | None = None
 
     def transition(self, transition: Transition) -> None:
-        """Notify at once those whose time matters: a worker that a job waits, clients that theirs has ended."""
+        """Notify at once those whose time matters: a worker that a job waits or is to end, clients that theirs has ended."""
         if transition.event == "accepted":
             self.accepted()
-        elif transition.is_end:
+        if transition.is_end:
             self.finished(transition.job.identity)
+        if transition.stops_an_attempt:
+            self._tell(END_WANTED)
 
     def logged(self, transition: Transition) -> None:
         """Notify those who watch, off the path where the time matters."""
@@ -100,6 +102,8 @@ class _Notifications:
             self.worker.refresh_soon()
         elif message == CHANGED:
             self.changes.hurry()
+        elif message == END_WANTED and self.worker is not None:
+            self.worker.renew_soon()
         elif message.startswith(_FINISHED):
             self.changes.hurry()
             parts = message.removeprefix(_FINISHED).decode("utf-8", "replace").split(" ", 2)

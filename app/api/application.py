@@ -37,7 +37,8 @@ class Application(Flask):
 
         Not a ``url_value_preprocessor``: Flask calls those before the hooks, so that a bad path would be answered without them.
         """
-        if request.routing_exception is not None or request.method != "POST":
+        # Of the POSTs only those without a member in their path read a body.
+        if request.routing_exception is not None or request.method != "POST" or request.view_args:
             cast("GatewayRequest", request).check_unread_body()
         paths.check(request)
         return super().dispatch_request()

@@ -104,6 +104,17 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The seconds after which to try again.": "多少秒后可重试。",
         "Newest first; empty for an unknown user.": "最新的在前；未知用户返回空列表。",
         "The job as it is now.": "任务的当前状态。",
+        "The job as it is now; a finished one as it ended.": "任务的当前状态；已结束的任务保持其结果。",
+        "Cancel a job that waits, or have one that runs stopped: that ends when its WebUI has replied.": (
+            "取消排队中的任务，或停止正在执行的任务；后者在 WebUI 应答后结束。"
+        ),
+        "Cancel all jobs of a user that wait.": "取消用户所有排队中的任务。",
+        "How many jobs were cancelled.": "被取消的任务数。",
+        "Which jobs: only those that wait can be cancelled all at once.": "要取消的任务：只能一次取消所有排队中的任务。",
+        "Cancel the job unless it has ended so long after its acceptance: seconds, or hours, minutes and seconds such as `1h30m`; "
+        "5 seconds to 24 hours.": (
+            "接受请求后超过此时长任务仍未结束则取消：秒数，或如 `1h30m` 的时、分、秒组合；5 秒到 24 小时。"
+        ),
         "The version of the job: another one after each change of it but `position`, `progress` and `eta`.": (
             "任务的版本：除 `position`、`progress` 和 `eta` 外，任务每次变化后该值都会改变。"
         ),

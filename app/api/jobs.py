@@ -13,8 +13,8 @@ from app.api.http.openapi import Blueprint
 from app.api.http.representation import Presenter
 from app.api.http.waiting import answered
 from app.api.schemas.path_parameters import ID, NAME, PROBLEMS_OF_A_FILE, TYPE
-from app.api.schemas.requests import JobsQuery
-from app.api.schemas.responses import Job, Jobs
+from app.api.schemas.requests import CancelQuery, JobsQuery
+from app.api.schemas.responses import Cancelled, Job, Jobs
 from app.jobs.model import Identity
 from app.jobs.revisions import Version
 from app.parameters import Type
@@ -69,9 +69,32 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
         reading = long_polls.job(Identity(user, kind, name), wait=wait, knows=_versions(request.if_none_match))
         return answered(reading, lambda now: presenter.read(now, preference))
 
+    _add_cancelling(blp, services, presenter)
     return blp
 
 
 def _versions(etags: ETags) -> Callable[[Version], bool] | None:
     """Whether a client has a version; None if it names none."""
     return (lambda version: etags.contains_weak(str(version))) if etags else None
+
+
+def _add_cancelling(blp: Blueprint, services: Services, presenter: Presenter) -> None:
+    archive = services.archive
+
+    @blp.route("/jobs/<id>/<type>/<name>/cancel", methods=["POST"], parameters=[ID, TYPE, NAME])
+    @blp.answers(200, Job, "The job as it is now; a finished one as it ended.", headers=_VERSION)
+    @blp.problems(*PROBLEMS_OF_A_FILE)
+    @blp.about(
+        "Cancel a job · 取消任务",
+        "Cancel a job that waits, or have one that runs stopped: that ends when its WebUI has replied.",
+    )
+    def cancel_job(user: str, kind: Type, name: str) -> Response:
+        return presenter.read(archive.cancel(user, kind, name))
+
+    @blp.route("/jobs/<id>/cancel", methods=["POST"], parameters=[ID])
+    @blp.arguments(CancelQuery, location="query")
+    @blp.answers(200, Cancelled, "How many jobs were cancelled.")
+    @blp.problems("validation-failed", "not-found", "database-unavailable")
+    @blp.about("Cancel all waiting jobs of a user · 取消用户所有排队中的任务", "Cancel all jobs of a user that wait.")
+    def cancel_queued_jobs(_query: dict[str, Any], user: str) -> dict[str, Any]:
+        return {"cancelled": archive.cancel_queued(user)}

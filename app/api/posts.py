@@ -20,6 +20,7 @@ from app.services import Services
 
 _REFUSED = (
     "invalid-json",
+    "job-not-found",
     "key-of-deleted-job",
     "body-too-large",
     "no-room-for-body",
@@ -70,6 +71,14 @@ _HEADERS: tuple[Mapping[str, Any], ...] = (
         "description": "Makes it safe to repeat the request: for 24 hours the same key and body of a user answer with the same "
         "job.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    },
+    {
+        "in": "header",
+        "name": "Cancel-After",
+        "description": "Cancel the job unless it has ended so long after its acceptance: seconds, or hours, minutes and seconds "
+        "such as `1h30m`; 5 seconds to 24 hours.",
+        "schema": {"type": "string"},
+        "example": "5m",
     },
 )
 _APPLIED = {"description": "The preferences of `Prefer` that were honoured.", "schema": {"type": "string"}}

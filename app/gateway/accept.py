@@ -6,7 +6,7 @@ import hashlib
 import logging
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -46,6 +46,13 @@ class BadReferenceImage(Exception):
 class Client(Protocol):
     """The sender of a request, who waits for the answer."""
 
+    @property
+    def cancel_after(self) -> float | None:
+        """Seconds from acceptance after which his job is cancelled unless it has ended; None for never. Of a repeated request the
+        first one's count.
+        """
+        ...
+
     def release_body(self) -> None:
         """Free what was posted: it is in its row, and its reference image on disk."""
         ...
@@ -53,6 +60,8 @@ class Client(Protocol):
 
 class _Local:
     """A client of this process, which keeps what it posted."""
+
+    cancel_after: float | None = None
 
     def release_body(self) -> None:
         """Free nothing."""
@@ -107,15 +116,15 @@ class Acceptance:
         :param client: who waits for the answer.
         :raises Exception: with a slug; then nothing was accepted.
         """
-        key = _key(type_, fingerprint, idempotency_key)
+        key, cancel_after = _key(type_, fingerprint, idempotency_key), client.cancel_after
         known = self._table.find_key(fields["id"], key) if key is not None else None
         if known is not None and known.finished:
             return describe(known)
         if wait <= 0:
-            return self._describe(known or self._accept(type_, fields, key))
+            return self._describe(known or self._accept(type_, fields, key, cancel_after))
         waiter = self._waiters.reserve()
         try:
-            job = known or self._accept(type_, fields, key)
+            job = known or self._accept(type_, fields, key, cancel_after)
         except BaseException:
             waiter.leave()
             raise
@@ -128,9 +137,11 @@ class Acceptance:
     def _describe(self, job: Job) -> dict[str, Any]:
         return describe(job, self._table.queries.place(job))
 
-    def _accept(self, type_: Type, fields: dict[str, Any], key: IdempotencyKey | None) -> Job:
+    def _accept(
+        self, type_: Type, fields: dict[str, Any], key: IdempotencyKey | None, cancel_after: float | None
+    ) -> Job:
         draft = self._draft(type_, fields)
-        new = draft.new
+        new = replace(draft.new, cancel_after=cancel_after)
         if draft.reference is not None:
             self._records.save_init(new.user_id, new.type, new.name, draft.reference.png)
         unneeded = True

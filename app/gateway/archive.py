@@ -14,9 +14,10 @@ from typing import Any, Final
 import pybase64
 
 from app.gateway.ownership import batch_size, files_of, has_only_named_files, unnamed_images
+from app.gateway.waiting import Reading
 from app.jobs.errors import JobNotFound
-from app.jobs.events import Announcer, Transition
-from app.jobs.model import Job
+from app.jobs.events import Announcer, Event, Transition
+from app.jobs.model import Identity, Job
 from app.jobs.table import JobTable
 from app.jobs.view import describe
 from app.records.errors import RecordsError
@@ -140,6 +141,27 @@ class Archive:
             png = self._records.read_init(user_id, type_, job.name)
             args["init_images"] = "data:image/png;base64," + pybase64.b64encode_as_string(png)
         return args
+
+    # -- cancelling --------------------------------------------------------------------------------------------------
+
+    def cancel(self, user_id: str, type_: str, name: str) -> Reading:
+        """End a job that waits, or ask for the end of one that runs; the job as it is now, a finished one as it ended.
+
+        :raises JobNotFound: there is none.
+        """
+        job, changed = self._table.cancellation.cancel(Identity(user_id, type_, name))
+        if changed:
+            event: Event = "cancelled" if job.finished else "cancel requested"
+            self._announcer.announce(Transition(event, job, slug=job.error_slug))
+        view = describe(job, self._table.queries.place(job))
+        return Reading(view, self._table.revisions.version_of(job.rev))
+
+    def cancel_queued(self, user_id: str) -> int:
+        """End all jobs of a user that wait; how many."""
+        ended = self._table.cancellation.cancel_queued(user_id)
+        for job in ended:
+            self._announcer.announce(Transition("cancelled", job, slug=job.error_slug))
+        return len(ended)
 
     # -- deleting ----------------------------------------------------------------------------------------------------
 

@@ -134,9 +134,12 @@ class WebuiBackend:
         progress = self._driver.poll(claim.task_id, by_task=self._served.catalogue.task_ids)
         return None if progress is None else Poll(progress.progress, progress.eta, progress.idle, progress.by_task)
 
-    def interrupt(self, claim: Claim) -> None:
-        """Stop the generation of this job if it is the one that runs."""
-        self._driver.interrupt(claim.task_id)
+    def interrupt(self, claim: Claim) -> bool:
+        """Stop the generation of this job if it is the one that runs; see :meth:`Driver.interrupt`."""
+        if self._memory.is_shared and not self._served.catalogue.task_ids:
+            # What runs there may be somebody else's, and nothing tells.
+            return True
+        return self._driver.interrupt(claim.task_id)
 
     def abort(self) -> None:
         """Break the connection of the generation in flight."""

@@ -193,7 +193,7 @@ class Sending:
                 request.limits.size,
                 send,
                 answered,
-                may_complete=request.attempt.lease.held,
+                may_complete=request.attempt.may_complete,
             )
         finally:
             query.end()
@@ -230,7 +230,8 @@ class Sending:
     def _upscaled(self, attempt: Attempt, replies: Replies) -> Replies:
         job = attempt.claim.job
         done = job.type == "txt2img" or not upscales(job.args) or replies.generation.status != _OK
-        if done or replies.interrupt_query.result().flagged:
+        # The extras have no task id, so that nobody could tell them from another's: they are never interrupted.
+        if done or not attempt.end_generation() or replies.interrupt_query.result().flagged:
             return replies
         try:
             pictures = generation_images_base64(replies.generation, replies.limits, expected=job.args["batch_size"])
@@ -240,7 +241,7 @@ class Sending:
         limits = bounds.of_generation(job.args, scale=job.args["hr_scale"])
         try:
             payload = payloads.upscale(pictures, job.args)
-            upscaled = self._webui.upscale(payload, limits.size, may_complete=attempt.lease.held)
+            upscaled = self._webui.upscale(payload, limits.size, may_complete=attempt.may_complete)
         except Unreachable as error:
             # The attempt did begin: its first half was answered.
             raise ConnectionBroken from error

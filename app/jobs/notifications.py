@@ -1,4 +1,5 @@
-"""Notifications between the processes of one host: "a job was accepted", "this job is finished", "refresh the catalogues".
+"""Notifications between the processes of one host: "a job was accepted", "this job is finished", "a running job is to
+end", "refresh the catalogues".
 
 Each process binds a Unix datagram socket in one folder beside the database and sends to all the others. A lost notification costs
 nothing but time, for everybody who waits also polls the database.
@@ -26,6 +27,8 @@ ACCEPTED: Final = b"accepted"
 CHANGED: Final = b"changed"
 #: A request named what no WebUI was known to have; see :meth:`app.jobs.catalogues.Catalogues.want_refresh`.
 REFRESH_WANTED: Final = b"refresh wanted"
+#: A job that runs is to end, or was deleted; which one, its worker learns with its next heartbeat.
+END_WANTED: Final = b"end wanted"
 
 
 class Notifier:

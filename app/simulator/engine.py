@@ -171,9 +171,16 @@ class Engine:
 
     # What others do meanwhile.
 
-    def interrupt(self) -> None:
-        """Stop what runs now, whoever asked for it; lost when nothing runs."""
-        self._raise_flag("interrupted")
+    def interrupt(self) -> str | None:
+        """Stop what runs now, whoever asked for it; lost when nothing runs.
+
+        Returns what runs: its task id, or the name of a job that has none.
+        """
+        with self._changed:
+            self._raise_flag("interrupted")
+            if self._state.job_count == 0:
+                return None
+            return self._state.job if self._state.job in ("Upscale", "extras") else self._current
 
     def skip(self) -> None:
         """Stop the current iteration only."""

@@ -75,6 +75,7 @@ LIST_KINDS: tuple[str, ...] = (
 PROGRESS_KINDS: tuple[str, ...] = ("slow-progress",)  # /sdapi/v1/progress answers after `seconds` (1)
 #: Both progress routes answer with unusable numbers: in turn integers of 400 digits, NaN, Infinity, -Infinity, strings.
 NONSENSE_PROGRESS = "nonsense-progress"
+LOST_INTERRUPT = "lost-interrupt"  # an interrupt is answered, and without effect
 #: The listening socket is closed for `seconds` (as many as the count), and idle connections with it.
 REFUSE = "refuse"
 FAULT_KINDS: tuple[str, ...] = (
@@ -86,6 +87,7 @@ FAULT_KINDS: tuple[str, ...] = (
     *LIST_KINDS,
     *PROGRESS_KINDS,
     NONSENSE_PROGRESS,
+    LOST_INTERRUPT,
     REFUSE,
 )
 

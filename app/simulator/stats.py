@@ -47,11 +47,17 @@ class Stats:
             self._gaps: list[float] = []
             self._last_answer: float | None = None
             self._payloads: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+            self._interrupted: list[str | None] = []
 
     def count(self, what: str) -> None:
         """Add one to ``generations``, ``model_loads``, ``interrupts`` or ``refreshes``."""
         with self.lock:
             self._counts[what] += 1
+
+    def note_interrupted(self, task: str | None) -> None:
+        """What an interrupt has stopped: a task id, the name of a job without one, or None where nothing ran."""
+        with self.lock:
+            self._interrupted.append(task)
 
     def arrive(self, received: float, *, generation: bool) -> Visit:
         """A POST whose headers were read at ``received``; one that comes before the last one's answer left no gap."""
@@ -91,6 +97,7 @@ class Stats:
                 "max_in_flight": self._max_in_flight,
                 "model_loads": self._counts["model_loads"],
                 "interrupts": self._counts["interrupts"],
+                "interrupted": list(self._interrupted),
                 "refreshes": self._counts["refreshes"],
                 "idle_gaps_ms": [round(gap * 1000, 3) for gap in self._gaps],
             }

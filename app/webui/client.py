@@ -216,12 +216,14 @@ class Webui:
             job_timestamp=str(state.get("job_timestamp") or ""),
         )
 
-    def interrupt(self) -> None:
+    def interrupt(self, on_open: Callable[[], None] | None = None) -> None:
         """Stop whatever the WebUI is making now, whoever asked for it; raises as :meth:`task` does.
 
         Its generation then answers 200 with what is done so far. Sent while nothing runs, it has no effect.
+
+        :param on_open: called when the connection is made and the interrupt is about to go out; what it raises holds that back.
         """
-        self._ask("POST", f"{_API}/interrupt")
+        self._ask("POST", f"{_API}/interrupt", on_open=on_open)
 
     def refresh_checkpoints(self) -> None:
         """Have the WebUI read its models folder again, which takes vanished files off its list; raises as :meth:`task` does.

@@ -15,6 +15,12 @@ _LOG = logging.getLogger(__name__)
 
 #: Seen idle twice, at least so many seconds apart, a WebUI is idle.
 _IDLE_TWICE_SECONDS: Final = 0.3
+#: A task that ends by itself so soon is not interrupted: the next one may have begun when the interrupt arrives.
+_ENDS_BY_ITSELF_SECONDS: Final = 0.5
+
+
+class _NotOurs(Exception):
+    """The WebUI is at another task, or at none, or ours was stopped already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +65,45 @@ class Driver:
             return TaskProgress(1.0 if task.completed else 0.0, None, idle)
         return TaskProgress(state.progress, state.eta or None, idle, by_task=False)
 
-    def interrupt(self, task_id: str) -> None:
-        """Stop a task of ours if it is the one that runs: an interrupt names no task, it stops whatever runs."""
+    def interrupt(self, task_id: str) -> bool:
+        """Stop a task of ours if it is the one that runs, and was not stopped before.
+
+        Interrupts get lost, so this is repeated until the reply to the task is here.
+
+        An interrupt names no task: it stops whatever runs when it arrives. So its connection is made first, and only then the WebUI
+        is asked what runs.
+
+        :returns: False if it got no answer, and may still arrive.
+        """
+        sent = False
+
+        def refuse_others() -> None:
+            nonlocal sent
+            if not self._should_stop(task_id):
+                raise _NotOurs
+            sent = True
+
         try:
-            if self._is_active(task_id):
-                self._webui.interrupt()
+            self._webui.interrupt(refuse_others)
+        except _NotOurs:
+            return True
         except WebuiError:
             _LOG.warning("WebUI %s could not be interrupted", self._webui.name)
+            return not sent
+        return True
 
-    def _is_active(self, task_id: str | None) -> bool:
+    def _should_stop(self, task_id: str | None) -> bool:
         # On a new slot no task is known: what runs there is not ours to stop.
-        if task_id is None or self._webui.server_state().job_count == 0:
+        if task_id is None:
+            return False
+        state = self._webui.server_state()
+        if state.job_count == 0 or state.interrupted:
+            # The flag stays until the next task begins: an interrupt that has arrived is not repeated into that one.
             return False
         task = self._webui.task(task_id)
         # Where tasks can't be asked for, what runs on a slot that we hold is ours.
-        return task.active if task is not None else True
+        eta = state.eta if task is None else task.eta
+        return (task is None or task.active) and (eta is None or eta >= _ENDS_BY_ITSELF_SECONDS)
 
     def quiesce(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         """Wait until the WebUI is idle, after one interrupt if our lost task is the one that runs (the orphan rule).
@@ -89,7 +119,7 @@ class Driver:
                 idle = self._is_idle(task_id)
                 if idle and seen_idle:
                     return True
-                if not idle and not interrupted and self._is_active(task_id):
+                if not idle and not interrupted and self._should_stop(task_id):
                     self._webui.interrupt()
                     interrupted = True
             except Unreachable:

@@ -560,6 +560,7 @@ def test_one_at_a_time_in_order(slow: SimulatorServer, pool: Any) -> None:
         "max_in_flight": 4,
         "model_loads": 0,
         "interrupts": 0,
+        "interrupted": [],
         "refreshes": 0,
         "idle_gaps_ms": [],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from flask import Response, jsonify, request
@@ -17,6 +17,8 @@ from app.api.http.problems import respond
 from app.gateway.waiting import Reading
 from app.gateway.watching import StreamEvent
 from app.jobs.queue import Cursor
+
+_NO_PREFERENCE: Final = Preference()
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Presenter:
             "url": f"{root}/jobs/{user}/{view['type']}/{view['name']}",
         }
 
-    def read(self, reading: Reading, preference: Preference) -> Response:
+    def read(self, reading: Reading, preference: Preference = _NO_PREFERENCE) -> Response:
         """One job with its version; 304 for a client that has this version already.
 
         The entity tag is weak, since ``progress`` and the like change without it; for the same reason nobody may keep the answer.

@@ -1,4 +1,4 @@
-"""The request as this API reads it: a JSON body judged by our own rules, and the two header fields that a POST may carry.
+"""The request as this API reads it: a JSON body judged by our own rules, and header fields that a POST may carry.
 
 Flask's and webargs' readers are not used: they take a wrong content type for a missing body, accept NaN and let a
 RecursionError through.
@@ -20,6 +20,7 @@ import flask
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # the package ships no types
 from werkzeug.utils import cached_property
 
+from app.api.http import cancel_after
 from app.api.http.bodies import MEBIBYTE, Body
 from app.api.http.refusals import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
 from app.api.http.strictjson import parse
@@ -101,6 +102,14 @@ class GatewayRequest(flask.Request):
         if key is not None and not _VISIBLE_ASCII.fullmatch(key):
             raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters without spaces.")
         return key
+
+    @property
+    def cancel_after(self) -> float | None:
+        """The seconds of the Cancel-After header, or ``None``.
+
+        :raises InvalidRequest: there are two, or it is anything else than a time that may be asked for.
+        """
+        return cancel_after.parse(self.headers.getlist("Cancel-After"))
 
     def check_unread_body(self) -> None:
         """Read the body of a request that takes none, as far as it is small and has arrived.

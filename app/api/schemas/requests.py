@@ -178,3 +178,18 @@ class QueueQuery(_Limited):
 
     id = UserId(metadata={"description": "The user whose jobs are named."})
     before = QueueCursor(metadata={"description": "The cursor of a next URL."})
+
+
+class CancelQuery(Schema):
+    """The query of a user's jobs that are to be cancelled; what it does not know it ignores."""
+
+    class Meta:
+        """Unknown parameters are left alone."""
+
+        unknown = EXCLUDE
+
+    status = Choice(
+        ("queued",),
+        required=True,
+        metadata={"description": "Which jobs: only those that wait can be cancelled all at once.", "example": "queued"},
+    )

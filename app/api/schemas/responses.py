@@ -314,6 +314,14 @@ class Webuis(Answer):
     )
 
 
+class Cancelled(Answer):
+    """The answer to cancelling all jobs of a user that wait."""
+
+    EXAMPLES: ClassVar = {"two": {"cancelled": 2}}
+
+    cancelled = _count("How many jobs were cancelled.")
+
+
 class Deleted(Answer):
     """The answer of a DELETE."""
 

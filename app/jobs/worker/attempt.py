@@ -13,6 +13,10 @@ The states of an attempt, and which thread moves it::
 * ``DONE``: nothing more is done about it here: its end is committed, or the worker stops.
 * ``ABANDONED``: no answer of it is used; its job goes back to the queue, fails, or belongs to another worker.
 
+An attempt that was abandoned while it ran is interrupted (app/jobs/worker/monitor.py), again and again until its reply is here. An
+interrupt names no task: it stops whatever the WebUI makes when it arrives. So nothing else of ours is sent there while one is under
+way (:meth:`Attempt.begin_interrupt`), and none is sent when the generation is over (:meth:`Attempt.end_generation`).
+
 All attempts of one WebUI are guarded by one lock, that of :class:`Attempts`. No other lock is taken while it is held.
 """
 
@@ -22,10 +26,12 @@ import enum
 import logging
 import threading
 import time
+from collections.abc import Collection
 from typing import Final
 
 from app.jobs.leases import Lease
 from app.jobs.model import Claim
+from app.jobs.table import SlotState
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,6 +66,10 @@ class Attempt:
         self._slot_is_free = False
         self._sent_at: float | None = None
         self._seconds: float | None = None
+        self._generation_is_over = False
+        self._interrupting = False
+        #: An interrupt got no answer, so that it may still arrive.
+        self._interrupt_is_open = False
 
     @property
     def state(self) -> State:
@@ -78,6 +88,41 @@ class Attempt:
         with self._changed:
             self._sent_at = time.monotonic()
             self._move(State.PREPARED, State.SENT)
+
+    def may_complete(self) -> bool:
+        """Whether the last byte of a request of it may be sent: its lease is held, and it was not abandoned."""
+        return self.lease.held() and self.state is not State.ABANDONED
+
+    def begin_interrupt(self) -> bool:
+        """Whether its generation may be interrupted now, by this thread; if so, :meth:`end_interrupt` follows."""
+        with self._changed:
+            if self._sent_at is None or self._generation_is_over or self._interrupting:
+                return False
+            self._interrupting = True
+            return True
+
+    def end_interrupt(self, *, answered: bool) -> None:
+        """Note that the interrupt was answered or not sent, or else got no answer."""
+        with self._changed:
+            self._interrupting = False
+            self._interrupt_is_open |= not answered
+            self._changed.notify_all()
+
+    def end_generation(self) -> bool:
+        """Note that the reply to its generation is here: from now on it is not interrupted. Blocks while an interrupt is under way.
+
+        :returns: whether its pictures are still wanted.
+        """
+        with self._changed:
+            self._generation_is_over = True
+            self._changed.wait_for(lambda: not self._interrupting)
+            return self._state is not State.ABANDONED
+
+    @property
+    def leaves_slot(self) -> SlotState:
+        """The state in which its reply leaves the slot."""
+        with self._changed:
+            return "unclean" if self._interrupt_is_open else "clean"
 
     def answered(self) -> bool:
         """Note that the reply is here; False if the attempt was abandoned before, so that the reply is not used."""
@@ -147,6 +192,8 @@ class Attempts:
         #: Those whose answers are here and not stored. Used under the lock alone.
         self.unstored: Final[set[Attempt]] = set()
         self._running: Attempt | None = None
+        #: The task ids of the attempts that nobody wants, as the last heartbeat told them.
+        self._unwanted: frozenset[str] = frozenset()
 
     @property
     def running(self) -> Attempt | None:
@@ -158,6 +205,7 @@ class Attempts:
         """Note that the claim of an attempt is committed: it runs."""
         with self.changed:
             self._running = attempt
+            self._abandon_unwanted()
 
     def end_run(self) -> None:
         """Note that the WebUI owes no answer any more."""
@@ -168,6 +216,16 @@ class Attempts:
         """Use no answer of the attempt that runs, which is returned; None if none runs, or its answer is here already."""
         with self.changed:
             return self._running if self._running is not None and self._running.abandon_run(reason) else None
+
+    def abandon_unwanted(self, task_ids: Collection[str]) -> None:
+        """Use no answer of the attempt that runs if it has one of these task ids: its job is to end, or was deleted."""
+        with self.changed:
+            self._unwanted = frozenset(task_ids)
+            self._abandon_unwanted()
+
+    def _abandon_unwanted(self) -> None:
+        if self._running is not None and self._running.claim.task_id in self._unwanted:
+            self._running.abandon_run("its job is to end, or was deleted")
 
     def has_room(self) -> bool:
         """Whether one more answer may wait to be stored."""

@@ -32,7 +32,7 @@ class AttemptLost(Exception):
 
 
 class LeaseLost(Exception):
-    """The lease had run out before the request was complete, so the WebUI never began with it."""
+    """The lease had run out before the request was complete, or nobody wanted it any more, so the WebUI never began with it."""
 
 
 class BackendDown(Exception):
@@ -150,8 +150,11 @@ class Backend(Protocol):
     def poll(self, claim: Claim) -> Poll | None:
         """Ask how far the WebUI is with this job; None if it doesn't say."""
 
-    def interrupt(self, claim: Claim) -> None:
-        """Stop the generation of this job if it is the one that runs."""
+    def interrupt(self, claim: Claim) -> bool:
+        """Stop the generation of this job if it is the one that runs.
+
+        :returns: False if the interrupt got no answer, and may still arrive.
+        """
 
     def abort(self) -> None:
         """Break the connection on which :meth:`generate` waits."""

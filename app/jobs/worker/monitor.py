@@ -1,4 +1,7 @@
-"""The thread that keeps what is known about one WebUI true: whether it answers, what it offers, how far its job is."""
+"""The thread that keeps what is known about one WebUI true: whether it answers, what it offers, how far its job is.
+
+It also interrupts the attempt that runs, once a second, as long as nobody wants its answer.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ class Monitor:
         self.thread = threading.Thread(target=self._run, name=f"monitor {runner.backend.key}", daemon=True)
         self._health = runner.health
         self._wake_runner = runner.wake
+        self._interrupt_abandoned = runner.interrupt_abandoned
         self._backend = runner.backend
         self._attempts = runner.attempts
         self._context = context
@@ -38,6 +42,7 @@ class Monitor:
     def _run(self) -> None:
         while not self._context.stopped.is_set():
             try:
+                self._interrupt_abandoned()
                 self._watch_health()
                 self._follow()
             except JobsError:

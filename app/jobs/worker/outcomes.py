@@ -11,11 +11,12 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from app.jobs import events
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import Claim, Failure, Success
+from app.jobs.table import SlotState
 from app.jobs.worker.attempt import Attempt
 from app.jobs.worker.backend import Answer, Backend, Checked, Retry
 from app.jobs.worker.context import WorkerContext
@@ -156,7 +157,7 @@ class Outcomes:
         if self._context.retry_until_stopped(lambda: self._context.table.queries.shares_number(claim)) is False:
             self._backend.discard(claim)
 
-    def give_back(self, attempt: Attempt, slot: Any, failure: Failure | None) -> None:
+    def give_back(self, attempt: Attempt, slot: SlotState, failure: Failure | None) -> None:
         """Commit that an attempt ended without an answer, with the state its slot is left in, and announce it."""
         claim = attempt.claim
         status = self._context.retry_until_stopped(

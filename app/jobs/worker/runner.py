@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from app.jobs.errors import DatabaseUnavailable
 from app.jobs.leases import Lease
 from app.jobs.model import Claim, Failure
-from app.jobs.table import NotReady, Serving
+from app.jobs.table import NotReady, Serving, SlotState
 from app.jobs.worker import timing
-from app.jobs.worker.attempt import Attempt, Attempts
+from app.jobs.worker.attempt import Attempt, Attempts, State
 from app.jobs.worker.backend import Answer, AttemptLost, Backend, LeaseLost, NotSent
 from app.jobs.worker.context import WorkerContext, new_task_id
 from app.jobs.worker.health import Health
@@ -153,10 +153,11 @@ class Runner:
             self._give_back(attempt, "unclean", lost.failure)
         except (LeaseLost, DatabaseUnavailable) as error:
             # The WebUI has begun nothing: the request was not complete, or what must be kept before it could not be kept.
-            why = "its lease ran out before its request was complete"
-            why = why if isinstance(error, LeaseLost) else "the database is unavailable"
-            _LOG.warning("job %s was not sent: %s", attempt.claim.job.name, why)
-            self._give_back(attempt, "clean", None)
+            if attempt.state is not State.ABANDONED:
+                why = "its lease ran out before its request was complete"
+                why = why if isinstance(error, LeaseLost) else "the database is unavailable"
+                _LOG.warning("job %s was not sent: %s", attempt.claim.job.name, why)
+            self._give_back(attempt, attempt.leaves_slot, None)
         except Exception:
             # Nothing else would ever end this attempt: its lease is renewed as long as this process lives.
             _LOG.exception("sending job %s failed", attempt.claim.job.name)
@@ -164,7 +165,7 @@ class Runner:
         else:
             if attempt.answered():
                 return answer
-            self._give_back(attempt, "clean", None)
+            self._give_back(attempt, attempt.leaves_slot, None)
         return None
 
     def _generate(self, attempt: Attempt) -> Answer:
@@ -172,6 +173,7 @@ class Runner:
         try:
             return self.backend.generate(attempt, lambda: self._on_sent(attempt))
         finally:
+            attempt.end_generation()
             self.attempts.end_run()
 
     def _on_sent(self, attempt: Attempt) -> None:
@@ -180,7 +182,7 @@ class Runner:
         self._outcomes.sent(attempt)
         self._store_last_answer()
 
-    def _give_back(self, attempt: Attempt, slot: str, failure: Failure | None) -> None:
+    def _give_back(self, attempt: Attempt, slot: SlotState, failure: Failure | None) -> None:
         """End an attempt without an answer; it is not counted if the worker had abandoned it."""
         self._queue_was_empty = False
         abandoned_here = attempt.abandon("it got no answer")
@@ -251,9 +253,19 @@ class Runner:
 
     def interrupt(self) -> None:
         """Stop what runs; its half picture is not used, and the job goes back without counting an attempt."""
-        attempt = self.attempts.abandon_running(_STOPPING)
-        if attempt is not None:
-            self.backend.interrupt(attempt.claim)
+        self.attempts.abandon_running(_STOPPING)
+        self.interrupt_abandoned()
+
+    def interrupt_abandoned(self) -> None:
+        """Interrupt the attempt that runs if its answer is not used, and the WebUI is at it."""
+        attempt = self.attempts.running
+        if attempt is None or attempt.state is not State.ABANDONED or not attempt.begin_interrupt():
+            return
+        answered = False
+        try:
+            answered = self.backend.interrupt(attempt.claim)
+        finally:
+            attempt.end_interrupt(answered=answered)
 
     def abandon(self) -> None:
         """Give back what still runs and leave the WebUI to the next worker, which waits for it to be idle."""

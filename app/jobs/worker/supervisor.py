@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -73,6 +73,8 @@ class Worker:
         self._beginning = threading.Lock()
         self._begun = False
         self._pool: ThreadPoolExecutor | None = None
+        #: Set when leases are to be renewed at once.
+        self._renew = threading.Event()
         #: What works beside the supervisor.
         self._threads: list[threading.Thread] = []
         self._supervisor = threading.Thread(target=self._supervise, name="worker", daemon=True)
@@ -95,6 +97,10 @@ class Worker:
         """Wake the monitors: a notification said that a refresh of the catalogues is wanted."""
         for monitor in self._monitors:
             monitor.wake()
+
+    def renew_soon(self) -> None:
+        """A notification that somebody wants a job to end that runs: the next heartbeat tells which."""
+        self._renew.set()
 
     def stop_claiming(self) -> None:
         """Take no more jobs; what runs goes on."""
@@ -120,6 +126,7 @@ class Worker:
                     runner.abandon()
         self._context.stopped.set()
         self.refresh_soon()
+        self.renew_soon()
         if begun:
             self._await_end(time.monotonic() + timing.END_SECONDS)
         if self._lock is not None:
@@ -196,14 +203,27 @@ class Worker:
         self._context.slots.register(self._context.owner, self._host, keys, only=self._lock is not None)
 
     def _renew_leases(self) -> None:
-        while not self._context.stopped.wait(timing.HEARTBEAT_SECONDS):
+        while True:
+            self._renew.wait(timing.HEARTBEAT_SECONDS)
+            self._renew.clear()
+            if self._context.stopped.is_set():
+                return
             try:
-                if not self._context.slots.heartbeat(self._context.owner).known:
+                heartbeat = self._context.slots.heartbeat(self._context.owner)
+                self._abandon_unwanted(heartbeat.unwanted)
+                if not heartbeat.known:
                     self._register()
             except DatabaseUnavailable:
                 _LOG.warning("the database is unavailable; leases were not renewed")
             except Exception:
                 _LOG.exception("the leases were not renewed")
+
+    def _abandon_unwanted(self, task_ids: Collection[str]) -> None:
+        """Stop the attempts that nobody wants any more; the answer of one that is here already is not stored."""
+        for monitor, runner in zip(self._monitors, self._runners, strict=True):
+            runner.attempts.abandon_unwanted(task_ids)
+            if task_ids:
+                monitor.wake()
 
     def _unstored_task_ids(self) -> set[str]:
         return {task_id for runner in self._runners for task_id in runner.attempts.unstored_task_ids()}

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response, request
 
 from app.simulator import validation
-from app.simulator.faults import NONSENSE_PROGRESS, PROGRESS_KINDS
+from app.simulator.faults import LOST_INTERRUPT, NONSENSE_PROGRESS, PROGRESS_KINDS
 from app.simulator.responses import as_json
 from app.simulator.routes.requests import Route, read_body
 from app.simulator.simulator import Simulator
@@ -59,7 +59,8 @@ class StatusRoutes:
     def _interrupt(self) -> Response:
         """Interrupt whatever runs; without effect when nothing does."""
         self._stats.count("interrupts")
-        self._engine.interrupt()
+        if self._faults.take((LOST_INTERRUPT,)) is None:
+            self._stats.note_interrupted(self._engine.interrupt())
         return as_json({})
 
     def _skip(self) -> Response:

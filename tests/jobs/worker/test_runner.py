@@ -29,7 +29,7 @@ from app.jobs.table import MAX_ATTEMPTS, JobTable, Serving
 from app.jobs.tables import Tables
 from app.jobs.worker import timing
 from app.jobs.worker.attempt import Attempt
-from app.jobs.worker.backend import Answer, AttemptLost, BackendDown, Checked, NotSent, Poll, Retry
+from app.jobs.worker.backend import Answer, AttemptLost, BackendDown, Checked, LeaseLost, NotSent, Poll, Retry
 from app.jobs.worker.election import HostLock
 from app.jobs.worker.supervisor import Duties, Worker
 from tests.inprocess import DEADLINE, hurry, make_clean, until
@@ -65,6 +65,7 @@ class ScriptedBackend:
         self.may_store = threading.Event()
         self.may_store.set()
         self.heeds_interrupt = True
+        self.interrupt_is_answered = True
         self.prepared: Attempt | None = None
         self.broken = False
 
@@ -115,10 +116,11 @@ class ScriptedBackend:
         self.polls += 1
         return self.poll_answer
 
-    def interrupt(self, claim: Claim) -> None:
+    def interrupt(self, claim: Claim) -> bool:
         self.calls.append("interrupt")
         if self.heeds_interrupt:
             self.replies.put(Answer(ok=True, content="half a picture"))
+        return self.interrupt_is_answered
 
     def abort(self) -> None:
         self.calls.append("abort")
@@ -746,7 +748,8 @@ class TestDrain:
         house.workers[0].drain(0)
         kept = house.table.queries.current(job.identity)
         assert (kept.status, kept.attempts, kept.losses) == ("queued", 0, 0)
-        assert backend.calls == ["interrupt", "abort"]
+        assert backend.calls[-1] == "abort"
+        assert set(backend.calls[:-1]) == {"interrupt"}
         assert house.slot() == "unclean"
         assert house.slots.get("gpu0").task_id == claim.task_id
         successor = house.start()
@@ -881,6 +884,146 @@ class TestTwoWorkers:
         assert house.told.get(timeout=DEADLINE) == job.identity
         assert house.told.empty()
         assert (loser.discarded, winner.discarded) == ([], [])
+
+
+class TestCancel:
+    """A running job is cancelled, or deleted, at each point of its attempt."""
+
+    WAYS = ("cancelled", "deleted")
+
+    @staticmethod
+    def end(house: House, way: str, job: Job) -> None:
+        if way == "deleted":
+            house.table.deletion.delete(*job.identity)
+        else:
+            house.table.cancellation.cancel(job.identity)
+        house.workers[0].renew_soon()
+
+    @staticmethod
+    def ended(house: House, way: str, job: Job) -> None:
+        """As it was meant, once, and its claim is over."""
+        until(lambda: house.table.queries.statuses([job.identity])[job.identity] == way)
+        [runner] = house.workers[0]._runners
+        until(lambda: not runner.attempts.unstored_task_ids() and runner.attempts.running is None)
+        until(lambda: house.slot() == "clean")
+        with house.database.read() as connection:
+            assert connection.execute(text("SELECT owner, slot, phase FROM jobs")).all() == [(None, None, None)]
+            assert connection.execute(text("SELECT unfinished FROM clock")).scalar_one() == 0
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_while_it_is_made_it_is_interrupted_and_its_reply_thrown_away(self, house: House, way: str) -> None:
+        backend = house.start()
+        job = house.gate.accept()
+        backend.begins()
+        self.end(house, way, job)
+        self.ended(house, way, job)
+        assert "store" not in backend.calls
+        assert set(backend.calls) == {"interrupt"}
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_an_interrupt_is_repeated_until_the_reply(self, house: House, way: str) -> None:
+        backend = house.start()
+        backend.heeds_interrupt = False
+        job = house.gate.accept()
+        backend.begins()
+        self.end(house, way, job)
+        until(lambda: backend.calls.count("interrupt") >= 3)
+        assert house.slot() == "held"
+        backend.answers()
+        self.ended(house, way, job)
+        assert "store" not in backend.calls
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_an_interrupt_without_an_answer_leaves_a_slot_that_is_quiesced(self, house: House, way: str) -> None:
+        """It may still arrive, and hit the next job."""
+        backend = house.start()
+        backend.interrupt_is_answered = False
+        job = house.gate.accept()
+        claim = backend.begins()
+        self.end(house, way, job)
+        self.ended(house, way, job)
+        assert [task for task, _ in backend.settled] == [claim.task_id]
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_after_the_reply_its_files_are_removed(self, house: House, way: str) -> None:
+        backend = house.start()
+        backend.may_store.clear()
+        job = house.gate.accept()
+        backend.begins()
+        backend.answers()
+        backend.stores()
+        self.end(house, way, job)
+        backend.may_store.set()
+        self.ended(house, way, job)
+        assert (backend.calls, backend.discarded) == (["store"], [1])
+
+    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize(
+        "reply", [NotSent("no connection"), AttemptLost(BROKEN), LeaseLost(), RuntimeError("a bug")], ids=repr
+    )
+    def test_without_a_reply_it_is_not_tried_again(self, house: House, way: str, reply: Exception) -> None:
+        backend = house.start()
+        backend.heeds_interrupt = False
+        job = house.gate.accept()
+        backend.begins()
+        self.end(house, way, job)
+        until(lambda: "interrupt" in backend.calls)
+        backend.answers(reply)
+        self.ended(house, way, job)
+        assert backend.started.empty()
+
+    @pytest.mark.parametrize(
+        "verdict", [Failure("webui-error", "x"), Retry(Failure("webui-error", "x"), one_by_one=True)]
+    )
+    def test_a_verdict_that_comes_too_late_changes_nothing(self, house: House, verdict: Failure | Retry) -> None:
+        backend = house.start()
+        backend.may_store.clear()
+        backend.verdicts.put(verdict)
+        job = house.gate.accept()
+        backend.begins()
+        backend.answers()
+        backend.stores()
+        self.end(house, "cancelled", job)
+        backend.may_store.set()
+        self.ended(house, "cancelled", job)
+        assert backend.started.empty()
+
+    def test_before_its_request_is_complete_nothing_is_sent(self, house: House) -> None:
+        """What is asked before the last byte of a request."""
+        backend = house.start()
+        job = house.gate.accept()
+        backend.begins()
+        [runner] = house.workers[0]._runners
+        attempt = runner.attempts.running
+        assert attempt.may_complete()
+        self.end(house, "cancelled", job)
+        until(lambda: not attempt.may_complete())
+
+    def test_the_next_job_is_not_hit(self, house: House) -> None:
+        backend = house.start()
+        first, second = house.gate.accept(), house.gate.accept()
+        backend.begins()
+        self.end(house, "cancelled", first)
+        assert backend.begins().job.seq == second.seq
+        interrupts = backend.calls.count("interrupt")
+        house.workers[0].renew_soon()
+        backend.begins_nothing()
+        assert backend.calls.count("interrupt") == interrupts
+        backend.answers()
+        assert house.finished(second).status == "succeeded"
+        assert house.finished(first).status == "cancelled"
+
+    def test_its_end_is_announced_once(self, house: House, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO")
+        backend = house.start()
+        job = house.gate.accept()
+        backend.begins()
+        self.end(house, "cancelled", job)
+        assert house.told.get(timeout=DEADLINE) == job.identity
+        self.ended(house, "cancelled", job)
+        until(lambda: "event=cancelled" in caplog.text)
+        assert caplog.text.count("event=cancelled") == 1
+        assert house.told.empty()
 
 
 class TestRestoredDatabase:
