@@ -8,6 +8,7 @@ import pytest
 
 from app.api.http.cancel_after import parse
 from app.api.http.refusals import InvalidRequest
+from app.gateway.waiting import Reading
 from app.jobs.revisions import Version
 from tests.api.fakes import NAME, TXT2IMG, domain_error, failed_view, job_view, queued_view
 
@@ -15,7 +16,7 @@ CANCEL = f"/jobs/u1/txt2img/{NAME}/cancel"
 
 
 def test_a_job_is_cancelled_and_shown(client, services):
-    services.answers["cancel"] = queued_view(status="running", cancel_requested=True), Version(17, 5)
+    services.answers["cancel"] = Reading(queued_view(status="running", cancel_requested=True), Version(17, 5))
     response = client.post(CANCEL)
     assert (response.status_code, response.json["cancel_requested"]) == (200, True)
     assert response.headers["ETag"] == 'W/"17-5"'
@@ -24,7 +25,7 @@ def test_a_job_is_cancelled_and_shown(client, services):
 
 def test_a_cancelled_job_shows_why(client, services):
     view = {**failed_view("deadline-passed", "It took too long."), "status": "cancelled"}
-    services.answers["cancel"] = view, Version(1, 1)
+    services.answers["cancel"] = Reading(view, Version(1, 1))
     error = client.post(CANCEL).json["error"]
     assert (error["type"], error["status"]) == ("deadline-passed", 409)
 

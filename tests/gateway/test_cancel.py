@@ -34,7 +34,7 @@ def slow() -> Iterator[SimulatorServer]:
 def opened(tmp_path: Path, empty: Path, server: SimulatorServer) -> Gateway:
     gateway = Gateway(tmp_path, empty, [server.url]).start()
     # A new slot is quiesced first, which others at its WebUI would hold up.
-    gateway.settled()
+    gateway.clean_slot()
     return gateway
 
 
@@ -99,7 +99,7 @@ def test_the_webui_is_stopped_and_no_picture_stays(gateway: Gateway, slow: Simul
     job = gateway.finished(view)
     assert (job.status, job.error_slug, job.attempts, job.losses) == ("cancelled", "job-cancelled", 0, 0)
     assert stats(slow)["interrupted"] == [task]
-    gateway.settled()
+    gateway.clean_slot()
     assert pictures(gateway) == set()
     quicken(slow)
     assert gateway.post()["status"] == "succeeded"
@@ -229,7 +229,7 @@ def test_a_running_job_that_is_deleted_is_stopped_and_leaves_nothing(gateway: Ga
     view = running(gateway, slow, "img2img")
     task = gateway.slot().task_id
     assert gateway.services.archive.delete("u1", "img2img", view["name"]) == []
-    gateway.settled()
+    gateway.clean_slot()
     assert stats(slow)["interrupted"] == [task]
     gateway.services.archive.tidy()
     assert gateway.files() == set()

@@ -942,7 +942,7 @@ class TestCancel:
         claim = backend.begins()
         self.end(house, way, job)
         self.ended(house, way, job)
-        assert [task for task, _ in backend.settled] == [claim.task_id]
+        assert [task for task, _ in backend.quiesced] == [claim.task_id]
 
     @pytest.mark.parametrize("way", WAYS)
     def test_after_the_reply_its_files_are_removed(self, house: House, way: str) -> None:
