@@ -16,6 +16,7 @@ import pytest
 
 from app.config import SETTINGS, load
 from app.problems import PROBLEMS
+from app.serving.streams import QUIET_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -36,6 +37,11 @@ def found(pattern: str, text: str) -> str:
     """The group of a pattern's only match in the text."""
     [value] = re.findall(pattern, text, re.MULTILINE)
     return str(value)
+
+
+def location(name: str) -> str:
+    """What nginx's configuration says of a location."""
+    return NGINX.split(f"\n    location {name} {{\n")[1].split("\n    }\n")[0]
 
 
 def default(name: str) -> float:
@@ -59,7 +65,7 @@ def test_every_file_is_known_here_and_named_in_the_documents() -> None:
 
 def test_nginxs_problems_are_those_of_the_gateway_or_its_own_and_documented() -> None:
     documents = [
-        json.loads(text.replace("$status", "500").replace("$sd_gateway_retry_after", "5"))
+        json.loads(text.replace("$sd_gateway_error", "500").replace("$sd_gateway_retry_after", "5"))
         for text in re.findall(r"'(\{\"type\".*\})';", NGINX)
     ]
     assert {document["status"] for document in documents} >= {400, 404, 413, 414, 429, 431, 500, 502, 503, 504}
@@ -74,10 +80,28 @@ def test_nginxs_problems_are_those_of_the_gateway_or_its_own_and_documented() ->
 
 def test_nginx_waits_longer_and_takes_more_than_the_gateway_does() -> None:
     assert int(found(r"client_max_body_size (\d+)m;", NGINX)) == default("SDG_MAX_BODY_MB") + 1
-    assert int(found(r"proxy_read_timeout (\d+)s;", NGINX)) >= default("SDG_SYNC_TIMEOUT") + 30
+    assert int(found(r"proxy_read_timeout (\d+)s;", location("/"))) >= default("SDG_SYNC_TIMEOUT") + 30
     # The upstream's; the server's own stands deeper.
     kept = int(found(r"upstream [^}]*keepalive_timeout (\d+)s;", NGINX))
     assert kept <= int(found(r"^keepalive = (\d+)$", (ROOT / "app/serving/gunicorn_conf.py").read_text("utf-8"))) - 2
+
+
+def test_nginx_lets_as_many_wait_and_watch_as_the_gateway_does() -> None:
+    processes = 2
+    waiting = processes * (default("SDG_MAX_WAITERS") + default("SDG_MAX_STREAMS"))
+    one, everybody = (int(found(rf"limit_conn sd_gateway_{zone} (\d+);", NGINX)) for zone in ("address", "all"))
+    assert everybody >= one + 1000 >= waiting + 2000
+    # Two connections for each request, and some for clients that have sent none yet.
+    main = (DEPLOY / "nginx/nginx.conf").read_text("utf-8")
+    connections = int(found(r"worker_connections (\d+);", main))
+    assert connections >= 2 * everybody + 4000
+    assert int(found(r"worker_rlimit_nofile (\d+);", main)) >= connections + 2 * everybody
+
+
+def test_nginx_waits_longer_for_an_event_than_the_gateway_is_silent_and_sends_watchers_away_for_as_long() -> None:
+    assert int(found(r"proxy_read_timeout (\d+)s;", location("= /sd-gateway-events"))) >= 3 * QUIET_SECONDS
+    eventstream = (ROOT / "app/api/http/eventstream.py").read_text("utf-8")
+    assert found(r'"retry: (\d+)\\n', NGINX) == found(r"^_RETRY_BUSY: Final = (\d+)$", eventstream)
 
 
 def test_nginx_the_units_and_the_example_of_their_settings_name_the_same_places() -> None:

@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
@@ -543,9 +544,18 @@ class Nginx(Process):
     :param bind: the gateway's SDG_BIND.
     :param data: the data folder whose files it may send.
     :param user: of the ``user`` directive; the shipped one may not read the temporary folder of a test that root runs.
+    :param changes: more to be changed in ``sd-gateway.conf``, such as limits that a test could not reach.
     """
 
-    def __init__(self, name: str, folder: Path, bind: str, data: Path, user: str = "root") -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        bind: str,
+        data: Path,
+        user: str = "root",
+        changes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         assert NGINX is not None
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -565,6 +575,7 @@ class Nginx(Process):
             "server unix:/run/sd-gateway/gateway.sock;": f"server {bind};",
             "listen 80 default_server": f"listen 127.0.0.1:{self.port} default_server",
             "alias /var/lib/sd-gateway/data/;": f"alias {data}/;",
+            **changes,
         }
         (prefix / "site.conf").write_text(replaced((shipped / "sd-gateway.conf").read_text("utf-8"), site))
         command = [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf"), "-e", "stderr"]
@@ -620,10 +631,16 @@ class Stage:
             gateway.await_ready()
         return gateway
 
-    def nginx(self, gateway: Gateway | str, data: Path, user: str = "root") -> Nginx:
+    def nginx(
+        self,
+        gateway: Gateway | str,
+        data: Path,
+        user: str = "root",
+        changes: Mapping[str, str] = MappingProxyType({}),
+    ) -> Nginx:
         """A new nginx in front of a gateway (or of whatever listens at an address), which may send the files of a folder."""
         bind = gateway if isinstance(gateway, str) else gateway.environ["SDG_BIND"]
-        nginx = self.add(Nginx(self._name("nginx"), self.folder, bind, data, user))
+        nginx = self.add(Nginx(self._name("nginx"), self.folder, bind, data, user, changes))
         nginx.await_ready()
         return nginx
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 from dataclasses import dataclass
@@ -18,6 +19,31 @@ class Told:
     name: str
     data: Any
     id: str | None = None
+
+
+class _Chunks(io.RawIOBase):
+    """The bytes of a chunked body, as they come; they end where the connection does, too."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._left = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = int(self._file.readline() or b"0", 16)
+        data = self._file.read1(min(len(buffer), self._left)) if self._left else b""
+        self._left -= len(data)
+        if data and not self._left:
+            self._file.readline()
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class EventClient:
@@ -46,6 +72,9 @@ class EventClient:
         while (line := self._file.readline()) != b"\r\n":
             name, _, value = line.decode().partition(":")
             self.headers[name.lower()] = value.strip()
+        if self.headers.get("transfer-encoding") == "chunked":
+            # As nginx passes streams on.
+            self._file = io.BufferedReader(_Chunks(self._file))
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.system.harness import NGINX, Answer, Gateway, Nginx, Stage, ask, picture
+from tests.system.sse import EventClient
 from tests.system.test_pictures import REQUESTS, USER, refused, request_of
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -105,6 +106,30 @@ def test_both_ways_refuse_alike(ways: Ways, jobs: dict[str, dict[str, Any]]) -> 
         direct = ask(ways.plain.url, "GET", path)
         assert direct.problem == slug, path
         same(direct, ask(ways.nginx.url, "GET", path))
+
+
+def test_both_ways_refuse_event_streams_alike(ways: Ways) -> None:
+    for path, accept, status in (
+        ("/jobs/user/txt2img/20261122T061530123-9f2c4e7a/events", "*/*", 404),
+        ("/jobs/user/events", "application/json", 406),
+        ("/jobs/a%2Fb/events", "*/*", 404),
+    ):
+        direct = ask(ways.plain.url, "GET", path, {"Accept": accept})
+        assert direct.status == status, path
+        same(direct, ask(ways.nginx.url, "GET", path, {"Accept": accept}))
+
+
+def test_an_event_stream_tells_the_same_through_nginx(ways: Ways) -> None:
+    job = ways.plain.succeeded(ways.plain.post(id="watched"))
+    told = []
+    for url in (ways.plain.url, ways.nginx.url):
+        with EventClient(url, f"{job['url']}/events") as client:
+            told.append(client.rest())
+            assert client.headers["cache-control"] == "no-store"
+    assert [event.name for event in told[0]] == ["job", "end"]
+    assert told[0] == told[1]
+    with EventClient(ways.nginx.url, f"{job['url']}/events", last=told[0][0].id) as client:
+        assert client.status == 204
 
 
 def test_the_gateway_names_the_file_and_sends_no_byte_of_it(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import select
+import queue
 import socket
 import threading
 import time
@@ -19,13 +19,15 @@ from pathlib import Path
 import pytest
 
 from tests.system.harness import NGINX, Answer, Line, Nginx, Stage, allow_descriptors, ask, at_once, until
+from tests.system.sse import EventClient, Told
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 _MEDIA_TYPE = "application/problem+json"
 _LARGE = 8_000_000
 #: What one address may send at once and have in progress, as the configuration says.
-_BURST, _IN_PROGRESS = 600, 1000
+_BURST, _IN_PROGRESS = 2000, 5000
+_STREAMS = ("/jobs/u/events", "/jobs/u%20v/events?x=1", "/jobs/u/txt2img/20261122T061530123-9f2c4e7a/events")
 _POST_HEAD = b"POST /answer HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 
 
@@ -33,8 +35,9 @@ class Upstream(ThreadingHTTPServer):
     """A server in the gateway's place.
 
     ``/answer`` says yes, ``/large`` answers with many bytes, ``/problem/<status>`` is a problem of its own, ``/break`` closes the
-    connection unanswered, ``/break/kept`` only where it is not the connection's first request, ``/nonsense`` is no HTTP, and
-    ``/wait`` waits for the other side to hang up.
+    connection unanswered, ``/break/kept`` only where it is not the connection's first request, ``/nonsense`` is no HTTP,
+    ``/wait`` waits for the other side to hang up, and ``/jobs/<user>/events`` is a stream of what the test puts into ``events``
+    until that is None; after ``b""`` it waits for the other side to hang up too.
     """
 
     daemon_threads = True
@@ -47,8 +50,10 @@ class Upstream(ThreadingHTTPServer):
         self.seen: list[tuple[str, str, dict[str, str]]] = []
         #: Seconds from the last answer on a connection until the other side closed it.
         self.kept: list[float] = []
-        #: How many have hung up on ``/wait``.
+        #: How many have hung up on ``/wait``, or on a stream that went on.
         self.gone = 0
+        #: What the next stream sends; one at a time.
+        self.events: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         #: Seconds that it took to be rid of each large answer.
         self.sent: list[float] = []
 
@@ -84,15 +89,32 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "nonsense" or (kind == "break" and (more != ["kept"] or self.requests > 1)):
             self.close_connection, self.answered = True, None
         elif kind == "wait":
-            assert self.connection.recv(1) == b""
-            self.server.gone += 1
+            self._await_hang_up()
             self.close_connection = True
+        elif kind == "jobs":
+            self._stream()
         elif kind == "problem":
             self._answer(int(more[0]), b'{"type":"its-own"}', {"Content-Type": _MEDIA_TYPE, "Retry-After": "77"})
         else:
             self._answer(200, bytes(_LARGE) if kind == "large" else b"yes", {})
 
     do_GET = do_POST = do_DELETE = do_any  # noqa: N815  # the names that http.server calls
+
+    def _stream(self) -> None:
+        """What the test puts into ``events``, as the gateway sends it."""
+        self.close_connection = True
+        self.send_response(200)
+        for name, value in {"Content-Type": "text/event-stream; charset=utf-8", "Connection": "close"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        while event := self.server.events.get():
+            self.wfile.write(event)
+        if event is not None:
+            self._await_hang_up()
+
+    def _await_hang_up(self) -> None:
+        assert self.connection.recv(1) == b""
+        self.server.gone += 1
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -156,6 +178,17 @@ def is_problem(answer: Answer, status: int, slug: str) -> None:
     assert sorted(problem) == ["detail", "title"]
 
 
+def is_busy(answer: Answer, status: int, slug: str) -> None:
+    """Whether it is a whole stream that tells of this problem and when to come back, as the gateway's own do."""
+    headers = dict(answer.headers)
+    assert (answer.status, headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8"), answer
+    assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+    *head, data, blank, rest = answer.body.decode().split("\n")
+    assert (head, blank, rest) == (["retry: 5000", "", "event: busy"], "", ""), answer.body
+    problem = json.loads(data.removeprefix("data: "))
+    assert (problem["type"], problem["status"], "retry_after" in problem) == (slug, status, status in (429, 503))
+
+
 def _post(*fields: str, path: str = "/answer") -> bytes:
     return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", *fields, "", ""]).encode()
 
@@ -174,12 +207,28 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "chunks that are none": (_post("Transfer-Encoding: chunked") + b"zz\r\n", 400, "invalid-request"),
     "the place of the pictures": (b"GET /sd-gateway-files/x HTTP/1.1\r\nHost: x\r\n\r\n", 404, "not-found"),
     "the place of the problems": (b"GET /sd-gateway-problem HTTP/1.1\r\nHost: x\r\n\r\n", 404, "not-found"),
+    "the place of the streams": (b"GET /sd-gateway-events HTTP/1.1\r\nHost: x\r\n\r\n", 404, "not-found"),
+    "the place of the refused streams": (
+        b"GET /sd-gateway-busy/502 HTTP/1.1\r\nHost: x\r\n\r\n",
+        404,
+        "not-found",
+    ),
     "TRACE": (b"TRACE /answer HTTP/1.1\r\nHost: x\r\n\r\n", 405, "method-not-allowed"),
     "a body that is declared too large": (_post("Content-Length: 34603009"), 413, "body-too-large"),
     "a chunk that is too large": (
         _post("Transfer-Encoding: chunked") + b"2100001\r\n" + bytes(1000),
         413,
         "body-too-large",
+    ),
+    "a stream with a body that is declared too large": (
+        b"GET /jobs/u/events HTTP/1.1\r\nHost: x\r\nContent-Length: 34603009\r\n\r\n",
+        413,
+        "body-too-large",
+    ),
+    "a stream with chunks that are none": (
+        b"GET /jobs/u/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        400,
+        "invalid-request",
     ),
     "a long URL": (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri-too-long"),
     "a long header field": (_post(f"X-Long: {'a' * 9000}"), 431, "headers-too-large"),
@@ -296,6 +345,54 @@ def test_without_a_gateway_every_request_is_a_problem(abandoned: Nginx) -> None:
     is_problem(ask(abandoned.url, "GET", "/livez"), 502, "gateway-unavailable")
 
 
+@pytest.mark.parametrize("path", _STREAMS)
+def test_without_a_gateway_an_event_stream_says_when_to_come_back(abandoned: Nginx, path: str) -> None:
+    is_busy(ask(abandoned.url, "GET", path), 502, "gateway-unavailable")
+    answer = ask(abandoned.url, "HEAD", path)
+    assert (answer.status, dict(answer.headers)["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/jobs/u/events"),
+        ("DELETE", "/jobs/u/events"),
+        ("GET", "/jobs/u"),
+        ("GET", "/jobs/events"),
+        ("GET", "/jobs/u/txt2img/events"),
+        ("GET", "/x/jobs/u/events"),
+        ("GET", "/jobs/u/events/"),
+    ],
+)
+def test_without_a_gateway_what_is_no_event_stream_is_a_problem(abandoned: Nginx, method: str, path: str) -> None:
+    is_problem(ask(abandoned.url, method, path, {"Content-Length": "0"}), 502, "gateway-unavailable")
+
+
+@pytest.mark.parametrize("path", _STREAMS)
+def test_each_event_arrives_before_the_next_one_is_sent(nginx: Nginx, upstream: Upstream, path: str) -> None:
+    upstream.events.put(b"retry: 2731\n\n")
+    with EventClient(nginx.url, path, last="3-48211") as client:
+        for number, size in enumerate((1, 100, 5_000, 60_000, 1)):
+            upstream.events.put(b'id: 3-%d\nevent: job\ndata: "%s"\n\n' % (number, b"x" * size))
+            assert client.next() == Told("job", "x" * size, f"3-{number}")
+        upstream.events.put(None)
+        assert client.next() is None
+    assert (client.status, client.retry) == (200, 2731)
+    method, asked, headers = upstream.seen[-1]
+    assert (method, asked, headers["Last-Event-ID"]) == ("GET", path, "3-48211")
+    assert (headers["Host"], headers["X-Forwarded-For"]) == (nginx.url.removeprefix("http://"), "127.0.0.1")
+
+
+def test_the_gateway_learns_at_once_that_a_watcher_has_gone(nginx: Nginx, upstream: Upstream) -> None:
+    before = upstream.gone
+    with EventClient(nginx.url, _STREAMS[0]) as client:
+        upstream.events.put(b"event: snapshot\ndata: {}\n\n")
+        upstream.events.put(b"")
+        client.upto("snapshot")
+        assert upstream.gone == before
+    until(lambda: upstream.gone > before, "the gateway has heard of it", 2)
+
+
 @pytest.mark.soak
 def test_a_gateway_that_takes_no_connection_is_a_problem_after_five_seconds(stage: Stage) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
@@ -306,21 +403,24 @@ def test_a_gateway_that_takes_no_connection_is_a_problem_after_five_seconds(stag
             client.connect_ex(full.getsockname())
         nginx = stage.nginx(f"127.0.0.1:{full.getsockname()[1]}", Path("/nonexistent"))
         is_problem(ask(nginx.url, "GET", "/livez"), 504, "gateway-timeout")
+        is_busy(ask(nginx.url, "GET", _STREAMS[0]), 504, "gateway-timeout")
 
 
 def test_a_client_that_asks_faster_than_is_allowed_is_told_when_to_come_back(abandoned: Nginx) -> None:
-    pipeline = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 500
-
-    def flood() -> list[Answer]:
+    def flood(path: str = "/livez") -> list[Answer]:
+        pipeline = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 500
         with socket.create_connection(("127.0.0.1", abandoned.port), timeout=10) as connection:
             connection.sendall(pipeline)
             return list(answers(connection, 500))
 
-    found = [answer for flooded in at_once([flood] * 4) for answer in flooded]
+    found = [answer for flooded in at_once([flood] * 8) for answer in flooded]
     refused = [answer for answer in found if answer.status == 429]
     assert len(found) - len(refused) >= _BURST
     assert len(refused) > 100
     is_problem(refused[0], 429, "too-many-requests")
+    # The rate lets some in until now, but fewer than these.
+    *_, watcher = flood(_STREAMS[0])
+    is_busy(watcher, 429, "too-many-requests")
     # Where they come from counts, so that others are not refused with them.
     other = said_from("127.0.0.2", abandoned, b"GET /livez HTTP/1.0\r\n\r\n")
     assert other.status == 502
@@ -346,29 +446,36 @@ def said_from(address: str, nginx: Nginx, request: bytes) -> Answer:
         return Answer(answer.status, answer.getheaders(), answer.read())
 
 
-def test_one_address_may_have_a_thousand_requests_in_progress(stage: Stage) -> None:
-    allow_descriptors(4 * _IN_PROGRESS)
+@pytest.mark.parametrize(
+    ("most", "changes"),
+    [
+        pytest.param(_IN_PROGRESS, {}, marks=pytest.mark.soak),
+        (200, {f"limit_conn sd_gateway_address {_IN_PROGRESS};": "limit_conn sd_gateway_address 200;"}),
+    ],
+)
+def test_one_address_may_have_so_many_requests_in_progress(stage: Stage, most: int, changes: dict[str, str]) -> None:
+    allow_descriptors(2 * most + 1000)
     with contextlib.ExitStack() as stack:
-        # The kernel takes the connections of a gateway that is too busy to accept any.
-        busy = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * _IN_PROGRESS))
+        busy = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1000))
         busy.settimeout(10)
-        nginx = stage.nginx(f"127.0.0.1:{busy.getsockname()[1]}", Path("/nonexistent"))
-        readable = select.poll()
-        clients: dict[int, socket.socket] = {}
-        for number in range(_IN_PROGRESS + 10):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", nginx.port), timeout=10))
-            client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            clients[client.fileno()] = client
-            readable.register(client, select.POLLIN)
+        nginx = stage.nginx(f"127.0.0.1:{busy.getsockname()[1]}", Path("/nonexistent"), changes=changes)
+
+        def asks(path: str, address: str = "127.0.0.1") -> socket.socket:
+            made = socket.create_connection(("127.0.0.1", nginx.port), 10, (address, 0))
+            made.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            return stack.enter_context(made)
+
+        def passed() -> bytes:
+            return stack.enter_context(busy.accept()[0]).recv(1000).split()[1]
+
+        for number in range(most):
+            asks("/livez")
+            assert passed() == b"/livez"
             if number > _BURST // 2:
                 # Within the rate.
                 time.sleep(0.0035)
-        refused = until(lambda: len(found := readable.poll(0)) >= 10 and found, "ten are refused", 10)
-        assert refused
-        assert len(refused) == 10
-        for descriptor, _ in refused:
-            is_problem(next(answers(clients[descriptor], 1)), 503, "too-many-connections")
-        other = stack.enter_context(socket.create_connection(("127.0.0.1", nginx.port), 10, ("127.0.0.2", 0)))
-        other.sendall(b"GET /other HTTP/1.1\r\nHost: x\r\n\r\n")
-        passed = [stack.enter_context(busy.accept()[0]).recv(1000).split()[1] for _ in range(_IN_PROGRESS + 1)]
-        assert (passed.count(b"/livez"), passed.count(b"/other")) == (_IN_PROGRESS, 1)
+        is_problem(next(answers(asks("/livez"), 1)), 503, "too-many-connections")
+        for path in _STREAMS:
+            is_busy(next(answers(asks(path), 1)), 503, "too-many-connections")
+        asks("/other", "127.0.0.2")
+        assert passed() == b"/other"
