@@ -16,6 +16,7 @@ from app import startup
 from app.config import CannotStart, Config, effective, load
 from app.gateway.maintenance import Maintenance, Report
 from app.jobs.errors import JobsError
+from app.parameters import TYPES
 from app.records.errors import RecordsError
 from app.runtime.malloc import give_memory_back
 from app.services import Services
@@ -309,3 +310,21 @@ def list_queue(limit: int) -> None:
     """Print what runs and what waits, in the order in which it will start."""
     for line in _with_queue(lambda services: services.overview.lines(limit)):
         click.echo(line)
+
+
+@queue.command()
+@click.argument("user")
+@click.argument("type_", metavar="[TYPE]", required=False, type=click.Choice(TYPES))
+@click.argument("name", required=False)
+@click.option("--waiting", is_flag=True, help="Instead of one job, all jobs of the user that wait.")
+def cancel(user: str, type_: str | None, name: str | None, *, waiting: bool) -> None:
+    """Cancel one job of a USER, by its TYPE and NAME as `queue list` prints them: one that runs is stopped."""
+    if waiting == (name is not None):
+        raise click.UsageError("Name one job by TYPE and NAME, or say --waiting.")
+    if type_ is None or name is None:
+        count = _with_queue(lambda services: services.archive.cancel_queued(user))
+        click.echo(f"{count} jobs cancelled")
+    else:
+        job = _with_queue(lambda services: services.archive.cancel(user, type_, name).view)
+        asked = "is asked to end" if job["status"] == "running" else f"is {job['status']}"
+        click.echo(f"the job {asked}")

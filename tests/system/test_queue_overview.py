@@ -88,6 +88,26 @@ class TestPaused:
         command(gateway, "resume")
         assert {gateway.finished(job["url"])["status"] for job in jobs} == {"succeeded"}
 
+    def test_the_operator_cancels_one_job_or_all_that_wait(self, paused: Gateway) -> None:
+        one, *others = [ask(paused, "one") for _ in range(3)]
+        other = ask(paused, "two")
+        assert command(paused, "cancel", "one", "txt2img", one["name"]) == "the job is cancelled\n"
+        assert command(paused, "cancel", "one", "txt2img", one["name"]) == "the job is cancelled\n"
+        assert command(paused, "cancel", "one", "--waiting") == "2 jobs cancelled\n"
+        assert {paused.status(job["url"]) for job in (one, *others)} == {"cancelled"}
+        assert paused.status(other["url"]) == "queued"
+        assert paused.cli("queue", "cancel", "one", "txt2img", "20261122T061530123-9f2c4e7a").returncode == 1
+        for wrong in (["one"], ["one", "txt2img"], ["one", "txt2img", one["name"], "--waiting"]):
+            assert paused.cli("queue", "cancel", *wrong).returncode == 2
+
+    def test_the_operator_stops_a_job_that_runs(self, stage: Stage, simulator: Simulator) -> None:
+        gateway = stage.gateway([simulator])
+        simulator.fault("hang")
+        job = ask(gateway, "one")
+        until(lambda: simulator.stats()["generations"] == 1, "it runs")
+        assert command(gateway, "cancel", "one", "txt2img", job["name"]) == "the job is asked to end\n"
+        assert gateway.finished(job["url"])["status"] == "cancelled"
+
     def test_the_operator_sees_every_name(self, paused: Gateway) -> None:
         job = ask(paused, "modest one")
         first, last = command(paused, "list").splitlines()
