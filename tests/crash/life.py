@@ -50,10 +50,13 @@ def live(folder: Path, url: str, chapters: int, crash_at: str) -> Verdict:
     not_usable = "SELECT count(*) FROM slots WHERE state NOT IN ('clean', 'held')"
     until(lambda: _one(services, not_usable) == 0, "a slot that can be used")
     until(lambda: _one(services, "SELECT unfinished FROM clock") == 0, "the end of every accepted job")
+    until(lambda: services.upkeep._next_at > 0.0, "the first upkeep, which comes again after a minute")
     verdict.problems += script.play(services, journal, chapters)
     services.drain()
     # Judging is no part of the round: its failpoints don't count.
     services = _build(folder, named)
+    # What the upkeep does now and then.
+    services.archive.tidy()
     verdict.outcome = script.outcome(services, chapters)
     verdict.problems += _judge_rows(services, chapters)
     verdict.problems += _judge_files(services)
@@ -119,17 +122,19 @@ def _files(data: Path) -> list[Path]:
 
 
 def _named_files(services: Services) -> set[str]:
-    """The files that should exist: those of records."""
+    """The files that should exist: those of records, and the reference images of cancelled jobs."""
     named = set()
     for job in services.table.queries.succeeded(0, 1000):
         named |= {image["filename"] for image in job.images} | {document_filename(job.name, job.claims)}
+        named |= {job.init_image["filename"]} if job.init_image else set()
+    for job in services.table.queries.of_user(USER, "cancelled", 1000, None):
         named |= {job.init_image["filename"]} if job.init_image else set()
     return named
 
 
 def _judge_rows(services: Services, chapters: int) -> Iterator[str]:
     """Each broken promise about the rows, as a sentence."""
-    rows, keys = _one(services, "SELECT count(*) FROM jobs"), len(script.posts(chapters))
+    rows, keys = _one(services, "SELECT count(*) FROM jobs"), script.keys(chapters)
     if rows != keys:
         yield f"{rows} jobs were made of {keys} keys"
     for table, what in {

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import requests
+from sqlalchemy import text
+
 from app.jobs.errors import JobNotFound, KeyOfDeletedJob
 from app.services import Services
-from tests.inprocess import DEADLINE, FIELDS, USER, png_base64, settled
+from tests.inprocess import DEADLINE, FIELDS, USER, png_base64, settled, until
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,61 @@ class Delete:
         return {"ends": "deleted"}
 
 
+@dataclass(frozen=True)
+class Stop:
+    """A request whose job is cancelled, or deleted, while its WebUI is at it.
+
+    After a crash it may be finished by then: that it has ended is all that is promised.
+    """
+
+    label: str
+    kind: str
+    deleted: bool = False
+    ends: str = "ended"
+
+    def send(self, services: Services, _journal: Journal) -> dict[str, Any]:
+        simulator = f"{services.config.webuis[0].url}/simulator"
+        requests.post(f"{simulator}/faults", json={"kind": "hang", "seconds": 3}, timeout=10).raise_for_status()
+        before = requests.get(f"{simulator}/stats", timeout=10).json()["generations"]
+        body = FIELDS | ({"init_images": png_base64()} if self.kind == "img2img" else {})
+        try:
+            job = services.acceptance.post(self.kind, body, fingerprint=self.label, idempotency_key=self.label, wait=0)
+            until(
+                lambda: (
+                    requests.get(f"{simulator}/stats", timeout=10).json()["generations"] > before
+                    or ended(services, job)
+                )
+            )
+            self._stop(services, job)
+            until(lambda: ended(services, job))
+        except (JobNotFound, KeyOfDeletedJob):
+            # It was deleted before the crash.
+            if not self.deleted:
+                raise
+        requests.delete(f"{simulator}/faults", timeout=10)
+        return {"ends": "ended"}
+
+    def _stop(self, services: Services, job: dict[str, Any]) -> None:
+        if self.deleted:
+            services.archive.delete(USER, self.kind, job["name"])
+        else:
+            services.archive.cancel(USER, self.kind, job["name"])
+
+
+def ended(services: Services, job: dict[str, Any]) -> bool:
+    """Whether a job has ended, and no claim of it is left."""
+    with services.database.read() as connection:
+        found = connection.execute(text("SELECT status, owner FROM jobs WHERE name = :name"), job).one()
+    return found.owner is None and found.status not in ("queued", "running")
+
+
 BATCH = Post("batch", "txt2img", {"seed": "11", "batch_size": 2})
 UPSCALED = Post("upscaled", "img2img", {"seed": "21", "hr_upscaler": "Lanczos", "batch_size": 2})
 #: Far more than the simulator's memory takes, so that it fails each time, and after all attempts for good.
 FAILING = Post("failing", "txt2img", {"width": 16384, "height": 8192}, ends="failed")
 GONE = Post("gone", "img2img", {"seed": "31"})
 SINGLE = Post("single", "txt2img", {"seed": "41"})
-SCRIPT: tuple[Post | Delete, ...] = (
+SCRIPT: tuple[Post | Delete | Stop, ...] = (
     BATCH,
     UPSCALED,
     FAILING,
@@ -72,6 +123,8 @@ SCRIPT: tuple[Post | Delete, ...] = (
     Delete("delete a record", GONE),
     SINGLE,
     Delete("delete the last image", SINGLE, image=0),
+    Stop("cancel while it runs", "img2img"),
+    Stop("delete while it runs", "img2img", deleted=True),
 )
 
 
@@ -117,6 +170,11 @@ def play(services: Services, journal: Journal, chapters: int) -> list[str]:
 def posts(chapters: int) -> list[Post]:
     """The requests for pictures among the first chapters."""
     return [request for request in SCRIPT[:chapters] if isinstance(request, Post)]
+
+
+def keys(chapters: int) -> int:
+    """How many idempotency keys the first chapters use, and so how many jobs they make."""
+    return sum(isinstance(step, Post | Stop) for step in SCRIPT[:chapters])
 
 
 def outcome(services: Services, chapters: int) -> dict[str, Any]:

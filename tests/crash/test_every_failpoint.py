@@ -81,6 +81,7 @@ def check(run: dict[str, Any], at_least: int) -> None:
         "delete",
         "delete image",
         "unlinked",
+        "cancel",
     )
     assert kinds >= {f"commit {name}" for name in commits}
     assert kinds >= {"fsync file", "fsync folder", "rename .png", "rename .json", "unlink .json", "unlink .png"}
