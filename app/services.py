@@ -101,11 +101,11 @@ class _Notifications:
         elif message == REFRESH_WANTED and self.worker is not None:
             self.worker.refresh_soon()
         elif message == CHANGED:
-            self.changes.hurry()
+            self.changes.read_soon()
         elif message == END_WANTED and self.worker is not None:
             self.worker.renew_soon()
         elif message.startswith(_FINISHED):
-            self.changes.hurry()
+            self.changes.read_soon()
             parts = message.removeprefix(_FINISHED).decode("utf-8", "replace").split(" ", 2)
             if len(parts) == len(Identity._fields):
                 type_, name, user_id = parts

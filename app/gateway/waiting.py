@@ -41,8 +41,8 @@ class PendingJob(Generic[_Answer]):
         return self._waiter.deadline
 
     def answer(self) -> _Answer | None:
-        """The answer at the end of the wait; None while that goes on. Raises as :meth:`Waiter.look` does."""
-        job = self._waiter.look()
+        """The answer at the end of the wait; None while that goes on. Raises as :meth:`Waiter.check` does."""
+        job = self._waiter.check()
         return None if job is None else self._tell(job)
 
 

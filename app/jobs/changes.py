@@ -29,7 +29,7 @@ class Follower(Protocol):
         """Whether it waits for changes now."""
         ...
 
-    def in_a_hurry(self) -> bool:
+    def wants_immediate_reads(self) -> bool:
         """Whether it wants to be told as soon as something happens, and not at the next poll."""
         ...
 
@@ -52,15 +52,17 @@ class Changes:
     def __init__(self, revisions: Revisions) -> None:
         self._revisions = revisions
         self._followers: list[Follower] = []
-        self._told = threading.Event()
+        self._read_now = threading.Event()
         self._awaited = threading.Event()
         self._ending = threading.Event()
         #: Guards the start of the thread, and what follows.
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        #: All changes after the first rev, up to the second one, were told since somebody follows; both None while nobody does.
+        #: The followers have been told of all changes after the rev ``_since`` and up to ``_up_to``; None while nobody follows.
         self._since: int | None = None
         self._up_to: int | None = None
+        #: The highest rev that this process has read; of the thread alone.
+        self._highest = 0
 
     def add(self, follower: Follower) -> None:
         """Tell a follower of changes, from now until the end of the process. Called before anybody follows."""
@@ -81,15 +83,15 @@ class Changes:
                 self._since = self._up_to = since
         self._awaited.set()
 
-    def hurry(self) -> None:
-        """A notification that something has changed: read at once if anybody is in a hurry."""
-        if any(follower.in_a_hurry() for follower in self._followers):
-            self._told.set()
+    def read_soon(self) -> None:
+        """A notification that something has changed: read at once if anybody wants that."""
+        if any(follower.wants_immediate_reads() for follower in self._followers):
+            self._read_now.set()
 
     def end(self) -> None:
         """Read no more, and wait for the last read if that does not hang."""
         self._ending.set()
-        self._told.set()
+        self._read_now.set()
         self._awaited.set()
         with self._lock:
             thread = self._thread
@@ -100,8 +102,8 @@ class Changes:
         while not self._ending.is_set():
             self._await_followers()
             # Nobody who has just begun to wait needs a read at once, and the thread that claims a job needs the interpreter.
-            self._told.wait(_POLL_SECONDS)
-            self._told.clear()
+            self._read_now.wait(_POLL_SECONDS)
+            self._read_now.clear()
             with contextlib.suppress(DatabaseUnavailable):
                 self._read()
             self._ending.wait(_PAUSE_SECONDS)
@@ -122,14 +124,18 @@ class Changes:
             if self._up_to is None:
                 self._since = self._up_to = now.rev
             after = self._up_to
-        if now.rev < after:
+        if now.rev < self._highest:
             _LOG.warning("the database is older than it was: changes are counted anew")
             self._revisions.begin_epoch()
             now = self._revisions.current()
             self._tell(lambda follower: follower.lost_track(now))
+        elif now.rev > after and after < self._revisions.purged_rev():
+            # Something that happened since then is gone for good, such as the mark of a deleted job.
+            self._tell(lambda follower: follower.lost_track(now))
         else:
             changes = self._revisions.between(after, now.rev) if now.rev > after else []
             self._tell(lambda follower: follower.changed(changes, now))
+        self._highest = now.rev
         with self._lock:
             # Unless a follower has come meanwhile who knows less.
             if self._up_to == after:

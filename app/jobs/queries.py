@@ -13,7 +13,7 @@ from sqlalchemy import and_, select, tuple_
 from app.jobs import places
 from app.jobs.errors import JobLost, JobNotFound
 from app.jobs.model import Claim, Identity, Job, Place
-from app.jobs.rows import AFTER_ALL, by_name, found
+from app.jobs.rows import AFTER_ALL, by_name, found, portions
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.prepared import Prepared
@@ -79,11 +79,11 @@ class JobQueries:
 
     def named(self, jobs: Collection[Identity]) -> dict[Identity, Job]:
         """Those of these jobs that exist."""
-        if not jobs:
-            return {}
+        found: dict[Identity, Job] = {}
         with self.database.read() as connection:
-            rows = connection.execute(sql.JOBS_NAMED, {"p_names": [job.name for job in jobs]}).all()
-        found = {job.identity: job for job in map(Job.of, rows)}
+            for names in portions([job.name for job in jobs]):
+                rows = connection.execute(sql.JOBS_NAMED, {"p_names": names}).all()
+                found |= {job.identity: job for job in map(Job.of, rows)}
         return {job: found[job] for job in jobs if job in found}
 
     def running(self) -> dict[Identity, Job]:
@@ -96,13 +96,6 @@ class JobQueries:
         with self.database.read() as connection:
             rows = sql.UNFINISHED_OF_USER.all(connection, {"p_user": user_id, "p_limit": limit})
             return [Job.of(row) for row in rows]
-
-    def statuses(self, jobs: Collection[Identity]) -> dict[Identity, str]:
-        """The status of each of these jobs that has a row; a deleted one shows as ``deleted``."""
-        with self.database.read() as connection:
-            rows = connection.execute(sql.STATUSES, {"p_names": [job.name for job in jobs]})
-            found = {Identity(row.user_id, row.type, row.name): row.status for row in rows}
-        return {job: found[job] for job in jobs if job in found}
 
     def history(
         self, user_id: str, type_: str, limit: int, before: int | None, wanted: Callable[[Job], bool] = _always

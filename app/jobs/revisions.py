@@ -12,12 +12,14 @@ each worker and wherever a process sees a rev below one that it has seen before.
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple, Self
+from collections.abc import Collection
+from typing import Any, Final, NamedTuple, Self
 
 from sqlalchemy import Connection, delete, func, insert, select
 
 from app.jobs.errors import JobNotFound
 from app.jobs.model import Identity
+from app.jobs.rows import portions
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
 from app.jobs.sql.prepared import Prepared
@@ -63,6 +65,20 @@ class Revisions:
         with self.database.read() as connection:
             row = sql.CURRENT_VERSION.first(connection)
             return Version(row.epoch or 0, row.rev)
+
+    def purged_rev(self) -> int:
+        """The highest rev of a row that is gone for good: what happened before it can't be told whole any more."""
+        with self.database.read() as connection:
+            return int(sql.PURGED_REV.first(connection).purged_rev)
+
+    def latest(self, jobs: Collection[Identity]) -> dict[Identity, Change]:
+        """The last change of each of these jobs that has a row."""
+        found: dict[Identity, Change] = {}
+        with self.database.read() as connection:
+            for names in portions([job.name for job in jobs]):
+                rows = connection.execute(sql.LATEST, {"p_names": names})
+                found |= {change.identity: change for change in map(_change, rows)}
+        return {job: found[job] for job in jobs if job in found}
 
     def epoch_of(self, rev: int) -> int:
         """The epoch that a rev of this database belongs to: the newest one that began with it or before it."""
@@ -126,15 +142,16 @@ class Revisions:
 
     def _read(self, statement: Prepared, values: dict[str, object]) -> list[Change]:
         with self.database.read() as connection:
-            return [
-                Change(row.rev, Identity(row.user_id, row.type, row.name), row.status)
-                for row in statement.all(connection, values)
-            ]
+            return [_change(row) for row in statement.all(connection, values)]
 
     def begin_epoch(self) -> int:
         """Begin a new epoch with the next change, and return its number: this process has seen a higher rev than there is now."""
         with self.database.write("begin epoch") as connection:
             return begin_epoch(connection)
+
+
+def _change(row: Any) -> Change:
+    return Change(row.rev, Identity(row.user_id, row.type, row.name), row.status)
 
 
 def begin_epoch(connection: Connection) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -14,6 +14,16 @@ from app.jobs.sql import statements as sql
 
 #: Above every sequence number of a job.
 AFTER_ALL: Final = 2**63 - 1
+
+
+#: Names that one statement asks for: engines bind only so many values.
+_NAMES: Final = 500
+
+
+def portions(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The names in portions of which each fits into one statement."""
+    for begin in range(0, len(names), _NAMES):
+        yield names[begin : begin + _NAMES]
 
 
 def now_ms() -> int:

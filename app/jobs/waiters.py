@@ -18,7 +18,7 @@ from app.jobs.model import UNFINISHED, Identity, Job
 from app.jobs.revisions import Change, Version
 from app.jobs.table import JobTable
 
-#: How often the jobs of all waiters are looked up: one that has vanished with a restored database has changed for nobody.
+#: How often the rows of all awaited jobs are checked: of one that has vanished with a restored database there is no change to read.
 _CHECK_SECONDS: Final = 5.0
 #: More than can finish between the acceptance of a job and the waiting for it.
 _REMEMBERED: Final = 256
@@ -36,11 +36,11 @@ class Waiters:
         #: Jobs whose waiters came since the last read of changes, and may have ended before.
         self._fresh: set[Identity] = set()
         #: Waiters for any change of their job.
-        self._hurried = 0
+        self._change_waiters = 0
         self._check_at = 0.0
         self._lock = threading.Lock()
         #: Jobs that were said to be finished, perhaps before their clients had begun to wait.
-        self._lately: deque[Identity] = deque(maxlen=_REMEMBERED)
+        self._recently_finished: deque[Identity] = deque(maxlen=_REMEMBERED)
         self._draining = threading.Event()
 
     def reserve(self) -> Waiter:
@@ -64,8 +64,8 @@ class Waiters:
         with self._lock:
             self._waiting.setdefault(job, []).append(waiter)
             self._fresh.add(job)
-            self._hurried += waiter.awaits_change
-            ended = job in self._lately
+            self._change_waiters += waiter.awaits_change
+            ended = job in self._recently_finished
         self._changes.follow()
         return ended or self._draining.is_set()
 
@@ -74,7 +74,7 @@ class Waiters:
         with self._lock:
             self._places -= 1
             if job is not None:
-                self._hurried -= waiter.awaits_change
+                self._change_waiters -= waiter.awaits_change
                 left = [other for other in self._waiting.get(job, []) if other is not waiter]
                 if left:
                     self._waiting[job] = left
@@ -89,7 +89,7 @@ class Waiters:
     def finished(self, job: Identity) -> None:
         """A notification that this job is finished: its waiters look at once."""
         with self._lock:
-            self._lately.append(job)
+            self._recently_finished.append(job)
             waiters = list(self._waiting.get(job, []))
         for waiter in waiters:
             waiter.wake()
@@ -108,27 +108,26 @@ class Waiters:
         """Whether anybody waits."""
         return bool(self._waiting)
 
-    def in_a_hurry(self) -> bool:
+    def wants_immediate_reads(self) -> bool:
         """Whether anybody waits for more than the end of a job, of which there are notifications."""
-        return self._hurried > 0
+        return self._change_waiters > 0
 
     def changed(self, changes: Sequence[Change], version: Version) -> None:
         """Wake the waiters of jobs that have ended or changed."""
         del version
-        fresh = self._to_be_looked_up()
-        statuses = {change.identity: change.status for change in changes}
+        unsure = self._to_be_checked()
         try:
-            found = self._table.queries.statuses(fresh) if fresh else {}
+            latest = self._table.revisions.latest(unsure) if unsure else {}
         except DatabaseUnavailable:
             with self._lock:
-                self._fresh |= fresh
+                self._fresh |= unsure
             raise
-        for job in fresh:
-            self._wake(job, ended=found.get(job) not in UNFINISHED)
-        for job, status in statuses.items():
-            self._wake(job, ended=status not in UNFINISHED)
+        for job in unsure:
+            self._wake(job, latest.get(job))
+        for change in changes:
+            self._wake(change.identity, change)
 
-    def _to_be_looked_up(self) -> set[Identity]:
+    def _to_be_checked(self) -> set[Identity]:
         now = time.monotonic()
         with self._lock:
             fresh = {job for job in self._fresh if job in self._waiting}
@@ -144,11 +143,14 @@ class Waiters:
         with self._lock:
             jobs = list(self._waiting)
         for job in jobs:
-            self._wake(job, ended=True)
+            self._wake(job, None)
 
-    def _wake(self, job: Identity, *, ended: bool) -> None:
+    def _wake(self, job: Identity, change: Change | None) -> None:
+        """Wake those whom the last change of a job concerns; all if it has no row any more."""
         with self._lock:
-            waiters = [waiter for waiter in self._waiting.get(job, ()) if ended or waiter.awaits_change]
+            waiters = [
+                waiter for waiter in self._waiting.get(job, ()) if change is None or waiter.is_concerned_by(change)
+            ]
         for waiter in waiters:
             waiter.wake()
 
@@ -181,6 +183,10 @@ class Waiter:
         """Begin to wait for the first change of a job after a rev, at most so many seconds."""
         self._known = rev
         self.await_end(job, seconds)
+
+    def is_concerned_by(self, change: Change) -> bool:
+        """Whether its wait may be over with this change of its job."""
+        return change.status not in UNFINISHED if self._known is None else change.rev != self._known
 
     @property
     def awaits_change(self) -> bool:
@@ -215,7 +221,7 @@ class Waiter:
             self._wake = _nobody
         self._waiters.leave(self, self._job)
 
-    def look(self) -> Job | None:
+    def check(self) -> Job | None:
         """The job once the wait is over, because the job has ended (or changed), the time is up or the process is about to stop;
         else None.
 

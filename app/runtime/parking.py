@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+#: Seconds without a byte after which a stream sends its comment.
+QUIET_SECONDS: Final = 15.0
 #: The member of a WSGI environ by which a server says that it takes a :class:`Parked` or a :class:`Streamed` for an answer.
 PARKS: Final = "sd_gateway.parks"
 

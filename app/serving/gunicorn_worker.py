@@ -98,7 +98,7 @@ _SLUGS: Final = {
 }
 
 
-class _MainThread(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
+class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """The main thread of a process: connections without a request, in the lobby, or closing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -116,7 +116,8 @@ class _MainThread(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no type
 
     def run(self) -> None:
         """Serve until the process is to end."""
-        self.poller.register(self._lobby, selectors.EVENT_READ, self._lobby.look_at_clients)
+        if WATCHES_CLIENTS:
+            self.poller.register(self._lobby, selectors.EVENT_READ, self._lobby.check_clients)
         super().run()
 
     def accept(self, listener: Any) -> None:
@@ -183,6 +184,14 @@ class _MainThread(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no type
 
     def finish_request(self, conn: Connection, fs: Future[Ending]) -> None:
         """Go on with a connection after a request; gunicorn's closes it here, and may wait for the client."""
+        try:
+            self._go_on(conn, fs)
+        except Exception:
+            # A bug costs one connection, and not the process with all of them.
+            self.log.exception("A connection could not be served on.")
+            self._release(conn, reset=True)
+
+    def _go_on(self, conn: Connection, fs: Future[Ending]) -> None:
         ending = Ending.RESET if fs.cancelled() or fs.exception() else fs.result()
         if ending is Ending.KEEP:
             self._await_request(conn)
@@ -250,7 +259,7 @@ class _MainThread(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no type
 
     def murder_keepalived(self, force: bool = False) -> None:
         """Give up connections that have waited too long, or all, after each wait for events. gunicorn's does so with idle ones."""
-        self._lobby.look_at_deadlines()
+        self._lobby.check_deadlines()
         if force:
             self._lobby.dismiss_all()
         now = time.monotonic()
@@ -281,7 +290,7 @@ class _MainThread(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no type
             conn.end = min(conn.end, deadline)
 
 
-class Worker(_MainThread):
+class Worker(_ConnectionWorker):
     """gunicorn's worker with the bounds above, our signals, and one line that says why it can't start; here its request threads."""
 
     # -- signals and start -------------------------------------------------------------------------------------------
@@ -359,7 +368,7 @@ class Worker(_MainThread):
             self.log.exception("Error handling request %s", req.uri)
             return Ending.RESET
         finally:
-            if conn.waits is None:
+            if not isinstance(conn.waits, Parked):
                 self.cfg.post_request(self, req, environ, response)
         if conn.waits is not None:
             return Ending.PARK
@@ -379,7 +388,9 @@ class Worker(_MainThread):
         if isinstance(answer, Parked):
             return answer
         if isinstance(answer, Streamed):
+            # Its line says when it began; it may go on for an hour.
             _begin_stream(response, answer)
+            self.log.access(response, response.req, environ, datetime.now(UTC) - conn.began)
             return answer
         try:
             if isinstance(answer, environ["wsgi.file_wrapper"]):
@@ -412,7 +423,7 @@ class Worker(_MainThread):
 
 
 def _begin_stream(response: Any, streamed: Streamed) -> None:
-    """Send the head of a stream, whose end is the end of the connection: it is not chunked, so that an event is what is written."""
+    """Send the head of a stream, whose end is the end of the connection. It is not chunked: each event is written as it is."""
     try:
         response.force_close()
         response.start_response(streamed.status, streamed.headers)

@@ -12,29 +12,32 @@ answer is sent all the same, for the case that it reads on.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from app.runtime.parking import Parked, Streamed
-from app.serving.streams import QUIET_SECONDS, Line, Stream
+from app.runtime.parking import QUIET_SECONDS, Parked, Streamed
+from app.serving.streams import NonBlockingSocket, Stream
 
-#: Whether this system tells that a client has closed its half of a connection; else nobody waits here.
+#: Whether this system tells that a client has closed its half of a connection; otherwise requests block their threads.
 WATCHES_CLIENTS: Final = hasattr(select, "EPOLLRDHUP")
 _GONE: Final = getattr(select, "EPOLLRDHUP", 0)
 _ROOM: Final = getattr(select, "EPOLLOUT", 0)
+#: Deadlines of empty seats that are kept besides as many as there are others.
+_MOST_STALE: Final = 100
 
 
 class Connection(Protocol):
     """A connection, by its file."""
 
     @property
-    def sock(self) -> Line:
+    def sock(self) -> NonBlockingSocket:
         """Its socket, which never blocks."""
         ...
 
@@ -62,11 +65,13 @@ class _ParkedSeat(_Seat[_Connection]):
 
     def __init__(self, connection: _Connection, parked: Parked) -> None:
         super().__init__(connection)
-        self.parked = parked
+        self.parked: Parked | None = parked
 
     def leave(self) -> None:
         """Say that the client is gone."""
-        self.parked.awaited.leave()
+        parked, self.parked = self.parked, None
+        if parked is not None:
+            parked.awaited.leave()
 
 
 class _StreamSeat(_Seat[_Connection]):
@@ -82,7 +87,7 @@ class _StreamSeat(_Seat[_Connection]):
         self.awaits_room = False
 
     def leave(self) -> None:
-        """Say that the client is gone."""
+        """Say that the stream is over, or its client gone."""
         self.streamed.source.close()
 
 
@@ -109,79 +114,99 @@ class Lobby(Generic[_Connection]):
         self._resume = resume
         self._end = end
         self._drop = drop
-        self._epoll = select.epoll()
+        # Where there is none, nothing is ever parked.
+        self._epoll: Any = select.epoll() if WATCHES_CLIENTS else None
         self._seats: dict[int, _AnySeat[_Connection]] = {}
         #: Deadlines in their order, also of seats that are empty by now. The number keeps seats from being compared.
         self._deadlines: list[tuple[float, int, _AnySeat[_Connection]]] = []
         self._numbers = itertools.count()
+        #: Deadlines of empty seats.
+        self._stale = 0
 
     def fileno(self) -> int:
         """The file that is readable when a client is gone, or takes more of its stream."""
-        return self._epoll.fileno()
+        number: int = self._epoll.fileno()
+        return number
 
     def park(self, connection: _Connection, parked: Parked) -> None:
         """Keep a connection until its wait may be over."""
         seat = _ParkedSeat(connection, parked)
         self._take(seat, connection, parked.awaited.deadline)
-        parked.awaited.begin(partial(self._defer, self._wake, seat))
+        with self._released_on_failure(seat):
+            parked.awaited.begin(partial(self._defer, self._wake, seat))
 
     def stream(self, connection: _Connection, streamed: Streamed) -> None:
         """Keep a connection, and write to it what its source pushes."""
         seat = _StreamSeat(connection, streamed)
         seat.stream = Stream(connection.sock, partial(self._defer, self._flush, seat))
         self._take(seat, connection, seat.stream.sent_at + QUIET_SECONDS)
-        streamed.source.open(seat.stream)
+        with self._released_on_failure(seat):
+            streamed.source.open(seat.stream)
+
+    @contextlib.contextmanager
+    def _released_on_failure(self, seat: _AnySeat[_Connection]) -> Iterator[None]:
+        """Leave the connection to the caller when the body raises, which is a bug."""
+        try:
+            yield
+        except BaseException:
+            if self._leave(seat) is not None:
+                seat.leave()
+            raise
 
     def _take(self, seat: _AnySeat[_Connection], connection: _Connection, deadline: float) -> None:
         self._seats[connection.fileno()] = seat
         self._epoll.register(connection.fileno(), _GONE)
-        self._look_at(seat, deadline)
+        self._schedule(seat, deadline)
 
-    def _look_at(self, seat: _AnySeat[_Connection], when: float) -> None:
+    def _schedule(self, seat: _AnySeat[_Connection], when: float) -> None:
         heapq.heappush(self._deadlines, (when, next(self._numbers), seat))
 
     def seconds_left(self) -> float:
         """Seconds until the next deadline; infinite without one."""
         return max(self._deadlines[0][0] - time.monotonic(), 0.0) if self._deadlines else inf
 
-    def look_at_clients(self, _file: object = None) -> None:
+    def check_clients(self, _file: object = None) -> None:
         """Let go of the connections whose clients are gone, and write to those that take more."""
         for number, events in self._epoll.poll(0):
             seat = self._seats[number]
             if isinstance(seat, _StreamSeat) and not events & ~_ROOM:
                 self._flush(seat)
-            elif isinstance(seat, _ParkedSeat) and not events & ~_GONE:
+            elif isinstance(seat, _ParkedSeat) and seat.parked is not None and not events & ~_GONE:
                 seat.parked.awaited.give_up()
                 self._wake(seat)
             else:
                 self._dismiss(seat)
 
-    def look_at_deadlines(self) -> None:
+    def check_deadlines(self) -> None:
         """Go on with those whose time is up, and show silent streams that their connection lives."""
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             seat = heapq.heappop(self._deadlines)[2]
-            if isinstance(seat, _ParkedSeat):
-                self._wake(seat)
-            elif seat.connection is not None:
-                self._look_at_silence(seat, now)
+            if seat.connection is None:
+                self._stale -= 1
+            elif isinstance(seat, _ParkedSeat):
+                self._wake(seat, scheduled=False)
+            else:
+                self._check_silence(seat, now)
 
-    def _look_at_silence(self, seat: _StreamSeat[_Connection], now: float) -> None:
+    def _check_silence(self, seat: _StreamSeat[_Connection], now: float) -> None:
         quiet_until = seat.stream.sent_at + QUIET_SECONDS
         if quiet_until <= now:
             seat.stream.push(seat.streamed.comment, replaces="comment")
             quiet_until = now + QUIET_SECONDS
-        self._look_at(seat, quiet_until)
+        self._schedule(seat, quiet_until)
 
     def dismiss_all(self) -> None:
         """Let go of everybody: the process ends."""
         for seat in list(self._seats.values()):
             self._dismiss(seat)
 
-    def _wake(self, seat: _ParkedSeat[_Connection]) -> None:
-        connection = self._leave(seat)
-        if connection is not None:
-            self._resume(connection, seat.parked)
+    def _wake(self, seat: _ParkedSeat[_Connection], *, scheduled: bool = True) -> None:
+        parked, connection = seat.parked, self._leave(seat, scheduled=scheduled)
+        if connection is not None and parked is not None:
+            # Its deadline may be minutes away, and keeps the seat until then.
+            seat.parked = None
+            self._resume(connection, parked)
 
     def _flush(self, seat: _StreamSeat[_Connection]) -> None:
         if seat.connection is None:
@@ -193,6 +218,7 @@ class Lobby(Generic[_Connection]):
             return
         if awaits_room is None:
             connection = self._leave(seat)
+            seat.leave()
             if connection is not None:
                 self._end(connection)
         elif awaits_room != seat.awaits_room:
@@ -205,9 +231,18 @@ class Lobby(Generic[_Connection]):
             seat.leave()
             self._drop(connection)
 
-    def _leave(self, seat: _AnySeat[_Connection]) -> _Connection | None:
+    def _leave(self, seat: _AnySeat[_Connection], *, scheduled: bool = True) -> _Connection | None:
+        """Empty a seat.
+
+        :param scheduled: whether its deadline is still to come.
+        """
         connection, seat.connection = seat.connection, None
         if connection is not None:
             del self._seats[connection.fileno()]
             self._epoll.unregister(connection.fileno())
+            self._stale += scheduled
+            if self._stale > len(self._seats) + _MOST_STALE:
+                self._deadlines = [entry for entry in self._deadlines if entry[2].connection is not None]
+                heapq.heapify(self._deadlines)
+                self._stale = 0
         return connection

@@ -1,7 +1,8 @@
 """Streams of events to clients, written by the main thread as the sockets take them.
 
-An event that its client has not begun to take may be replaced by a newer one of the same name. More than :data:`MOST_BEHIND` bytes
-behind the event that is being written drop the connection: the client comes back and resumes.
+An event that its client has not begun to take may be replaced by a newer one of the same name. A client that takes nothing while
+more than :data:`MOST_BEHIND` bytes are added behind what it has not taken is dropped: it comes back and resumes. What was pushed at
+once, such as the beginning of a stream, does not count: a client that reads must be able to get it, however large it is.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-#: Bytes that may wait behind the event that is being written.
+#: Bytes that may be added while the client takes nothing.
 MOST_BEHIND: Final = 64 * 1024
-#: Seconds without a byte after which the comment is sent.
-QUIET_SECONDS: Final = 15.0
 
 
 class _Event(NamedTuple):
@@ -23,7 +22,7 @@ class _Event(NamedTuple):
     data: bytes
 
 
-class Line(Protocol):
+class NonBlockingSocket(Protocol):
     """A connection that never blocks."""
 
     def send(self, data: memoryview, /) -> int:
@@ -38,17 +37,18 @@ class Line(Protocol):
 class Stream:
     """What is on its way to one client: the sink of a source.
 
-    :param line: its connection, which only the main thread uses.
+    :param socket: its connection, which only the main thread uses.
     :param flush_soon: has :meth:`flush` called in the main thread.
     """
 
-    def __init__(self, line: Line, flush_soon: Callable[[], object]) -> None:
-        self._line = line
+    def __init__(self, socket: NonBlockingSocket, flush_soon: Callable[[], object]) -> None:
+        self._socket = socket
         self._flush_soon = flush_soon
         self._lock = threading.Lock()
         self._behind: deque[_Event] = deque()
-        self._bytes_behind = 0
-        self._asked = self._ends = self._overrun = False
+        #: Bytes that were added since the client has taken nothing; None while it takes what there is.
+        self._added: int | None = None
+        self._asked = self._ends = False
         #: The rest of the event that is being written; of the main thread alone.
         self._rest = memoryview(b"")
         self.sent_at = time.monotonic()
@@ -56,19 +56,20 @@ class Stream:
     def push(self, data: bytes, *, replaces: str | None = None) -> None:
         """See :class:`app.runtime.parking.Sink`."""
         with self._lock:
-            self._put(_Event(replaces, data))
-            self._overrun = self._overrun or self._bytes_behind > MOST_BEHIND
+            replaced = self._put(_Event(replaces, data))
+            if self._added is not None:
+                self._added += len(data) - replaced
         self._ask()
 
-    def _put(self, event: _Event) -> None:
-        self._bytes_behind += len(event.data)
+    def _put(self, event: _Event) -> int:
+        """Add an event; the bytes of the one that it replaces."""
         if event.name is not None:
             for place, other in enumerate(self._behind):
                 if other.name == event.name:
-                    self._bytes_behind -= len(other.data)
                     self._behind[place] = event
-                    return
+                    return len(other.data)
         self._behind.append(event)
+        return 0
 
     def end(self) -> None:
         """See :class:`app.runtime.parking.Sink`."""
@@ -91,22 +92,26 @@ class Stream:
             self._asked = False
         while self._rest or self._next():
             try:
-                self._rest = self._rest[self._line.send(self._rest) :]
+                self._rest = self._rest[self._socket.send(self._rest) :]
             except BlockingIOError:
-                if self._overrun:
-                    raise TimeoutError("the client does not keep up with its events") from None
+                self._check_pace()
                 return True
+            with self._lock:
+                self._added = None
             self.sent_at = time.monotonic()
         with self._lock:
             return None if self._ends and not self._behind else False
+
+    def _check_pace(self) -> None:
+        with self._lock:
+            self._added = self._added or 0
+            if self._added > MOST_BEHIND:
+                raise TimeoutError("the client does not keep up with its events")
 
     def _next(self) -> bool:
         """Take the next event to be written; whether there is one."""
         with self._lock:
             if not self._behind:
-                self._overrun = False
                 return False
-            event = self._behind.popleft()
-            self._bytes_behind -= len(event.data)
-        self._rest = memoryview(event.data)
-        return bool(event.data)
+            self._rest = memoryview(self._behind.popleft().data)
+        return True

@@ -95,7 +95,7 @@ def end_of(waiter: Waiter) -> Job:
     while True:
         assert woken.wait(DEADLINE), "nobody woke the client"
         woken.clear()
-        job = waiter.look()
+        job = waiter.check()
         if job is not None:
             return job
 
@@ -307,4 +307,5 @@ class TestStatuses:
         with database.write() as connection:
             connection.execute(JOBS.update().values(name=alices.name))
         wanted = [Identity(user, "txt2img", alices.name) for user in ("alice", "bob", "nobody")]
-        assert table.queries.statuses(wanted) == {wanted[0]: "succeeded", wanted[1]: bobs.status}
+        latest = table.revisions.latest(wanted)
+        assert {job: change.status for job, change in latest.items()} == {wanted[0]: "succeeded", wanted[1]: bobs.status}

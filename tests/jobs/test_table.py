@@ -593,7 +593,7 @@ class TestDelete:
         assert table.deletion.delete("u1", "txt2img", job.name).seq == job.seq
         with pytest.raises(JobNotFound):
             table.queries.get("u1", "txt2img", job.name)
-        assert table.queries.statuses([job.identity]) == {job.identity: "deleted"}
+        assert table.revisions.latest([job.identity])[job.identity].status == "deleted"
         with database.read() as connection:
             row = connection.execute(text("SELECT args, images, webui FROM jobs")).one()
         assert tuple(row) == ("{}", None, None)

@@ -55,7 +55,7 @@ class Client:
         while True:
             assert self.woken.wait(DEADLINE), "nobody woke the client"
             self.woken.clear()
-            job = self.waiter.look()
+            job = self.waiter.check()
             if job is not None:
                 return job
 
@@ -158,7 +158,7 @@ class TestWait:
         waiters.finished(job.identity)
         assert client.woken.wait(DEADLINE)
         client.woken.clear()
-        assert client.waiter.look() is None
+        assert client.waiter.check() is None
         client.waiter.begin(client.woken.set)
         assert not client.woken.is_set()
         gate.run_next()
@@ -172,7 +172,7 @@ class TestWait:
         self, gate: Gate, waiters: Waiters, waiting: Callable[..., Client]
     ) -> None:
         client = waiting(gate.accept().identity, 0.0)
-        job = client.waiter.look()
+        job = client.waiter.check()
         assert job is not None
         assert job.status == "queued"
         assert free_places(waiters) == PLACES
@@ -210,7 +210,7 @@ class TestTrouble:
         client = waiting(job.identity)
         with sqlite.write() as connection:
             connection.execute(text("ALTER TABLE jobs RENAME TO hidden"))
-        assert client.waiter.look() is None
+        assert client.waiter.check() is None
         with sqlite.write() as connection:
             connection.execute(text("ALTER TABLE hidden RENAME TO jobs"))
         gate.run_next()
@@ -223,7 +223,7 @@ class TestTrouble:
         with sqlite.write() as connection:
             connection.execute(text("ALTER TABLE jobs RENAME TO hidden"))
         with pytest.raises(DatabaseUnavailable):
-            client.waiter.look()
+            client.waiter.check()
         with sqlite.write() as connection:
             connection.execute(text("ALTER TABLE hidden RENAME TO jobs"))
         assert free_places(waiters) == PLACES

@@ -8,9 +8,9 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from flask import Request, Response
 from werkzeug.datastructures import MIMEAccept
@@ -20,7 +20,7 @@ from app.api.http.refusals import NotAcceptable
 from app.gateway.watching import Feed, StreamEvent
 from app.jobs.revisions import Version
 from app.runtime.jsontext import dumps
-from app.runtime.parking import PARKS, Sink, Streamed
+from app.runtime.parking import PARKS, QUIET_SECONDS, Sink, Streamed
 
 MEDIA_TYPE: Final = "text/event-stream"
 #: Sent where nothing was for a while.
@@ -34,7 +34,6 @@ _HEADERS: Final = {
 #: Milliseconds after which a client comes back; different ones, so that they don't come all at once after a restart.
 _RETRY: Final = range(2000, 4001)
 _RETRY_BUSY: Final = 5000
-_QUIET_SECONDS: Final = 15.0
 #: A version that no database gives: its holder is told to begin anew.
 _UNKNOWN: Final = Version(0, 0)
 
@@ -52,14 +51,16 @@ def respond(
     :raises NotAcceptable: the client takes no event streams.
     """
     _check_accept(request.accept_mimetypes)
-    if request.method == "HEAD":
-        return Response(headers=_HEADERS)
     try:
-        return EventStream(open_feed, close_feed, data)
+        stream = EventStream(open_feed, close_feed, data)
     except Exception as error:
         if _is_busy(error):
             return _busy(error)
         raise
+    if request.method == "HEAD":
+        stream.close()
+        return Response(status=stream.status_code, headers=_HEADERS)
+    return stream
 
 
 def _check_accept(accepted: MIMEAccept) -> None:
@@ -67,8 +68,17 @@ def _check_accept(accepted: MIMEAccept) -> None:
 
     :raises NotAcceptable: its Accept field excludes them.
     """
-    if accepted and not accepted[MEDIA_TYPE]:
+    if accepted and not _quality(accepted):
         raise NotAcceptable(f"This path answers with {MEDIA_TYPE}, which the Accept header excludes.")
+
+
+def _quality(accepted: MIMEAccept) -> float:
+    """The weight of event streams in an Accept field (RFC 9110, section 12.5.1), whatever parameters they are asked for with."""
+    found: dict[str, float] = {}
+    for name, quality in accepted:
+        media_range = name.partition(";")[0].strip().lower()
+        found[media_range] = max(quality, found.get(media_range, 0.0))
+    return next((found[media_range] for media_range in (MEDIA_TYPE, "text/*", "*/*") if media_range in found), 0.0)
 
 
 def last_event(header: str | None) -> Version | None:
@@ -84,7 +94,8 @@ def encode(event: StreamEvent, data: Mapping[str, Any]) -> bytes:
 
 def _busy(error: Exception) -> Response:
     """A stream that only says why there is none: a browser comes back after that, but never after an answer of 503."""
-    problem = problems.problem(str(getattr(error, "slug", problems.INTERNAL_ERROR)), str(error))
+    slug = str(getattr(error, "slug", problems.INTERNAL_ERROR))
+    problem = problems.problem(slug, str(error), retry_after=_RETRY_BUSY // 1000)
     body = f"retry: {_RETRY_BUSY}\n\n".encode() + encode(StreamEvent("busy", {}), problem)
     return Response(body, headers=_HEADERS)
 
@@ -113,8 +124,8 @@ class EventStream(Response):
         self._data = data
         self._close_feed = close_feed
         self._lock = threading.Lock()
-        #: What is told before the head was sent.
-        self._early: list[StreamEvent] = []
+        #: Events from before the head was sent, ready to be sent.
+        self._early: list[_Encoded] = []
         self._sink: Sink | None = None
         self._feed = open_feed(self._told)
         if self._feed is None:
@@ -128,21 +139,20 @@ class EventStream(Response):
         if environ.get(PARKS):
             return Streamed(self.status, headers, self, COMMENT)
         start_response(self.status, headers)
-        return self._blocking()
+        sink = _Queue(self.close)
+        self.open(sink)
+        return sink
 
     def _told(self, event: StreamEvent) -> None:
-        with self._lock:
-            if self._sink is None:
-                self._early.append(event)
-            else:
-                self._push(self._sink, event)
-
-    def _push(self, sink: Sink, event: StreamEvent) -> None:
+        # Encoded here, in the thread that has read the job, and not in the main thread, which serves all connections.
         data = self._data(event)
         replaces = f"progress {data['type']} {data['name']}" if event.name == "progress" else None
-        sink.push(encode(event, data), replaces=replaces)
-        if event.is_last:
-            sink.end()
+        encoded = _Encoded(encode(event, data), replaces, event.is_last)
+        with self._lock:
+            if self._sink is None:
+                self._early.append(encoded)
+            else:
+                _push(self._sink, encoded)
 
     # -- a source, see app.runtime.parking --------------------------------------------------------------------------
 
@@ -150,8 +160,8 @@ class EventStream(Response):
         """Push what was told so far, and from now on what is."""
         with self._lock:
             sink.push(f"retry: {secrets.choice(_RETRY)}\n\n".encode())
-            for event in self._early:
-                self._push(sink, event)
+            for encoded in self._early:
+                _push(sink, encoded)
             self._early.clear()
             self._sink = sink
 
@@ -161,20 +171,27 @@ class EventStream(Response):
             self._close_feed(self._feed)
         super().close()
 
-    def _blocking(self) -> Iterator[bytes]:
-        sink = _Queue()
-        try:
-            self.open(sink)
-            yield from sink
-        finally:
-            self.close()
+
+class _Encoded(NamedTuple):
+    """An event as it goes over the line."""
+
+    data: bytes
+    replaces: str | None
+    is_last: bool
+
+
+def _push(sink: Sink, encoded: _Encoded) -> None:
+    sink.push(encoded.data, replaces=encoded.replaces)
+    if encoded.is_last:
+        sink.end()
 
 
 class _Queue:
-    """The sink of a stream whose thread waits for events."""
+    """The sink of a stream whose thread waits for events, and the iterable that a WSGI server reads; closing it ends the feed."""
 
-    def __init__(self) -> None:
+    def __init__(self, close: Callable[[], object]) -> None:
         self._events: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.close: Final = close
 
     def push(self, data: bytes, *, replaces: str | None = None) -> None:
         """Hand over an event; the thread takes it at once, so there is nothing to replace."""
@@ -185,12 +202,14 @@ class _Queue:
         """End the stream."""
         self._events.put(None)
 
-    def __iter__(self) -> Iterator[bytes]:
-        while True:
-            try:
-                data = self._events.get(timeout=_QUIET_SECONDS)
-            except queue.Empty:
-                data = COMMENT
-            if data is None:
-                return
-            yield data
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            data = self._events.get(timeout=QUIET_SECONDS)
+        except queue.Empty:
+            return COMMENT
+        if data is None:
+            raise StopIteration
+        return data

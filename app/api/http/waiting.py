@@ -29,10 +29,10 @@ class Pending(Awaited, Protocol[_Answer_co]):
 
 def answered(answer: _Now | Pending[_Now], respond: Callable[[_Now], Response]) -> Response:
     """The response for an answer that is there, or for one that is pending."""
-    return Waiting(answer, respond) if isinstance(answer, Pending) else respond(answer)
+    return WaitingResponse(answer, respond) if isinstance(answer, Pending) else respond(answer)
 
 
-class Waiting(Response):
+class WaitingResponse(Response):
     """A response that is made when its wait is over.
 
     What a view did before it returned this runs once; ``respond`` makes the real response, in a request context of its own, for

@@ -503,7 +503,7 @@ DELETED_AT: Final = Prepared(select(JOBS.c.rev).where(_NAMED, JOBS.c.status == D
 CLAIM_SHOWN: Final = Prepared(select(JOBS.c.claims, JOBS.c.task_id).where(_NAMED))
 IMAGES: Final = Prepared(select(JOBS.c.images, JOBS.c.init_image).where(_NAMED, _SHOWN))
 #: By the name alone, which is random: SQLite's IN takes no list of rows.
-STATUSES: Final[Select[Any]] = select(JOBS.c.user_id, JOBS.c.type, JOBS.c.name, JOBS.c.status).where(
+LATEST: Final[Select[Any]] = select(JOBS.c.rev, JOBS.c.user_id, JOBS.c.type, JOBS.c.name, JOBS.c.status).where(
     JOBS.c.name.in_(bindparam("p_names", expanding=True))
 )
 
@@ -539,6 +539,7 @@ def _epoch_of(rev: ColumnElement[Any]) -> Select[Any]:
 _EPOCH_GIVEN: Final = _epoch_of(bindparam("p_rev", type_=BigInteger))
 EPOCH_OF: Final = Prepared(_EPOCH_GIVEN)
 CURRENT_VERSION: Final = Prepared(select(_epoch_of(CLOCK.c.rev).scalar_subquery().label("epoch"), CLOCK.c.rev))
+PURGED_REV: Final = Prepared(select(CLOCK.c.purged_rev))
 #: What decides whether a client can go on from a rev.
 RESUMING: Final = Prepared(select(_EPOCH_GIVEN.scalar_subquery().label("epoch"), CLOCK.c.rev, CLOCK.c.purged_rev))
 _CHANGED: Final[Select[Any]] = (

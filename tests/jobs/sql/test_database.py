@@ -464,7 +464,7 @@ class TestQueryPlans:
             table.deletion.forget_refusals,
             table.queries.queued_requirements,
             table.queries.refused,
-            lambda: table.queries.statuses([job.identity, Identity("u2", "txt2img", "gone")]),
+            lambda: table.revisions.latest([job.identity, Identity("u2", "txt2img", "gone")]),
             lambda: table.queries.get("u1", "txt2img", job.name),
             lambda: table.queries.rows_named(job.name, "txt2img"),
             lambda: table.queries.place(job),

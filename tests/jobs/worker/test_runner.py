@@ -902,7 +902,7 @@ class TestCancel:
     @staticmethod
     def ended(house: House, way: str, job: Job) -> None:
         """As it was meant, once, and its claim is over."""
-        until(lambda: house.table.queries.statuses([job.identity])[job.identity] == way)
+        until(lambda: house.table.revisions.latest([job.identity])[job.identity].status == way)
         [runner] = house.workers[0]._runners
         until(lambda: not runner.attempts.unstored_task_ids() and runner.attempts.running is None)
         until(lambda: house.slot() == "clean")
