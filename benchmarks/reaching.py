@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from benchmarks import crowd
-from benchmarks.harness import ASYNC, COMMAND, Bench, BenchmarkError, Gateway, Line, Simulator, Stage, picture
+from benchmarks.harness import ASYNC, COMMAND, Bench, BenchmarkError, Gateway, Simulator, Stage, picture
 from benchmarks.report import SKIPPED, Row, Sample, judged, milliseconds, say
 from tests.postgresql import PostgresServer, programs
 
@@ -98,17 +98,17 @@ class _Reach:
         self.posted.make()
         self.simulator.reset()
         pauses = random.Random(5)
-        with self.posted.line() as line, _Watcher(self.watched.port) as watcher:
+        with _Watcher(self.watched.port) as watcher:
             told = []
             for _ in range(count):
-                name, _ = _post(line, pauses)
+                name, _ = _post(self.posted, pauses)
                 told.append((watcher.await_status(name, "running"), watcher.await_status(name, "succeeded")))
             arrivals = self.simulator.arrivals()
             # Or a job would be told of only when it is claimed already.
             subprocess.run([COMMAND, "queue", "pause"], env=self.posted.environ, check=True, capture_output=True)
             accepted = []
             for _ in range(count):
-                name, answered = _post(line, pauses)
+                name, answered = _post(self.posted, pauses)
                 accepted.append(watcher.await_status(name, "queued") - answered)
         return {
             "accepted": _sample(accepted),
@@ -117,11 +117,12 @@ class _Reach:
         }
 
 
-def _post(line: Line, pauses: random.Random) -> tuple[str, float]:
+def _post(gateway: Gateway, pauses: random.Random) -> tuple[str, float]:
     """Post a job at an odd moment; its name, and the :func:`time.perf_counter` when that was known."""
     time.sleep(pauses.uniform(0.0, 0.5))
-    name: str = line.post("/txt2img", picture(), ASYNC)["name"]
-    return name, time.perf_counter()
+    with gateway.line() as line:
+        name: str = line.post("/txt2img", picture(), ASYNC)["name"]
+        return name, time.perf_counter()
 
 
 def _sample(seconds: Sequence[float]) -> Sample:
