@@ -19,6 +19,7 @@ from benchmarks import (
     deletion,
     history,
     idle_gap,
+    live,
     machine,
     memory,
     served,
@@ -37,6 +38,7 @@ FIGURES: Mapping[str, Callable[[Bench], None]] = MappingProxyType(
         "deletion": deletion.run,
         "served": served.run,
         "memory": memory.run,
+        "live": live.run,
         "throughput": throughput.run,
         "start": start.run,
     }

@@ -47,11 +47,17 @@ class PendingJob(Generic[_Answer]):
 
 
 class Reading(NamedTuple):
-    """A job as it was read: its description, its version, and whether that is one that the client has already."""
+    """A job as it was read: its description, its version, and whether that is one that the client has already.
+
+    ``waited`` tells whether the client has waited for it; ``retry_after`` (seconds) is when it may try to wait again, where too many
+    clients wait already.
+    """
 
     view: dict[str, Any]
     version: Version
     is_known: bool = False
+    waited: bool = False
+    retry_after: float | None = None
 
 
 class LongPolls:
@@ -78,30 +84,21 @@ class LongPolls:
             # It only makes its worker poll more often: where the disk is full, a job can still be shown.
             with suppress(DatabaseUnavailable):
                 self._table.watched(job)
-        read = self._read if wait <= 0 or knows is None else self._reader(knows)
-        now = read(job)
-        waiter = None if wait <= 0 or not (now.is_known if knows else not job.finished) else self._place()
-        if waiter is None:
+        knows = knows if wait > 0 else None
+        now = self._read(job, knows)
+        if wait <= 0 or not (now.is_known if knows else not job.finished):
             return now
+        try:
+            waiter = self._waiters.reserve(identity.user_id)
+        except NoFreeWaiter as full:
+            return now._replace(retry_after=full.retry_after)
         if knows is None:
             waiter.await_end(identity, wait)
         else:
             waiter.await_change(identity, job.rev, wait)
-        return PendingJob(waiter, read)
+        return PendingJob(waiter, lambda changed: self._read(changed, knows)._replace(waited=True))
 
-    def _place(self) -> Waiter | None:
-        try:
-            return self._waiters.reserve()
-        except NoFreeWaiter:
-            return None
-
-    def _read(self, job: Job) -> Reading:
+    def _read(self, job: Job, knows: Callable[[Version], bool] | None) -> Reading:
         view = describe(job, self._table.queries.place(job))
-        return Reading(view, self._table.revisions.version_of(job.rev))
-
-    def _reader(self, knows: Callable[[Version], bool]) -> Callable[[Job], Reading]:
-        def read(job: Job) -> Reading:
-            reading = self._read(job)
-            return reading._replace(is_known=knows(reading.version))
-
-        return read
+        version = self._table.revisions.version_of(job.rev)
+        return Reading(view, version, knows is not None and knows(version))

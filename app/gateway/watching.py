@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from app.jobs.changes import Changes
 from app.jobs.errors import DatabaseUnavailable, JobNotFound
 from app.jobs.model import Identity, Job, Place
+from app.jobs.places import Outlook
 from app.jobs.revisions import Change, Version
 from app.jobs.table import JobTable
 from app.jobs.view import describe, progress_of
@@ -26,19 +27,23 @@ _LOG = logging.getLogger(__name__)
 
 #: Unfinished jobs that a snapshot lists.
 SNAPSHOT_JOBS: Final = 200
+#: Changes that a client may have missed; with more its stream begins anew.
+MOST_MISSED: Final = 200
 #: Streams of one user in one process.
 PER_USER: Final = 20
 #: Seconds after which the stream of a user begins anew, so that it is checked again whether the client may have it.
 LONGEST_SECONDS: Final = 3600.0
-#: How often running jobs are looked up, and the places of waiting ones although nothing changed; seconds.
+#: How often running jobs are looked up; seconds.
 _PROGRESS_SECONDS: Final = 1.0
-_PLACES_SECONDS: Final = 5.0
+#: How often it is looked whether waiting jobs may have other places although no job has changed; and after how long they are looked
+#: up in any case.
+_OUTLOOK_SECONDS: Final = 5.0
+_PLACES_SECONDS: Final = 60.0
 #: How often it is noted that running jobs are watched, which has their WebUIs asked for progress; seconds.
 _WATCHED_SECONDS: Final = 2.0
-#: An estimate that has come nearer as time passed, but for so many seconds or this share of it, is not told again.
+#: A new eta is told only if it differs from the one that a client counts down by more than so many seconds, and than this share of it.
 _DRIFT_SECONDS: Final = 1.0
 _DRIFT: Final = 0.1
-_PAGE: Final = 500
 
 
 class NoFreeStream(Exception):
@@ -69,13 +74,22 @@ class StreamEvent:
         return self.name in ("end", "restart")
 
 
-class _Told(NamedTuple):
+class _JobChange(NamedTuple):
     """A change as feeds are told of it: the job as it is since, None for a deleted one."""
 
     version: Version
     identity: Identity
     job: Job | None
     place: Place
+
+
+class _Progress(NamedTuple):
+    """What was told last of the progress of a job, and when."""
+
+    progress: float
+    position: int | None
+    eta: float | None
+    at: float
 
 
 class Feed:
@@ -93,25 +107,30 @@ class Feed:
         self._lock = threading.Lock()
         #: The unfinished jobs, without what is large, and what was told of their progress.
         self._unfinished: dict[Identity, Job] = {}
-        self._progress: dict[Identity, tuple[Mapping[str, Any], float]] = {}
+        self._progress: dict[Identity, _Progress] = {}
+        #: Whether any of them runs.
+        self.runs = False
         #: The rev up to which its beginning told all changes.
         self.begun_at = 0
         self._after: int | None = None
-        self._early: list[_Told] = []
+        self._early: list[_JobChange] = []
         self._over = False
 
     def begin(self, events: Iterable[StreamEvent], unfinished: Iterable[Job], after: int) -> None:
         """Tell the beginning, which holds all changes up to a rev, and then what has changed since."""
         with self._lock:
-            for event in events:
-                self._say(event)
             for job in unfinished:
                 self._unfinished[job.identity] = _without_what_is_large(job)
+            self._note_whether_any_runs()
+            for event in events:
+                self._say(event)
+                for view in _jobs_in(event):
+                    self._told_progress(Identity(view["id"], view["type"], view["name"]), view)
             self._after = self.begun_at = after
             early, self._early = self._early, []
             self._tell_changes(early)
 
-    def changed(self, changes: Sequence[_Told]) -> None:
+    def changed(self, changes: Sequence[_JobChange]) -> None:
         """Tell what has changed; all jobs of a rev come together."""
         with self._lock:
             if self._after is None:
@@ -119,7 +138,7 @@ class Feed:
             else:
                 self._tell_changes(changes)
 
-    def _tell_changes(self, changes: Sequence[_Told]) -> None:
+    def _tell_changes(self, changes: Sequence[_JobChange]) -> None:
         new = [change for change in changes if self._after is not None and change.version.rev > self._after]
         # Of jobs that share a rev the last one carries it: whoever resumes there has seen all of them.
         last = {change.version.rev: change for change in new}
@@ -128,7 +147,7 @@ class Feed:
         if new:
             self._after = new[-1].version.rev
 
-    def _tell_change(self, change: _Told, version: Version | None) -> None:
+    def _tell_change(self, change: _JobChange, version: Version | None) -> None:
         identity, job = change.identity, change.job
         if job is None:
             self._say(StreamEvent("gone", {"name": identity.name, "type": identity.type}, version))
@@ -141,7 +160,15 @@ class Feed:
                 self._say(StreamEvent("end", {}))
         else:
             self._unfinished[identity] = _without_what_is_large(job)
-            self._progress[identity] = progress_of(job, change.place), time.monotonic()
+            self._told_progress(identity, progress_of(job, change.place))
+        self._note_whether_any_runs()
+
+    def _note_whether_any_runs(self) -> None:
+        self.runs = any(job.status == "running" for job in self._unfinished.values())
+
+    def _told_progress(self, job: Identity, view: Mapping[str, Any]) -> None:
+        if job in self._unfinished:
+            self._progress[job] = _Progress(view["progress"], view["position"], view["eta"], time.monotonic())
 
     def unfinished(self) -> list[Job]:
         """The unfinished jobs that it is about."""
@@ -151,22 +178,13 @@ class Feed:
     def progressed(self, job: Job, place: Place) -> None:
         """Tell how far an unfinished job is, if that is news."""
         with self._lock:
-            if job.identity in self._unfinished and not self._knows(job, place):
-                view = progress_of(job, place)
-                self._progress[job.identity] = view, time.monotonic()
+            identity = job.identity
+            if identity not in self._unfinished:
+                return
+            view = progress_of(job, place)
+            if not _knows(self._progress.get(identity), view):
+                self._told_progress(identity, view)
                 self._say(StreamEvent("progress", view))
-
-    def _knows(self, job: Job, place: Place) -> bool:
-        """Whether a client that counts down knows as much already."""
-        view = progress_of(job, place)
-        told, at = self._progress.get(job.identity, ({}, 0.0))
-        if any(view[name] != told.get(name) for name in ("progress", "position")):
-            return False
-        eta, before = view["eta"], told.get("eta")
-        if eta is None or before is None:
-            return bool(eta == before)
-        expected = max(before - (time.monotonic() - at), 0.0)
-        return bool(abs(expected - eta) <= max(_DRIFT_SECONDS, _DRIFT * eta))
 
     def finish(self, name: str) -> None:
         """Tell the last event."""
@@ -180,10 +198,34 @@ class Feed:
             self._progress.clear()
         self.begin(events, unfinished, after)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the last event was told."""
+        return self._over
+
     def _say(self, event: StreamEvent) -> None:
         if not self._over:
             self._over = event.is_last
             self._tell(event)
+
+
+def _jobs_in(event: StreamEvent) -> Sequence[Mapping[str, Any]]:
+    """The jobs that an event describes."""
+    if event.name == "job":
+        return [event.view]
+    jobs: Sequence[Mapping[str, Any]] = event.view["jobs"] if event.name == "snapshot" else ()
+    return jobs
+
+
+def _knows(told: _Progress | None, view: Mapping[str, Any]) -> bool:
+    """Whether a client that counts down from what it was told knows as much already."""
+    if told is None or (view["progress"], view["position"]) != told[:2]:
+        return False
+    eta = view["eta"]
+    if eta is None or told.eta is None:
+        return bool(eta == told.eta)
+    expected = max(told.eta - (time.monotonic() - told.at), 0.0)
+    return bool(abs(expected - eta) <= max(_DRIFT_SECONDS, _DRIFT * eta))
 
 
 def _without_what_is_large(job: Job) -> Job:
@@ -203,8 +245,9 @@ class Watching:
         self._of_user: dict[str, set[Feed]] = {}
         self._draining = False
         #: When progress, places and watched jobs were looked after last; of the thread that reads changes.
-        self._progress_at = self._places_at = self._watched_at = 0.0
+        self._progress_at = self._places_at = self._outlook_at = self._watched_at = 0.0
         self._places_of: Version | None = None
+        self._outlook: Outlook | None = None
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -222,12 +265,14 @@ class Watching:
         except BaseException:
             self.close(feed)
             raise
-        if opened is not None:
+        if opened is not None and not opened.is_over:
             self._changes.follow(opened.begun_at)
         return opened
 
     def _begin_job(self, feed: Feed, identity: Identity, last: Version | None) -> Feed | None:
         known = last is not None and self._is_resumable(last)
+        # Read before the job: whatever changes later has a later rev.
+        present = self._table.revisions.current().rev
         reset = [StreamEvent("reset", {})] if last is not None and not known else []
         try:
             job = self._table.queries.get(*identity)
@@ -248,7 +293,7 @@ class Watching:
         if job.finished:
             feed.begin([*reset, state, StreamEvent("end", {})], [], job.rev)
         else:
-            feed.begin([*reset, state], [job], job.rev)
+            feed.begin([*reset, state], [job], max(job.rev, present))
         return feed
 
     def user(self, user: str, last: Version | None, tell: Callable[[StreamEvent], object]) -> Feed:
@@ -258,10 +303,8 @@ class Watching:
         """
         feed = self._register(Feed(user, None, tell))
         try:
-            if last is not None and self._is_resumable(last):
-                feed.begin(*self._since(user, last))
-            else:
-                feed.begin(*self._snapshot(user, [StreamEvent("reset", {})] if last is not None else []))
+            missed = self._since(user, last) if last is not None and self._is_resumable(last) else None
+            feed.begin(*(missed or self._snapshot(user, [StreamEvent("reset", {})] if last is not None else [])))
         except BaseException:
             self.close(feed)
             raise
@@ -277,10 +320,13 @@ class Watching:
         views = [describe(job, places[job.identity]) for job in shown]
         return [*before, StreamEvent("snapshot", {"jobs": views, "more": more}, version)], jobs, version.rev
 
-    def _since(self, user: str, last: Version) -> tuple[list[StreamEvent], list[Job], int]:
-        """What changed of a user's jobs since a version, as changes; and the unfinished jobs."""
+    def _since(self, user: str, last: Version) -> tuple[list[StreamEvent], list[Job], int] | None:
+        """The changes of a user's jobs since a version, and the unfinished jobs; None when there are too many to be told."""
         version = self._table.revisions.current()
-        told = self._told(self._table.revisions.between(last.rev, version.rev, user), version)
+        changes = self._table.revisions.of_user(user, last.rev, MOST_MISSED + 1)
+        if len(changes) > MOST_MISSED:
+            return None
+        told = self._told([change for change in changes if change.rev <= version.rev], version)
         events: list[StreamEvent] = []
         replay = Feed(user, None, events.append)
         replay.begin([], [], last.rev)
@@ -330,7 +376,7 @@ class Watching:
         """Whether anybody watches."""
         return bool(self._feeds)
 
-    def in_a_hurry(self) -> bool:
+    def wants_immediate_reads(self) -> bool:
         """Whether changes are to be read as soon as they happen."""
         return bool(self._feeds)
 
@@ -347,7 +393,7 @@ class Watching:
                     feed.changed([change for change in of_user if feed.job in (None, change.identity)])
         self._tell_progress(version)
 
-    def _told(self, changes: Sequence[Change], version: Version) -> list[_Told]:
+    def _told(self, changes: Sequence[Change], version: Version) -> list[_JobChange]:
         """The changes with their jobs. What has changed again since then is left to the next time."""
         jobs = self._table.queries.named([change.identity for change in changes if change.status != "deleted"])
         # As it was deleted or changed meanwhile, there is another change to come.
@@ -355,7 +401,7 @@ class Watching:
         places = self._table.queries.places([job for job in jobs.values() if not job.finished])
         versions = self._versions(changes, version)
         return [
-            _Told(
+            _JobChange(
                 versions[change.rev], change.identity, jobs.get(change.identity), places.get(change.identity, _NOWHERE)
             )
             for change in changes
@@ -393,15 +439,20 @@ class Watching:
 
     def _tell_progress(self, version: Version) -> None:
         now = time.monotonic()
+        if now < self._progress_at + _PROGRESS_SECONDS:
+            return
+        self._progress_at = now
         feeds = self._all()
         for feed in feeds:
             if feed.expires_at <= now:
                 feed.finish("restart")
-        if now >= self._progress_at + _PROGRESS_SECONDS:
-            self._progress_at = now
-            unfinished = [(feed, job) for feed in feeds for job in feed.unfinished()]
-            self._tell_running([(feed, job) for feed, job in unfinished if job.status == "running"], now)
-            self._tell_waiting([(feed, job) for feed, job in unfinished if job.status == "queued"], version, now)
+        self._tell_running(_jobs_of((feed for feed in feeds if feed.runs), "running"), now)
+        if version != self._places_of or self._outlook_has_changed(now):
+            if version != self._places_of:
+                # What is told now does not follow from it.
+                self._outlook = None
+            self._tell_waiting(_jobs_of(feeds, "queued"))
+            self._places_of, self._places_at = version, now
 
     def _tell_running(self, watched: Sequence[tuple[Feed, Job]], now: float) -> None:
         if not watched:
@@ -419,17 +470,30 @@ class Watching:
             if job.identity in jobs:
                 feed.progressed(jobs[job.identity], places[job.identity])
 
-    def _tell_waiting(self, watched: Sequence[tuple[Feed, Job]], version: Version, now: float) -> None:
-        """Tell positions and estimates; as long as nothing changes they are what a client counts down to."""
-        if not watched or (version == self._places_of and now < self._places_at + _PLACES_SECONDS):
-            return
-        self._places_of, self._places_at = version, now
+    def _tell_waiting(self, watched: Sequence[tuple[Feed, Job]]) -> None:
+        """Tell positions and estimates."""
         places = self._table.queries.places(list({job.identity: job for _, job in watched}.values()))
         for feed, job in watched:
             feed.progressed(job, places[job.identity])
 
+    def _outlook_has_changed(self, now: float) -> bool:
+        """Whether waiting jobs may have other places than they were told, although no job has changed since."""
+        if now < self._outlook_at + _OUTLOOK_SECONDS:
+            return False
+        self._outlook_at = now
+        outlook, before = self._table.queries.outlook(), self._outlook
+        if before is not None and before.resembles(outlook, _DRIFT_SECONDS) and now < self._places_at + _PLACES_SECONDS:
+            return False
+        self._outlook = outlook
+        return True
+
 
 _NOWHERE: Final = Place(None, None)
+
+
+def _jobs_of(feeds: Iterable[Feed], status: str) -> list[tuple[Feed, Job]]:
+    """The unfinished jobs with a status that these streams are about."""
+    return [(feed, job) for feed in feeds for job in feed.unfinished() if job.status == status]
 
 
 def _concerns(change: Change, watched: Mapping[str, Sequence[Feed]]) -> bool:

@@ -111,6 +111,30 @@ class Waiting(NamedTuple):
         return cls(job.seq, job.start_tag, job.cost, job.requirements_id)
 
 
+class Outlook(NamedTuple):
+    """All that the places of the same waiting jobs depend on as long as no job changes.
+
+    ``free_at`` is when each WebUI that is up and busy will be free, by the database's clock; None for an idle one.
+    """
+
+    paused: bool
+    worker_alive: bool
+    free_at: dict[str, float | None]
+
+    def resembles(self, other: Outlook, seconds: float) -> bool:
+        """Whether it is the same, give or take so many seconds."""
+        mine, others = self.free_at, other.free_at
+        return (
+            self[:2] == other[:2]
+            and mine.keys() == others.keys()
+            and all(_is_near(at, others[key], seconds) for key, at in mine.items())
+        )
+
+
+def _is_near(one: float | None, other: float | None, seconds: float) -> bool:
+    return one == other if one is None or other is None else abs(one - other) <= seconds
+
+
 class Snapshot:
     """The queue and the WebUIs at one moment: how long what runs will take, and which WebUI makes what how fast.
 
@@ -153,6 +177,12 @@ class Snapshot:
         """Seconds until each WebUI that is up has answered what runs there."""
         busy = {row.slot: self.seconds_left(row) or 0.0 for row in self.running if row.phase == "generating"}
         return {key: busy.get(key, 0.0) for key in self._webuis}
+
+    def outlook(self) -> Outlook:
+        """What the places depend on besides the waiting jobs."""
+        busy = {row.slot for row in self.running if row.phase == "generating"}
+        free_at = {key: self.now + seconds if key in busy else None for key, seconds in self.free().items()}
+        return Outlook(self.paused, self._worker_alive, free_at)
 
     def speeds_for(self, need: str | None) -> list[tuple[str, float]] | None:
         """The WebUIs that may make a job with these requirements (None: any job), with their seconds for a unit of cost.

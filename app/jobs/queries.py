@@ -13,6 +13,7 @@ from sqlalchemy import and_, select, tuple_
 from app.jobs import places
 from app.jobs.errors import JobLost, JobNotFound
 from app.jobs.model import Claim, Identity, Job, Place
+from app.jobs.places import Outlook
 from app.jobs.rows import AFTER_ALL, by_name, found, portions
 from app.jobs.sql import statements as sql
 from app.jobs.sql.database import Database
@@ -158,6 +159,11 @@ class JobQueries:
         offers = self.judge()
         with self.database.read() as connection:
             return places.places(connection, jobs, offers)
+
+    def outlook(self) -> Outlook:
+        """What has to change for :meth:`places` to find other places for the same jobs, as long as none of them changes."""
+        with self.database.read() as connection:
+            return places.Snapshot(connection).outlook()
 
     def seconds_until_room(self) -> float:
         """Seconds until the next unfinished job is likely to end; for Retry-After."""

@@ -57,7 +57,7 @@ def describe(job: Job, place: Place = _NOWHERE) -> dict[str, Any]:
         "finished_at": timestamp(job.finished_at),
         "position": place.position,
         "progress": _progress(job),
-        "eta": None if place.eta is None else round(place.eta, 3),
+        "eta": _eta(place),
         "args": job.args,
         "images": list(job.images),
         "init_image": job.init_image,
@@ -68,8 +68,17 @@ def describe(job: Job, place: Place = _NOWHERE) -> dict[str, Any]:
 
 def progress_of(job: Job, place: Place) -> dict[str, Any]:
     """How far an unfinished job is, and how long it will take."""
-    view = describe(job._replace(args={}), place)
-    return {name: view[name] for name in ("name", "type", "progress", "eta", "position")}
+    return {
+        "name": job.name,
+        "type": job.type,
+        "progress": _progress(job),
+        "eta": _eta(place),
+        "position": place.position,
+    }
+
+
+def _eta(place: Place) -> float | None:
+    return None if place.eta is None else round(place.eta, 3)
 
 
 def _progress(job: Job) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +18,8 @@ from app.jobs.model import UNFINISHED, Identity, Job
 from app.jobs.revisions import Change, Version
 from app.jobs.table import JobTable
 
+#: Clients of a process that may wait at the same time to read the jobs of one user.
+PER_READER: Final = 20
 #: How often the rows of all awaited jobs are checked: of one that has vanished with a restored database there is no change to read.
 _CHECK_SECONDS: Final = 5.0
 #: More than can finish between the acceptance of a job and the waiting for it.
@@ -32,6 +34,8 @@ class Waiters:
         self._changes = changes
         self._limit = limit
         self._places = 0
+        #: Waiting clients that only read, by the user of the job.
+        self._readers: Counter[str] = Counter()
         self._waiting: dict[Identity, list[Waiter]] = {}
         #: Jobs whose waiters came since the last read of changes, and may have ended before.
         self._fresh: set[Identity] = set()
@@ -43,17 +47,21 @@ class Waiters:
         self._recently_finished: deque[Identity] = deque(maxlen=_REMEMBERED)
         self._draining = threading.Event()
 
-    def reserve(self) -> Waiter:
+    def reserve(self, reader: str | None = None) -> Waiter:
         """Take a place for one waiting client, who leaves it by :meth:`Waiter.leave` or at the end of the wait.
 
+        :param reader: the user whose job a client only reads, of whom at most :data:`PER_READER` may wait; a client that has posted
+            is bounded by the jobs that the user may have.
         :raises NoFreeWaiter: all are taken; with the seconds after which one may be free.
         """
         with self._lock:
-            free = self._places < self._limit
+            free = self._places < self._limit and (reader is None or self._readers[reader] < PER_READER)
             self._places += free
+            if free and reader is not None:
+                self._readers[reader] += 1
         if not free:
             raise NoFreeWaiter(self._table.queries.seconds_until_room())
-        return Waiter(self)
+        return Waiter(self, reader)
 
     def current(self, job: Identity) -> Job:
         """The job as it is now; see :meth:`app.jobs.queries.JobQueries.current`."""
@@ -73,6 +81,10 @@ class Waiters:
         """Free the place of a waiter, who waited for this job if it had begun."""
         with self._lock:
             self._places -= 1
+            if waiter.reader is not None:
+                self._readers[waiter.reader] -= 1
+                if not self._readers[waiter.reader]:
+                    del self._readers[waiter.reader]
             if job is not None:
                 self._change_waiters -= waiter.awaits_change
                 left = [other for other in self._waiting.get(job, []) if other is not waiter]
@@ -161,8 +173,9 @@ class Waiter:
     Used by one thread at a time, but for :meth:`wake` and :meth:`leave`.
     """
 
-    def __init__(self, waiters: Waiters) -> None:
+    def __init__(self, waiters: Waiters, reader: str | None) -> None:
         self._waiters = waiters
+        self.reader: Final = reader
         self._lock = threading.Lock()
         self._job: Identity | None = None
         #: Of a waiter for any change, the rev of the job that its client knows.

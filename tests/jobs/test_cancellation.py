@@ -84,7 +84,9 @@ class TestWaiting:
         ended = table.cancellation.cancel_queued("u1")
         assert [job.name for job in ended] == [job.name for job in reversed(waiting)]
         assert {job.status for job in ended} == {"cancelled"}
-        statuses = {job: last.status for job, last in table.revisions.latest([running.identity, other.identity]).items()}
+        statuses = {
+            job: last.status for job, last in table.revisions.latest([running.identity, other.identity]).items()
+        }
         assert statuses == {running.identity: "running", other.identity: "queued"}
         assert table.cancellation.cancel_queued("u1") == []
         assert counts(table.database) == (2, 2)

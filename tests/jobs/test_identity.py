@@ -308,4 +308,7 @@ class TestStatuses:
             connection.execute(JOBS.update().values(name=alices.name))
         wanted = [Identity(user, "txt2img", alices.name) for user in ("alice", "bob", "nobody")]
         latest = table.revisions.latest(wanted)
-        assert {job: change.status for job, change in latest.items()} == {wanted[0]: "succeeded", wanted[1]: bobs.status}
+        assert {job: change.status for job, change in latest.items()} == {
+            wanted[0]: "succeeded",
+            wanted[1]: bobs.status,
+        }

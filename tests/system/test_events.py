@@ -80,6 +80,36 @@ class TestOneJob:
         assert set(progress[0].data) == {"name", "type", "progress", "eta", "position"}
         assert [event.data["progress"] for event in progress] == sorted(event.data["progress"] for event in progress)
 
+    def test_a_waiting_job_is_told_another_estimate_although_no_job_changes(
+        self, gateway: Gateway, simulator: Simulator
+    ) -> None:
+        gateway.succeeded(gateway.post())
+        simulator.fault("hang")
+        _, waiting = accepted(gateway), accepted(gateway)
+        until(lambda: simulator.stats()["generations"] == 2, "the first one runs")
+        with of_job(gateway, waiting) as client:
+            place = client.upto("job")[-1].data
+            while (place["position"], place["eta"] is None) != (1, False):
+                place = client.upto("progress")[-1].data
+            assert gateway.cli("queue", "pause").returncode == 0
+            while place["eta"] is not None:
+                place = client.upto("progress")[-1].data
+            assert gateway.cli("queue", "resume").returncode == 0
+            while place["eta"] is None:
+                place = client.upto("progress")[-1].data
+        simulator.interrupt()
+
+    def test_a_waiting_job_is_told_its_place_once(self, gateway: Gateway) -> None:
+        assert gateway.cli("queue", "pause").returncode == 0
+        with of_job(gateway, accepted(gateway)) as client:
+            assert client.upto("job")[-1].data["position"] == 1
+            job = accepted(gateway, id="another")
+            with of_job(gateway, job) as other:
+                assert other.upto("job")[-1].data["position"] == 2
+                client.socket.settimeout(3)
+                with pytest.raises(TimeoutError):
+                    client.next()
+
     def test_a_finished_job_is_told_and_ends(self, gateway: Gateway) -> None:
         job = gateway.succeeded(gateway.post())
         with of_job(gateway, job) as client:

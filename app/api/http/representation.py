@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -52,9 +53,10 @@ class Presenter:
         """
         response = Response(status=HTTPStatus.NOT_MODIFIED) if reading.is_known else jsonify(self.job(reading.view))
         response.headers.update({"ETag": f'W/"{reading.version}"', "Cache-Control": "no-store"})
-        applied = preference.applied(self.sync_timeout, accepted_only=True)
-        if applied:
-            response.headers["Preference-Applied"] = applied
+        if reading.waited and preference.wait is not None and preference.wait <= self.sync_timeout:
+            response.headers["Preference-Applied"] = f"wait={preference.wait}"
+        if reading.retry_after is not None:
+            response.headers["Retry-After"] = str(math.ceil(reading.retry_after))
         return response
 
     def events(self) -> Callable[[StreamEvent], Mapping[str, Any]]:
