@@ -49,8 +49,8 @@ class PendingJob(Generic[_Answer]):
 class Reading(NamedTuple):
     """A job as it was read: its description, its version, and whether that is one that the client has already.
 
-    ``waited`` tells whether the client has waited for it; ``retry_after`` (seconds) is when it may try to wait again, where too many
-    clients wait already.
+    ``waited`` tells whether the client has waited for it. ``retry_after`` is the seconds after which it may try to wait, where too
+    many clients wait already.
     """
 
     view: dict[str, Any]

@@ -41,7 +41,8 @@ _OUTLOOK_SECONDS: Final = 5.0
 _PLACES_SECONDS: Final = 60.0
 #: How often it is noted that running jobs are watched, which has their WebUIs asked for progress; seconds.
 _WATCHED_SECONDS: Final = 2.0
-#: A new eta is told only if it differs from the one that a client counts down by more than so many seconds, and than this share of it.
+#: A new eta is told only if it differs from the one that a client counts down by more than so many seconds, and by more than this
+#: share of it.
 _DRIFT_SECONDS: Final = 1.0
 _DRIFT: Final = 0.1
 

@@ -155,7 +155,17 @@ class TestOneJob:
         with EventClient(gateway.url, "/jobs/user/txt2img/20261122T061530123-9f2c4e7a/events") as client:
             assert (client.status, client.headers["content-type"]) == (404, "application/problem+json")
 
-    @pytest.mark.parametrize(("accept", "status"), [("*/*", 200), ("text/*", 200), ("application/json", 406)])
+    @pytest.mark.parametrize(
+        ("accept", "status"),
+        [
+            ("*/*", 200),
+            ("text/*", 200),
+            ("text/event-stream; charset=utf-8", 200),
+            ("application/json, text/event-stream;q=0.1", 200),
+            ("application/json", 406),
+            ("text/event-stream;q=0, */*", 406),
+        ],
+    )
     def test_accept(self, gateway: Gateway, accept: str, status: int) -> None:
         job = gateway.succeeded(gateway.post())
         with EventClient(gateway.url, f"{job['url']}/events", Accept=accept) as client:
@@ -163,6 +173,8 @@ class TestOneJob:
 
     def test_head(self, gateway: Gateway) -> None:
         job = gateway.succeeded(gateway.post())
+        unknown = gateway.http.request("HEAD", "/jobs/user/txt2img/20261122T061530123-9f2c4e7a/events")
+        assert unknown.status_code == 404
         answer = gateway.http.request("HEAD", f"{job['url']}/events")
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
 
@@ -213,7 +225,7 @@ class TestOneUser:
             with EventClient(gateway.url, "/jobs/user/events") as refused:
                 assert refused.status == 200
                 [busy] = refused.upto("busy")
-                assert (refused.retry, busy.data["type"]) == (5000, "no-free-stream")
+                assert (refused.retry, busy.data["type"], busy.data["retry_after"]) == (5000, "no-free-stream", 5)
                 assert refused.next() is None
             with EventClient(gateway.url, "/jobs/other/events") as other:
                 other.upto("snapshot")
@@ -228,6 +240,41 @@ class TestOneUser:
                 open_.enter_context(EventClient(gateway.url, f"/jobs/u{user}/events")).upto("snapshot")
             with EventClient(gateway.url, "/jobs/u3/events") as refused:
                 refused.upto("busy")
+
+    def test_a_stream_that_has_ended_gives_its_place_back(self, stage: Stage, simulator: Simulator) -> None:
+        gateway = stage.gateway([simulator], processes=1)
+        job = gateway.succeeded(gateway.post())
+        for _ in range(25):
+            with of_job(gateway, job) as client:
+                assert [event.name for event in client.rest()] == ["job", "end"]
+
+    def test_too_much_that_was_missed_is_a_snapshot(self, stage: Stage, simulator: Simulator) -> None:
+        gateway = stage.gateway([simulator], SDG_MAX_QUEUE_PER_USER=300, SDG_MAX_QUEUE=300)
+        with EventClient(gateway.url, "/jobs/user/events") as client:
+            [first] = client.upto("snapshot")
+        assert gateway.cli("queue", "pause").returncode == 0
+        for seed in range(201):
+            accepted(gateway, seed=str(seed))
+        with EventClient(gateway.url, "/jobs/user/events", last=first.id) as client:
+            told = client.upto("snapshot")
+        assert [event.name for event in told] == ["reset", "snapshot"]
+        assert (len(told[-1].data["jobs"]), told[-1].data["more"]) == (200, True)
+
+    def test_many_large_jobs_that_change_at_once_are_all_told(self, stage: Stage, simulator: Simulator) -> None:
+        """Far more than 64 KiB, over a socket with a small buffer: a client that reads gets it all."""
+        gateway = stage.gateway([simulator], processes=1)
+        assert gateway.cli("queue", "pause").returncode == 0
+        jobs = [accepted(gateway, seed=str(seed), prompt="a lighthouse " * 1500) for seed in range(20)]
+        with EventClient(gateway.url, "/jobs/user/events", receive_buffer=4096) as client:
+            client.upto("snapshot")
+            assert gateway.http.request("POST", "/jobs/user/cancel?status=queued").json() == {"cancelled": 20}
+            told: list[Told] = []
+            while len(statuses(told)) < len(jobs):
+                event = client.next()
+                assert event is not None
+                told.append(event)
+        assert statuses(told) == ["cancelled"] * 20
+        assert [event.id is not None for event in told if event.name == "job"] == [False] * 19 + [True]
 
     def test_a_database_that_is_restored_begins_every_stream_anew(self, gateway: Gateway) -> None:
         gateway.succeeded(gateway.post())
@@ -324,6 +371,23 @@ class TestLongPolls:
         held.interrupt()
         answer = gateway.http.get(str(job["url"]), headers={"Prefer": "wait=20"})
         assert answer.json()["status"] == "succeeded"
+
+    def test_readers_leave_places_for_those_who_post(self, stage: Stage, held: Simulator) -> None:
+        gateway = stage.gateway([held], processes=1, SDG_MAX_WAITERS=21)
+        job = accepted(gateway)
+        wait = {"Prefer": "wait=20"}
+        with ThreadPoolExecutor(21) as pool:
+            reading = [pool.submit(gateway.http.get, str(job["url"]), headers=wait) for _ in range(21)]
+            until(lambda: sum(future.done() for future in reading) == 1, "one of them finds no place")
+            posted = pool.submit(gateway.post)
+            until(lambda: len(gateway.jobs()) == 2, "the post is accepted")
+            until(lambda: held.stats()["generations"] == 1, "the first one runs")
+            held.interrupt()
+            assert posted.result().status_code == 200
+            applied = [future.result().headers.get("Preference-Applied") for future in reading]
+            assert sorted(applied, key=str) == [None] + ["wait=20"] * 20
+            refused = next(future.result() for future in reading if "Preference-Applied" not in future.result().headers)
+            assert int(refused.headers["Retry-After"]) >= 1
 
     def test_without_a_free_place_the_answer_comes_at_once(self, stage: Stage, held: Simulator) -> None:
         gateway = stage.gateway([held], processes=1, SDG_MAX_WAITERS=1)
