@@ -28,6 +28,8 @@ from app.serving.streams import QUIET_SECONDS, Line, Stream
 WATCHES_CLIENTS: Final = hasattr(select, "EPOLLRDHUP")
 _GONE: Final = getattr(select, "EPOLLRDHUP", 0)
 _ROOM: Final = getattr(select, "EPOLLOUT", 0)
+#: Streams whose comments are due within so many seconds get them together.
+_TOGETHER_SECONDS: Final = 0.5
 
 
 class Connection(Protocol):
@@ -72,21 +74,26 @@ class _ParkedSeat(_Seat[_Connection]):
 class _StreamSeat(_Seat[_Connection]):
     """The seat of a stream."""
 
-    __slots__ = ("awaits_room", "stream", "streamed")
+    __slots__ = ("awaits_room", "comment", "source", "stream")
 
     def __init__(self, connection: _Connection, streamed: Streamed) -> None:
         super().__init__(connection)
-        self.streamed = streamed
-        self.stream: Stream
+        self.source, self.comment = streamed.source, streamed.comment
+        self.stream: Stream[_StreamSeat[_Connection]]
         #: Whether the connection takes nothing more for now.
         self.awaits_room = False
 
     def leave(self) -> None:
         """Say that the client is gone."""
-        self.streamed.source.close()
+        self.source.close()
 
 
 _AnySeat = _ParkedSeat[_Connection] | _StreamSeat[_Connection]
+
+
+def _silent_until(sent_at: float) -> float:
+    """When a stream that was written to then has been silent for long enough: at once for many, so that the thread wakes seldom."""
+    return (sent_at + QUIET_SECONDS) // _TOGETHER_SECONDS * _TOGETHER_SECONDS
 
 
 class Lobby(Generic[_Connection]):
@@ -114,6 +121,8 @@ class Lobby(Generic[_Connection]):
         #: Deadlines in their order, also of seats that are empty by now. The number keeps seats from being compared.
         self._deadlines: list[tuple[float, int, _AnySeat[_Connection]]] = []
         self._numbers = itertools.count()
+        #: One object for all streams.
+        self._flush_soon = partial(defer, self._flush)
 
     def fileno(self) -> int:
         """The file that is readable when a client is gone, or takes more of its stream."""
@@ -128,9 +137,9 @@ class Lobby(Generic[_Connection]):
     def stream(self, connection: _Connection, streamed: Streamed) -> None:
         """Keep a connection, and write to it what its source pushes."""
         seat = _StreamSeat(connection, streamed)
-        seat.stream = Stream(connection.sock, partial(self._defer, self._flush, seat))
-        self._take(seat, connection, seat.stream.sent_at + QUIET_SECONDS)
-        streamed.source.open(seat.stream)
+        seat.stream = Stream(connection.sock, self._flush_soon, seat)
+        self._take(seat, connection, _silent_until(seat.stream.sent_at))
+        seat.source.open(seat.stream)
 
     def _take(self, seat: _AnySeat[_Connection], connection: _Connection, deadline: float) -> None:
         self._seats[connection.fileno()] = seat
@@ -167,11 +176,10 @@ class Lobby(Generic[_Connection]):
                 self._look_at_silence(seat, now)
 
     def _look_at_silence(self, seat: _StreamSeat[_Connection], now: float) -> None:
-        quiet_until = seat.stream.sent_at + QUIET_SECONDS
-        if quiet_until <= now:
-            seat.stream.push(seat.streamed.comment, replaces="comment")
-            quiet_until = now + QUIET_SECONDS
-        self._look_at(seat, quiet_until)
+        if _silent_until(seat.stream.sent_at) <= now:
+            seat.stream.put(seat.comment, replaces="comment")
+            self._flush(seat)
+        self._look_at(seat, _silent_until(max(seat.stream.sent_at, now)))
 
     def dismiss_all(self) -> None:
         """Let go of everybody: the process ends."""

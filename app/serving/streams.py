@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 #: Bytes that may wait behind the event that is being written.
 MOST_BEHIND: Final = 64 * 1024
 #: Seconds without a byte after which the comment is sent.
 QUIET_SECONDS: Final = 15.0
+
+
+_Whose = TypeVar("_Whose")
 
 
 class _Event(NamedTuple):
@@ -26,7 +28,7 @@ class _Event(NamedTuple):
 class Line(Protocol):
     """A connection that never blocks."""
 
-    def send(self, data: memoryview, /) -> int:
+    def send(self, data: bytes, /) -> int:
         """Write what the connection takes; how many bytes.
 
         :raises BlockingIOError: it takes none now.
@@ -35,32 +37,51 @@ class Line(Protocol):
         ...
 
 
-class Stream:
-    """What is on its way to one client: the sink of a source.
+class Stream(Generic[_Whose]):
+    """What is on its way to one client: the sink of a source. There are thousands, so an idle one holds next to nothing.
 
     :param line: its connection, which only the main thread uses.
-    :param flush_soon: has :meth:`flush` called in the main thread.
+    :param flush_soon: has :meth:`flush` called in the main thread; it is told whose stream it is.
     """
 
-    def __init__(self, line: Line, flush_soon: Callable[[], object]) -> None:
+    __slots__ = (
+        "_asked",
+        "_behind",
+        "_bytes_behind",
+        "_ends",
+        "_flush_soon",
+        "_line",
+        "_lock",
+        "_overrun",
+        "_rest",
+        "_whose",
+        "sent_at",
+    )
+
+    def __init__(self, line: Line, flush_soon: Callable[[_Whose], object], whose: _Whose) -> None:
         self._line = line
         self._flush_soon = flush_soon
+        self._whose = whose
         self._lock = threading.Lock()
-        self._behind: deque[_Event] = deque()
+        self._behind: list[_Event] = []
         self._bytes_behind = 0
         self._asked = self._ends = self._overrun = False
         #: The rest of the event that is being written; of the main thread alone.
-        self._rest = memoryview(b"")
+        self._rest = b""
         self.sent_at = time.monotonic()
 
     def push(self, data: bytes, *, replaces: str | None = None) -> None:
         """See :class:`app.runtime.parking.Sink`."""
-        with self._lock:
-            self._put(_Event(replaces, data))
-            self._overrun = self._overrun or self._bytes_behind > MOST_BEHIND
+        self.put(data, replaces=replaces)
         self._ask()
 
-    def _put(self, event: _Event) -> None:
+    def put(self, data: bytes, *, replaces: str | None = None) -> None:
+        """The same for the main thread, which flushes by itself."""
+        with self._lock:
+            self._add(_Event(replaces, data))
+            self._overrun = self._overrun or self._bytes_behind > MOST_BEHIND
+
+    def _add(self, event: _Event) -> None:
         self._bytes_behind += len(event.data)
         if event.name is not None:
             for place, other in enumerate(self._behind):
@@ -80,7 +101,7 @@ class Stream:
         with self._lock:
             asked, self._asked = self._asked, True
         if not asked:
-            self._flush_soon()
+            self._flush_soon(self._whose)
 
     def flush(self) -> bool | None:
         """Write what the connection takes. True when it takes no more now, False when nothing is left to write, None at the end.
@@ -106,7 +127,7 @@ class Stream:
             if not self._behind:
                 self._overrun = False
                 return False
-            event = self._behind.popleft()
+            event = self._behind.pop(0)
             self._bytes_behind -= len(event.data)
-        self._rest = memoryview(event.data)
+        self._rest = event.data
         return bool(event.data)

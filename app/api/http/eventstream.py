@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -110,30 +110,49 @@ class EventStream(Response):
         data: Callable[[StreamEvent], Mapping[str, Any]],
     ) -> None:
         super().__init__(headers=_HEADERS)
-        self._data = data
-        self._close_feed = close_feed
-        self._lock = threading.Lock()
-        #: What is told before the head was sent.
-        self._early: list[StreamEvent] = []
-        self._sink: Sink | None = None
-        self._feed = open_feed(self._told)
-        if self._feed is None:
+        self._events = _Events(open_feed, close_feed, data)
+        if self._events.feed is None:
             self.status_code = HTTPStatus.NO_CONTENT
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """The Streamed of this feed, or, under a server that takes none, its bytes as they come."""
-        if self._feed is None:
+        if self._events.feed is None:
             return super().__call__(environ, start_response)
         headers = [(name, value) for name, value in self.headers.items() if name != "Content-Length"]
         if environ.get(PARKS):
-            return Streamed(self.status, headers, self, COMMENT)
+            return Streamed(self.status, headers, self._events, COMMENT)
         start_response(self.status, headers)
-        return self._blocking()
+        return self._events.blocking()
+
+    def close(self) -> None:
+        """End the feed."""
+        self._events.close()
+        super().close()
+
+
+class _Events:
+    """The events of one feed as the source of a stream; see :mod:`app.runtime.parking`. It outlives its response."""
+
+    __slots__ = ("_close_feed", "_data", "_early", "_lock", "_sink", "feed")
+
+    def __init__(
+        self,
+        open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None],
+        close_feed: Callable[[Feed], object],
+        data: Callable[[StreamEvent], Mapping[str, Any]],
+    ) -> None:
+        self._data = data
+        self._close_feed = close_feed
+        self._lock = threading.Lock()
+        #: What is told before the head was sent.
+        self._early: Sequence[StreamEvent] = ()
+        self._sink: Sink | None = None
+        self.feed = open_feed(self._told)
 
     def _told(self, event: StreamEvent) -> None:
         with self._lock:
             if self._sink is None:
-                self._early.append(event)
+                self._early = (*self._early, event)
             else:
                 self._push(self._sink, event)
 
@@ -144,24 +163,22 @@ class EventStream(Response):
         if event.is_last:
             sink.end()
 
-    # -- a source, see app.runtime.parking --------------------------------------------------------------------------
-
     def open(self, sink: Sink) -> None:
         """Push what was told so far, and from now on what is."""
         with self._lock:
             sink.push(f"retry: {secrets.choice(_RETRY)}\n\n".encode())
             for event in self._early:
                 self._push(sink, event)
-            self._early.clear()
+            self._early = ()
             self._sink = sink
 
     def close(self) -> None:
         """End the feed."""
-        if self._feed is not None:
-            self._close_feed(self._feed)
-        super().close()
+        if self.feed is not None:
+            self._close_feed(self.feed)
 
-    def _blocking(self) -> Iterator[bytes]:
+    def blocking(self) -> Iterator[bytes]:
+        """What is pushed, in a thread that waits for it."""
         sink = _Queue()
         try:
             self.open(sink)
