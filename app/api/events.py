@@ -32,9 +32,11 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     """The endpoints over these services."""
     blp = Blueprint("events", __name__, description="Changes of jobs as they happen")
     watching = services.watching
+    # What each of thousands of streams holds is one object for all.
+    close = watching.close
 
     def respond(open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None]) -> Response:
-        return eventstream.respond(request, open_feed, watching.close, presenter.events())
+        return eventstream.respond(request, open_feed, close, presenter.events())
 
     @blp.route("/jobs/<id>/<type>/<name>/events", parameters=[ID, TYPE, NAME])
     @_contract(blp, examples.JOB_EVENTS)

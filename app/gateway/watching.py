@@ -100,6 +100,21 @@ class Feed:
     :param tell: is told of each event, in the order of the changes, by one thread at a time; it must return at once.
     """
 
+    __slots__ = (
+        "_after",
+        "_early",
+        "_lock",
+        "_over",
+        "_progress",
+        "_tell",
+        "_unfinished",
+        "begun_at",
+        "expires_at",
+        "job",
+        "runs",
+        "user",
+    )
+
     def __init__(self, user: str, job: Identity | None, tell: Callable[[StreamEvent], object]) -> None:
         self.user: Final = user
         self.job: Final = job
@@ -114,7 +129,7 @@ class Feed:
         #: The rev up to which its beginning told all changes.
         self.begun_at = 0
         self._after: int | None = None
-        self._early: list[_JobChange] = []
+        self._early: Sequence[_JobChange] = ()
         self._over = False
 
     def begin(self, events: Iterable[StreamEvent], unfinished: Iterable[Job], after: int) -> None:
@@ -128,14 +143,14 @@ class Feed:
                 for view in _jobs_in(event):
                     self._told_progress(Identity(view["id"], view["type"], view["name"]), view)
             self._after = self.begun_at = after
-            early, self._early = self._early, []
+            early, self._early = self._early, ()
             self._tell_changes(early)
 
     def changed(self, changes: Sequence[_JobChange]) -> None:
         """Tell what has changed; all jobs of a rev come together."""
         with self._lock:
             if self._after is None:
-                self._early += changes
+                self._early = (*self._early, *changes)
             else:
                 self._tell_changes(changes)
 

@@ -112,6 +112,7 @@ class Connection:
         "idle",
         "parser",
         "request",
+        "sends_on",
         "server",
         "since",
         "sock",
@@ -123,7 +124,7 @@ class Connection:
 
     def __init__(self, sock: ClientSocket, client: Any, server: Any, cfg: Any) -> None:
         self.sock, self.client, self.server = sock, client, server
-        self.parser = _Parser(cfg, sock, client)
+        self.parser: Any = _Parser(cfg, sock, client)
         #: The request that is being served, since when, and what it waits for, or streams.
         self.began = datetime.now(UTC)
         self.request: ClientRequest | None = None
@@ -136,6 +137,8 @@ class Connection:
         self.closing = False
         #: Bytes that may still be read and thrown away.
         self.unread = UNREAD_BYTES
+        #: Whether the client may still be sending a body; None: its request tells.
+        self.sends_on: bool | None = None
         self.wait(HEAD_SECONDS)
 
     def fileno(self) -> int:
@@ -171,3 +174,15 @@ class Connection:
         self.request = request
         request.check_head()
         return request
+
+    def may_send_on(self) -> bool:
+        """Whether the client may still be sending a body that nobody reads."""
+        if self.sends_on is not None:
+            return self.sends_on
+        request = self.parser.mesg
+        return request is None or not request.body_is_over()
+
+    def forget_request(self) -> None:
+        """Free what was parsed: the answer has begun, and it is the last one of the connection."""
+        self.sends_on = self.may_send_on()
+        self.parser = self.request = self.waits = self.client = self.server = None

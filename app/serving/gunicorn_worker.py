@@ -199,8 +199,9 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
             self._close(conn)
         elif isinstance(conn.waits, Parked):
             self._lobby.park(conn, conn.waits)
-        elif isinstance(conn.waits, Streamed):
-            self._lobby.stream(conn, conn.waits)
+        elif isinstance(streamed := conn.waits, Streamed):
+            conn.forget_request()
+            self._lobby.stream(conn, streamed)
         else:
             self._release(conn, reset=True)
 
@@ -222,8 +223,7 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
 
     def _close(self, conn: Connection, *, unread: bool = False) -> None:
         """Send FIN and await the client's, throwing away what it still sends."""
-        request = conn.parser.mesg
-        unread = unread or request is None or not request.body_is_over()
+        unread = unread or conn.may_send_on()
         conn.closing = True
         conn.wait(_UNREAD_SECONDS if unread else _FIN_SECONDS, min(self._end(), time.monotonic() + BODY_SECONDS))
         try:

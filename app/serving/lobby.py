@@ -31,6 +31,8 @@ _GONE: Final = getattr(select, "EPOLLRDHUP", 0)
 _ROOM: Final = getattr(select, "EPOLLOUT", 0)
 #: Deadlines of empty seats that are kept besides as many as there are others.
 _MOST_STALE: Final = 100
+#: Streams whose comments are due within so many seconds get them together.
+_TOGETHER_SECONDS: Final = 0.5
 
 
 class Connection(Protocol):
@@ -77,21 +79,26 @@ class _ParkedSeat(_Seat[_Connection]):
 class _StreamSeat(_Seat[_Connection]):
     """The seat of a stream."""
 
-    __slots__ = ("awaits_room", "stream", "streamed")
+    __slots__ = ("awaits_room", "comment", "source", "stream")
 
     def __init__(self, connection: _Connection, streamed: Streamed) -> None:
         super().__init__(connection)
-        self.streamed = streamed
-        self.stream: Stream
+        self.source, self.comment = streamed.source, streamed.comment
+        self.stream: Stream[_StreamSeat[_Connection]]
         #: Whether the connection takes nothing more for now.
         self.awaits_room = False
 
     def leave(self) -> None:
         """Say that the stream is over, or its client gone."""
-        self.streamed.source.close()
+        self.source.close()
 
 
 _AnySeat = _ParkedSeat[_Connection] | _StreamSeat[_Connection]
+
+
+def _silent_until(sent_at: float) -> float:
+    """The time at which a stream that was written to last at ``sent_at`` gets a comment: the same for many, to wake up seldom."""
+    return (sent_at + QUIET_SECONDS) // _TOGETHER_SECONDS * _TOGETHER_SECONDS
 
 
 class Lobby(Generic[_Connection]):
@@ -122,6 +129,8 @@ class Lobby(Generic[_Connection]):
         self._numbers = itertools.count()
         #: Deadlines of empty seats.
         self._stale = 0
+        #: One object for all streams.
+        self._flush_soon = partial(defer, self._flush)
 
     def fileno(self) -> int:
         """The file that is readable when a client is gone, or takes more of its stream."""
@@ -138,10 +147,10 @@ class Lobby(Generic[_Connection]):
     def stream(self, connection: _Connection, streamed: Streamed) -> None:
         """Keep a connection, and write to it what its source pushes."""
         seat = _StreamSeat(connection, streamed)
-        seat.stream = Stream(connection.sock, partial(self._defer, self._flush, seat))
-        self._take(seat, connection, seat.stream.sent_at + QUIET_SECONDS)
+        seat.stream = Stream(connection.sock, self._flush_soon, seat)
+        self._take(seat, connection, _silent_until(seat.stream.sent_at))
         with self._released_on_failure(seat):
-            streamed.source.open(seat.stream)
+            seat.source.open(seat.stream)
 
     @contextlib.contextmanager
     def _released_on_failure(self, seat: _AnySeat[_Connection]) -> Iterator[None]:
@@ -190,11 +199,10 @@ class Lobby(Generic[_Connection]):
                 self._check_silence(seat, now)
 
     def _check_silence(self, seat: _StreamSeat[_Connection], now: float) -> None:
-        quiet_until = seat.stream.sent_at + QUIET_SECONDS
-        if quiet_until <= now:
-            seat.stream.push(seat.streamed.comment, replaces="comment")
-            quiet_until = now + QUIET_SECONDS
-        self._schedule(seat, quiet_until)
+        if _silent_until(seat.stream.sent_at) <= now:
+            seat.stream.put(seat.comment, replaces="comment")
+            self._flush(seat)
+        self._schedule(seat, _silent_until(max(seat.stream.sent_at, now)))
 
     def dismiss_all(self) -> None:
         """Let go of everybody: the process ends."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 #: Bytes that may be added while the client takes nothing.
 MOST_BEHIND: Final = 64 * 1024
+
+
+_Whose = TypeVar("_Whose")
 
 
 class _Event(NamedTuple):
@@ -25,7 +27,7 @@ class _Event(NamedTuple):
 class NonBlockingSocket(Protocol):
     """A connection that never blocks."""
 
-    def send(self, data: memoryview, /) -> int:
+    def send(self, data: bytes, /) -> int:
         """Write what the connection takes; how many bytes.
 
         :raises BlockingIOError: it takes none now.
@@ -34,34 +36,52 @@ class NonBlockingSocket(Protocol):
         ...
 
 
-class Stream:
-    """What is on its way to one client: the sink of a source.
+class Stream(Generic[_Whose]):
+    """What is on its way to one client: the sink of a source. There are thousands, so an idle one holds next to nothing.
 
     :param socket: its connection, which only the main thread uses.
-    :param flush_soon: has :meth:`flush` called in the main thread.
+    :param flush_soon: has :meth:`flush` called in the main thread; it is told whose stream it is.
     """
 
-    def __init__(self, socket: NonBlockingSocket, flush_soon: Callable[[], object]) -> None:
+    __slots__ = (
+        "_added",
+        "_asked",
+        "_behind",
+        "_ends",
+        "_flush_soon",
+        "_lock",
+        "_rest",
+        "_socket",
+        "_whose",
+        "sent_at",
+    )
+
+    def __init__(self, socket: NonBlockingSocket, flush_soon: Callable[[_Whose], object], whose: _Whose) -> None:
         self._socket = socket
         self._flush_soon = flush_soon
+        self._whose = whose
         self._lock = threading.Lock()
-        self._behind: deque[_Event] = deque()
+        self._behind: list[_Event] = []
         #: Bytes that were added since the client has taken nothing; None while it takes what there is.
         self._added: int | None = None
         self._asked = self._ends = False
         #: The rest of the event that is being written; of the main thread alone.
-        self._rest = memoryview(b"")
+        self._rest = b""
         self.sent_at = time.monotonic()
 
     def push(self, data: bytes, *, replaces: str | None = None) -> None:
         """See :class:`app.runtime.parking.Sink`."""
-        with self._lock:
-            replaced = self._put(_Event(replaces, data))
-            if self._added is not None:
-                self._added += len(data) - replaced
+        self.put(data, replaces=replaces)
         self._ask()
 
-    def _put(self, event: _Event) -> int:
+    def put(self, data: bytes, *, replaces: str | None = None) -> None:
+        """The same for the main thread, which flushes by itself."""
+        with self._lock:
+            replaced = self._add(_Event(replaces, data))
+            if self._added is not None:
+                self._added += len(data) - replaced
+
+    def _add(self, event: _Event) -> int:
         """Add an event; the bytes of the one that it replaces."""
         if event.name is not None:
             for place, other in enumerate(self._behind):
@@ -81,7 +101,7 @@ class Stream:
         with self._lock:
             asked, self._asked = self._asked, True
         if not asked:
-            self._flush_soon()
+            self._flush_soon(self._whose)
 
     def flush(self) -> bool | None:
         """Write what the connection takes. True when it takes no more now, False when nothing is left to write, None at the end.
@@ -113,5 +133,5 @@ class Stream:
         with self._lock:
             if not self._behind:
                 return False
-            self._rest = memoryview(self._behind.popleft().data)
+            self._rest = self._behind.pop(0).data
         return True

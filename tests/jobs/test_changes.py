@@ -18,7 +18,6 @@ from app.jobs.table import Bounds, JobTable
 from tests.inprocess import make_clean, until
 from tests.jobs.conftest import Gate
 
-
 MANY = Bounds(10_000, 10_000)
 
 

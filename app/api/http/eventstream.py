@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Self
 
@@ -121,27 +121,46 @@ class EventStream(Response):
         data: Callable[[StreamEvent], Mapping[str, Any]],
     ) -> None:
         super().__init__(headers=_HEADERS)
-        self._data = data
-        self._close_feed = close_feed
-        self._lock = threading.Lock()
-        #: Events from before the head was sent, ready to be sent.
-        self._early: list[_Encoded] = []
-        self._sink: Sink | None = None
-        self._feed = open_feed(self._told)
-        if self._feed is None:
+        self._events = _Events(open_feed, close_feed, data)
+        if self._events.feed is None:
             self.status_code = HTTPStatus.NO_CONTENT
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """The Streamed of this feed, or, under a server that takes none, its bytes as they come."""
-        if self._feed is None:
+        if self._events.feed is None:
             return super().__call__(environ, start_response)
         headers = [(name, value) for name, value in self.headers.items() if name != "Content-Length"]
         if environ.get(PARKS):
-            return Streamed(self.status, headers, self, COMMENT)
+            return Streamed(self.status, headers, self._events, COMMENT)
         start_response(self.status, headers)
-        sink = _Queue(self.close)
-        self.open(sink)
+        sink = _Queue(self._events.close)
+        self._events.open(sink)
         return sink
+
+    def close(self) -> None:
+        """End the feed."""
+        self._events.close()
+        super().close()
+
+
+class _Events:
+    """The events of one feed as the source of a stream; see :mod:`app.runtime.parking`. It outlives its response."""
+
+    __slots__ = ("_close_feed", "_data", "_early", "_lock", "_sink", "feed")
+
+    def __init__(
+        self,
+        open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None],
+        close_feed: Callable[[Feed], object],
+        data: Callable[[StreamEvent], Mapping[str, Any]],
+    ) -> None:
+        self._data = data
+        self._close_feed = close_feed
+        self._lock = threading.Lock()
+        #: Events from before the head was sent, ready to be sent.
+        self._early: Sequence[_Encoded] = ()
+        self._sink: Sink | None = None
+        self.feed = open_feed(self._told)
 
     def _told(self, event: StreamEvent) -> None:
         # Encoded here, in the thread that has read the job, and not in the main thread, which serves all connections.
@@ -150,11 +169,9 @@ class EventStream(Response):
         encoded = _Encoded(encode(event, data), replaces, event.is_last)
         with self._lock:
             if self._sink is None:
-                self._early.append(encoded)
+                self._early = (*self._early, encoded)
             else:
                 _push(self._sink, encoded)
-
-    # -- a source, see app.runtime.parking --------------------------------------------------------------------------
 
     def open(self, sink: Sink) -> None:
         """Push what was told so far, and from now on what is."""
@@ -162,14 +179,13 @@ class EventStream(Response):
             sink.push(f"retry: {secrets.choice(_RETRY)}\n\n".encode())
             for encoded in self._early:
                 _push(sink, encoded)
-            self._early.clear()
+            self._early = ()
             self._sink = sink
 
     def close(self) -> None:
         """End the feed."""
-        if self._feed is not None:
-            self._close_feed(self._feed)
-        super().close()
+        if self.feed is not None:
+            self._close_feed(self.feed)
 
 
 class _Encoded(NamedTuple):

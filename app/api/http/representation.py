@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -61,8 +62,11 @@ class Presenter:
 
     def events(self) -> Callable[[StreamEvent], Mapping[str, Any]]:
         """Writes the data of events, with the URLs of the present request."""
-        root = self._root()
+        return self._events(self._root())
 
+    # Kept, so that thousands of streams share one.
+    @lru_cache(maxsize=16)  # noqa: B019 -- there is one presenter for each process
+    def _events(self, root: str) -> Callable[[StreamEvent], Mapping[str, Any]]:
         def data(event: StreamEvent) -> Mapping[str, Any]:
             if event.name == "job":
                 return self._job(event.view, root)
