@@ -69,7 +69,7 @@ class StreamEvent:
         return self.name in ("end", "restart")
 
 
-class _Told(NamedTuple):
+class Told(NamedTuple):
     """A change as feeds are told of it: the job as it is since, None for a deleted one."""
 
     version: Version
@@ -97,7 +97,7 @@ class Feed:
         #: The rev up to which its beginning told all changes.
         self.begun_at = 0
         self._after: int | None = None
-        self._early: list[_Told] = []
+        self._early: list[Told] = []
         self._over = False
 
     def begin(self, events: Iterable[StreamEvent], unfinished: Iterable[Job], after: int) -> None:
@@ -111,7 +111,7 @@ class Feed:
             early, self._early = self._early, []
             self._tell_changes(early)
 
-    def changed(self, changes: Sequence[_Told]) -> None:
+    def changed(self, changes: Sequence[Told]) -> None:
         """Tell what has changed; all jobs of a rev come together."""
         with self._lock:
             if self._after is None:
@@ -119,8 +119,11 @@ class Feed:
             else:
                 self._tell_changes(changes)
 
-    def _tell_changes(self, changes: Sequence[_Told]) -> None:
-        new = [change for change in changes if self._after is not None and change.version.rev > self._after]
+    def _tell_changes(self, changes: Sequence[Told]) -> None:
+        # Before the beginning, the same may have been read more than once.
+        once = {(change.version.rev, change.identity): change for change in changes}
+        new = [change for (rev, _), change in once.items() if self._after is not None and rev > self._after]
+        new.sort(key=lambda change: change.version.rev)
         # Of jobs that share a rev the last one carries it: whoever resumes there has seen all of them.
         last = {change.version.rev: change for change in new}
         for change in new:
@@ -128,7 +131,7 @@ class Feed:
         if new:
             self._after = new[-1].version.rev
 
-    def _tell_change(self, change: _Told, version: Version | None) -> None:
+    def _tell_change(self, change: Told, version: Version | None) -> None:
         identity, job = change.identity, change.job
         if job is None:
             self._say(StreamEvent("gone", {"name": identity.name, "type": identity.type}, version))
@@ -347,7 +350,7 @@ class Watching:
                     feed.changed([change for change in of_user if feed.job in (None, change.identity)])
         self._tell_progress(version)
 
-    def _told(self, changes: Sequence[Change], version: Version) -> list[_Told]:
+    def _told(self, changes: Sequence[Change], version: Version) -> list[Told]:
         """The changes with their jobs. What has changed again since then is left to the next time."""
         jobs = self._table.queries.named([change.identity for change in changes if change.status != "deleted"])
         # As it was deleted or changed meanwhile, there is another change to come.
@@ -355,7 +358,7 @@ class Watching:
         places = self._table.queries.places([job for job in jobs.values() if not job.finished])
         versions = self._versions(changes, version)
         return [
-            _Told(
+            Told(
                 versions[change.rev], change.identity, jobs.get(change.identity), places.get(change.identity, _NOWHERE)
             )
             for change in changes
