@@ -75,7 +75,7 @@ class StreamEvent:
         return self.name in ("end", "restart")
 
 
-class _JobChange(NamedTuple):
+class JobChange(NamedTuple):
     """A change as feeds are told of it: the job as it is since, None for a deleted one."""
 
     version: Version
@@ -129,7 +129,7 @@ class Feed:
         #: The rev up to which its beginning told all changes.
         self.begun_at = 0
         self._after: int | None = None
-        self._early: Sequence[_JobChange] = ()
+        self._early: Sequence[JobChange] = ()
         self._over = False
 
     def begin(self, events: Iterable[StreamEvent], unfinished: Iterable[Job], after: int) -> None:
@@ -146,7 +146,7 @@ class Feed:
             early, self._early = self._early, ()
             self._tell_changes(early)
 
-    def changed(self, changes: Sequence[_JobChange]) -> None:
+    def changed(self, changes: Sequence[JobChange]) -> None:
         """Tell what has changed; all jobs of a rev come together."""
         with self._lock:
             if self._after is None:
@@ -154,8 +154,11 @@ class Feed:
             else:
                 self._tell_changes(changes)
 
-    def _tell_changes(self, changes: Sequence[_JobChange]) -> None:
-        new = [change for change in changes if self._after is not None and change.version.rev > self._after]
+    def _tell_changes(self, changes: Sequence[JobChange]) -> None:
+        # Before the beginning, the same may have been read more than once.
+        once = {(change.version.rev, change.identity): change for change in changes}
+        new = [change for (rev, _), change in once.items() if self._after is not None and rev > self._after]
+        new.sort(key=lambda change: change.version.rev)
         # Of jobs that share a rev the last one carries it: whoever resumes there has seen all of them.
         last = {change.version.rev: change for change in new}
         for change in new:
@@ -163,7 +166,7 @@ class Feed:
         if new:
             self._after = new[-1].version.rev
 
-    def _tell_change(self, change: _JobChange, version: Version | None) -> None:
+    def _tell_change(self, change: JobChange, version: Version | None) -> None:
         identity, job = change.identity, change.job
         if job is None:
             self._say(StreamEvent("gone", {"name": identity.name, "type": identity.type}, version))
@@ -409,7 +412,7 @@ class Watching:
                     feed.changed([change for change in of_user if feed.job in (None, change.identity)])
         self._tell_progress(version)
 
-    def _told(self, changes: Sequence[Change], version: Version) -> list[_JobChange]:
+    def _told(self, changes: Sequence[Change], version: Version) -> list[JobChange]:
         """The changes with their jobs. What has changed again since then is left to the next time."""
         jobs = self._table.queries.named([change.identity for change in changes if change.status != "deleted"])
         # As it was deleted or changed meanwhile, there is another change to come.
@@ -417,7 +420,7 @@ class Watching:
         places = self._table.queries.places([job for job in jobs.values() if not job.finished])
         versions = self._versions(changes, version)
         return [
-            _JobChange(
+            JobChange(
                 versions[change.rev], change.identity, jobs.get(change.identity), places.get(change.identity, _NOWHERE)
             )
             for change in changes

@@ -60,21 +60,35 @@ class EventClient:
             # Before the connection, as the window is agreed on then.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(SECONDS)
-        self.socket.connect((address.hostname, address.port))
         self._file = self.socket.makefile("rb")
         fields = {"Host": address.netloc, "Accept": "text/event-stream", **headers}
         if last is not None:
             fields["Last-Event-ID"] = last
+        try:
+            self.socket.connect((address.hostname, address.port))
+            self._open(path, fields)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: str, fields: dict[str, str]) -> None:
+        """Send the request, and read the head of the answer."""
         lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
-        self.status = int(self._file.readline().split()[1])
+        self.status = int(self._line_of_head().split()[1])
         self.headers: dict[str, str] = {}
-        while (line := self._file.readline()) != b"\r\n":
-            name, _, value = line.decode().partition(":")
+        while (line := self._line_of_head()) != "\r\n":
+            name, _, value = line.partition(":")
             self.headers[name.lower()] = value.strip()
         if self.headers.get("transfer-encoding") == "chunked":
             # As nginx passes streams on.
             self._file = io.BufferedReader(_Chunks(self._file))
+
+    def _line_of_head(self) -> str:
+        line = self._file.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionResetError("closed within the head of the answer")
+        return line.decode()
 
     def __enter__(self) -> Self:
         return self
@@ -91,9 +105,9 @@ class EventClient:
         return self._file.read(int(self.headers.get("content-length", -1)))
 
     def next(self) -> Told | None:
-        """The next event; None when the server has closed."""
+        """The next event; None when the server has closed, within one or after one."""
         fields: dict[str, str] = {}
-        while line := self._file.readline():
+        while (line := self._file.readline()).endswith(b"\n"):
             if line == b"\n":
                 if "data" in fields:
                     return Told(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id"))
