@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 from app.config import SIMULATOR, Config, WebuiAddress
@@ -256,26 +253,9 @@ class Services:
         if self.worker is not None:
             self.worker.stop_claiming()
 
-    def drain_on(self, number: signal.Signals) -> None:
-        """Begin to drain when this signal arrives, and then do what was done at it before.
-
-        The handler only writes a byte: it may interrupt any code of the main thread, also one that holds a lock which draining
-        would wait for.
-        """
-        reader, writer = os.pipe()
-        before = signal.getsignal(number)
-
-        def handle(signum: int, frame: FrameType | None) -> None:
-            os.write(writer, b"!")
-            if callable(before):
-                before(signum, frame)
-
-        def await_signal() -> None:
-            if os.read(reader, 1):
-                self.begin_drain()
-
-        threading.Thread(target=await_signal, name="drain", daemon=True).start()
-        signal.signal(number, handle)
+    def drain_soon(self) -> None:
+        """Begin to drain in a thread of its own: the caller is the main thread, which serves those who are answered by that."""
+        threading.Thread(target=self.begin_drain, name="drain", daemon=True).start()
 
     def drain(self) -> None:
         """Stop: what runs is finished within ``SDG_DRAIN_TIMEOUT``, or interrupted and given back."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -182,32 +180,13 @@ class TestDrain:
         assert view["status"] == "running"
         assert gateway.finished(view).status == "succeeded"
 
-    def test_a_signal_begins_it_and_then_does_what_it_did_before(
-        self, gateway: Gateway, server: SimulatorServer
-    ) -> None:
-        heard: list[int] = []
-        before = signal.signal(signal.SIGUSR1, lambda number, _frame: heard.append(number))
-        try:
-            gateway.start()
-            gateway.services.drain_on(signal.SIGUSR1)
-            os.kill(os.getpid(), signal.SIGUSR1)
-            until(lambda: heard)
-            assert heard == [signal.SIGUSR1]
-            until(gateway.services.waiters._draining.is_set)
-            until(gateway.services.worker._context.stopping.is_set)
-            assert gateway.accept()["status"] == "queued"
-            assert stats(server)["generations"] == 0
-        finally:
-            signal.signal(signal.SIGUSR1, before)
-
-    def test_a_signal_that_was_ignored_stays_so(self, gateway: Gateway) -> None:
-        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        try:
-            gateway.services.drain_on(signal.SIGUSR1)
-            os.kill(os.getpid(), signal.SIGUSR1)
-            until(gateway.services.waiters._draining.is_set)
-        finally:
-            signal.signal(signal.SIGUSR1, before)
+    def test_it_begins_beside_the_caller(self, gateway: Gateway, server: SimulatorServer) -> None:
+        gateway.start()
+        gateway.services.drain_soon()
+        until(gateway.services.waiters._draining.is_set)
+        until(gateway.services.worker._context.stopping.is_set)
+        assert gateway.accept()["status"] == "queued"
+        assert stats(server)["generations"] == 0
 
     def test_afterwards_nothing_runs_any_more(self, gateway: Gateway) -> None:
         """Else a late heartbeat would go on in the rows of the next worker, on a connection that nobody closes."""

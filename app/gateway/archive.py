@@ -201,7 +201,7 @@ class Archive:
         self._table.deletion.unlinked(job)
 
     def tidy(self) -> int:
-        """Unlink what deletions and cancelled jobs have left; how many rows that concerned."""
+        """Unlink what deletions, cancelled and failed jobs have left; how many rows that concerned."""
         done = after = 0
         while page := self._table.deletion.pending_unlink(after, _BATCH):
             for job, whole in page:
@@ -214,8 +214,8 @@ class Archive:
         return done
 
     def _unlink_left(self, job: Job, *, whole: bool) -> None:
-        if not whole and job.status == "cancelled":
-            # Its claims may have left pictures; the reference image stays, as that of a failed job.
+        if not whole and job.status != "succeeded":
+            # Cancelled or failed: its claims may have left pictures. The reference image stays until it is deleted.
             self._records.remove(
                 job.user_id, job.type, job.name, claims=job.claims, images=batch_size(job), reference=False
             )

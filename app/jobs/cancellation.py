@@ -78,7 +78,7 @@ def _end(connection: Connection, jobs: Collection[Job], why: dict[str, Any]) -> 
     end = (
         update(JOBS)
         .where(JOBS.c.seq.in_([job.seq for job in jobs]))
-        .values(status="cancelled", finished_at=now_ms(), rev=sql.NEXT_REV, **why)
+        .values(status="cancelled", finished_at=now_ms(), rev=sql.NEXT_REV, pending_unlink=sql.WAS_CLAIMED, **why)
         .returning(*sql.COLUMNS)
     )
     ended = _newest_first(connection.execute(end))

@@ -135,7 +135,7 @@ class Losses:
                 .values(
                     status="failed", losses=count, finished_at=now_ms(), error_slug=sql.WORKER_LOST,
                     error_detail="The gateway was stopped again and again while it worked at this job.",
-                    rev=sql.NEXT_REV, **sql.FREE,
+                    rev=sql.NEXT_REV, pending_unlink=True, **sql.FREE,
                 )
             )  # fmt: skip
             connection.execute(update(JOBS).where(held.deleted).values(sql.FREE))
@@ -159,7 +159,7 @@ class Losses:
                 .where(JOBS.c.seq.in_([row.seq for row in rows]))
                 .values(
                     status="failed", finished_at=now_ms(), error_slug=failure.slug, error_detail=failure.detail,
-                    rev=sql.NEXT_REV,
+                    rev=sql.NEXT_REV, pending_unlink=sql.WAS_CLAIMED,
                 )
             )  # fmt: skip
             if rows:

@@ -113,7 +113,7 @@ def post_worker_init(worker: Any) -> None:
     give_memory_back()
     services = worker.wsgi.extensions["sd-gateway"]
     services.start(worker=_config.worker == "embedded")
-    services.drain_on(signal.SIGTERM)
+    worker.on_stopping = services.drain_soon
     worker.sdg_services = services
 
 

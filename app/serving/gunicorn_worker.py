@@ -107,7 +107,10 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
         self._waiting: set[Connection] = set()
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._next_tick = self._accept_again = self._next_warning = 0.0
+        #: Called once when the process begins to stop, for whatever reason; must return at once. gunicorn_conf.py sets it.
+        self.on_stopping: Callable[[], object] = _nothing
         self._lobby: Lobby[Connection]
+        self.alive: bool
 
     def init_process(self) -> None:
         """Make the lobby of this process, after the fork. gunicorn's also runs the process until its end."""
@@ -282,9 +285,13 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
         self._close(conn, unread=True)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Let the process that stops wait until then for what is not yet a request, and briefly for slow clients. gunicorn's waits
-        for those as long as a stop may take.
+        """Begin to stop: wait until then for what is not yet a request, and briefly for slow clients. gunicorn's waits for those as
+        long as a stop may take.
+
+        gunicorn calls this whenever its loop has ended: after SIGTERM, after ``max_requests``, without its master, at a reload.
         """
+        self.alive = False
+        self.on_stopping()
         self._waits.shorten()
         for conn in self._waiting:
             conn.end = min(conn.end, deadline)
@@ -381,7 +388,7 @@ class Worker(_ConnectionWorker):
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
-            self.alive: bool = False
+            self.alive = False
 
     def _send(self, response: Any, answer: Any, environ: dict[str, Any], conn: Connection) -> Parked | Streamed | None:
         """Write an answer, and a line of the access log. What goes on without a thread is returned, of a stream behind its head."""
@@ -420,6 +427,10 @@ class Worker(_ConnectionWorker):
             self.log.info("%s: %s", slug, detail)
         with contextlib.suppress(OSError):
             client.sendall(_refusal(slug, detail))
+
+
+def _nothing() -> None:
+    """Stands where gunicorn_conf.py has set nothing."""
 
 
 def _begin_stream(response: Any, streamed: Streamed) -> None:

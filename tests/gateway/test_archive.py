@@ -16,11 +16,13 @@ import pytest
 from app.gateway.archive import Archive
 from app.gateway.maintenance import Maintenance
 from app.jobs.errors import JobNotFound
+from app.jobs.model import Failure
 from app.jobs.table import JobTable
 from app.records.errors import MissingFile, StorageFailed
 from app.records.layout import user_folder
 from app.simulator import SimulatorServer
 from tests.inprocess import Gateway, arm, hurry, png_base64, simulator, stats, until
+from tests.jobs.conftest import EVERYTHING
 
 LONG_AGO = 2 * 3600
 
@@ -302,6 +304,22 @@ class TestTidy:
         archive.tidy()
         assert {name for name in gateway.files() if other["name"] in name} == set()
         assert [job.name for job, _ in gateway.services.table.deletion.pending_unlink()] == [stuck["name"]]
+
+    def test_a_job_that_failed_while_it_waited_leaves_no_picture_of_earlier_claims(self, resting: Gateway) -> None:
+        """Their worker died when it had stored the pictures, and no WebUI can make them any more."""
+        table, slot = resting.services.table, resting.slot().key
+        view = resting.accept("img2img")
+        resting.sql("UPDATE slots SET state = 'clean'")
+        claim = table.claim(slot, "testhost/dead", "task", EVERYTHING)
+        assert claim is not None
+        name = view["name"]
+        resting.services.records.save("u1", "img2img", name, 1, [(f"{name}-1-0.png", b"picture")], {"format": 1})
+        [lost] = table.losses.take_over("testhost", "testhost/next")
+        gone = Failure("no-longer-available", "Gone.")
+        assert [job.name for job in table.losses.fail_queued(gone, jobs=[lost.identity])] == [name]
+        resting.services.archive.tidy()
+        assert resting.files() == {f"{name}-init.png"}
+        assert table.deletion.pending_unlink() == []
 
     def test_the_worker_does_it_at_its_start(
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer

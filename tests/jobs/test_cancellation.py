@@ -104,6 +104,15 @@ class TestWaiting:
         table.cancellation.cancel(job.identity)
         gate.accept(bounds=Bounds(1, 1))
 
+    def test_files_of_its_claims_are_to_be_removed(self, gate: Gate, table: JobTable) -> None:
+        never, claimed = gate.accept("u1"), gate.accept("u2")
+        table.cancellation.cancel(never.identity)
+        assert gate.claim() is not None
+        [lost] = table.losses.take_over("host", "host/next")
+        assert lost.identity == claimed.identity
+        table.cancellation.cancel(lost.identity)
+        assert [(found.name, whole) for found, whole in table.deletion.pending_unlink()] == [(claimed.name, False)]
+
 
 class TestRunning:
     def test_a_running_job_is_marked_once(self, claim: Claim, table: JobTable, slots: Slots) -> None:

@@ -329,3 +329,23 @@ def test_a_worker_that_dies_with_a_cancelled_job_leaves_its_end_to_the_next(
     assert (ended["status"], ended["error"]["type"]) == ("cancelled", "job-cancelled")
     check_counts(gateway)
     check_files(gateway)
+
+
+def test_a_waiting_job_whose_worker_died_while_storing_leaves_no_picture_when_it_is_cancelled(
+    stage: Stage, simulator: Simulator
+) -> None:
+    failpoints = stage.folder / "failpoints"
+    gateway = stage.gateway([simulator], processes=1, SDG_TEST_CRASH_AT=failpoints)
+    failpoints.with_name("failpoints.stop").write_text("before commit finish")
+    job = accept(gateway, "img2img", init_images=PNG)
+    stored = {f"{job['name']}-1-0.png", f"{job['name']}-1.json"}
+    until(lambda: stored <= gateway.files(), "its files are on disk")
+    until(lambda: not failpoints.with_name("failpoints.stop").exists(), "its worker is suspended")
+    gateway.kill()
+    assert gateway.cli("queue", "pause").returncode == 0
+    gateway.restart()
+    until(lambda: gateway.status(job["url"]) == "queued", "it waits again")
+    assert stored <= gateway.files()
+    assert cancel(gateway, job).json()["status"] == "cancelled"
+    assert gateway.cli("records", "upkeep").returncode == 0
+    assert gateway.files() == {f"{job['name']}-init.png"}

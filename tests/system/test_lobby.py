@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.harness import Gateway, Simulator, Stage, children, picture, until
+from tests.system.sse import EventClient, Told
 
 THREADS = 4
 CLIENTS = 40
@@ -177,3 +178,31 @@ def test_all_are_answered_when_the_gateway_stops(gateway: Gateway, simulator: Si
     assert [status for status, _ in answers] == [202] * CLIENTS
     simulator.interrupt()
     stopping.join()
+
+
+def test_a_process_that_has_served_its_last_request_answers_all_who_wait(stage: Stage, simulator: Simulator) -> None:
+    """With ``--max-requests`` gunicorn replaces a process without any signal."""
+    gateway = stage.gateway([simulator], processes=1, options=["--max-requests", "1000"])
+    [pid] = children(gateway.running.pid)
+    simulator.fault("hang")
+    waiting = Line(gateway)
+    waiting.send(request(gateway))
+    [job] = until(gateway.jobs, "it is accepted")
+    until(lambda: simulator.stats()["generations"] == 1, "the picture that hangs has begun")
+    with EventClient(gateway.url, f"{job['url']}/events") as watching:
+        watching.upto("job")
+        other = Line(gateway)
+        while "Autorestarting worker" not in gateway.text():
+            other.send(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert other.answer() == (200, {"status": "ok"})
+        began = time.monotonic()
+        status, answer = waiting.answer()
+        assert (status, answer["name"]) == (202, job["name"])
+        assert watching.rest()[-1] == Told("restart", {})
+        assert time.monotonic() - began < 3.0
+    waiting.close()
+    other.close()
+    simulator.interrupt()
+    until(lambda: pid not in children(gateway.running.pid), "the process has ended")
+    assert gateway.finished(job["url"])["status"] == "succeeded"
+    assert gateway.succeeded(gateway.post())

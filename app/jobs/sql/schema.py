@@ -83,7 +83,7 @@ JOBS: Final = Table(
     Column("eta", Float),
     Column("progress_at", Float),
     Column("watched_at", Float),
-    # A deleted record whose files may still be on disk.
+    # Files that no row names may be on disk: of a deleted record, or of the claims of a job that was cancelled or failed.
     Column("pending_unlink", Boolean, nullable=False),
     # What earlier attempts found out, as a JSON list of objects; NULL before the first of them.
     Column("tried", Text),

@@ -86,6 +86,8 @@ _WHY: Final[dict[str, Any]] = {
     "error_slug": case((_BY_DEADLINE, DEADLINE_PASSED.slug), else_=JOB_CANCELLED.slug),
     "error_detail": case((_BY_DEADLINE, DEADLINE_PASSED.detail), else_=JOB_CANCELLED.detail),
 }
+#: Whether a waiting job had a claim before, whose worker may have died with files of it on disk.
+WAS_CLAIMED: Final[ColumnElement[bool]] = JOBS.c.claims > 0
 #: What ends a claimed job that is to end. Its claims may have left files, which go when nobody can write any more.
 _ENDED: Final[dict[str, Any]] = {
     "finished_at": bindparam("p_finished", type_=BigInteger),
