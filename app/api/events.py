@@ -12,7 +12,7 @@ from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.schemas import examples
 from app.api.schemas.path_parameters import ID, NAME, PROBLEMS_OF_A_FILE, TYPE
-from app.gateway.watching import Feed, StreamEvent
+from app.gateway.feeds import Feed, StreamEvent
 from app.jobs.model import Identity
 from app.parameters import Type
 from app.services import Services

@@ -124,7 +124,7 @@ class Changes:
             if self._up_to is None:
                 self._since = self._up_to = now.rev
             after = self._up_to
-        if now.rev < self._highest:
+        if now.rev < max(self._highest, after):
             _LOG.warning("the database is older than it was: changes are counted anew")
             self._revisions.begin_epoch()
             now = self._revisions.current()

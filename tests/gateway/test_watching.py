@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.gateway.watching import Feed, StreamEvent
+from app.gateway.feeds import Feed, JobChange, StreamEvent
 from app.jobs.model import Identity, Place
 from app.jobs.revisions import Version
 

@@ -17,7 +17,7 @@ from werkzeug.datastructures import MIMEAccept
 
 from app import problems
 from app.api.http.refusals import NotAcceptable
-from app.gateway.watching import Feed, StreamEvent
+from app.gateway.feeds import Feed, StreamEvent
 from app.jobs.revisions import Version
 from app.runtime.jsontext import dumps
 from app.runtime.parking import PARKS, QUIET_SECONDS, Sink, Streamed

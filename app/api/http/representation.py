@@ -16,8 +16,8 @@ from app import problems
 from app.api.http import cursor
 from app.api.http.prefer import Preference
 from app.api.http.problems import respond
+from app.gateway.feeds import StreamEvent
 from app.gateway.waiting import Reading
-from app.gateway.watching import StreamEvent
 from app.jobs.queue import Cursor
 
 _NO_PREFERENCE: Final = Preference()
