@@ -186,7 +186,7 @@ class Watching:
     def changed(self, changes: Sequence[Change], version: Version) -> None:
         """Tell each feed what concerns it; see :class:`app.jobs.changes.Follower`."""
         with self._lock:
-            watched = {user: list(feeds) for user, feeds in self._of_user.items()}
+            watched = {user: list(feeds) for user, feeds in self._of_user.items()} if changes else {}
         wanted = [change for change in changes if _concerns(change, watched)]
         if wanted:
             told = self._told(wanted, version)

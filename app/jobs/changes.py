@@ -17,7 +17,8 @@ from app.jobs.revisions import Change, Revisions, Version
 _LOG = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.5
-#: After a read the next one waits so long, however much is told in the meantime: the changes of a busy moment are read together.
+#: After a read that was told of, the next one waits so long, however much is told meanwhile: the changes of a busy moment are read
+#: together.
 _PAUSE_SECONDS: Final = 0.02
 _END_SECONDS: Final = 3.0
 
@@ -102,11 +103,12 @@ class Changes:
         while not self._ending.is_set():
             self._await_followers()
             # Nobody who has just begun to wait needs a read at once, and the thread that claims a job needs the interpreter.
-            self._read_now.wait(_POLL_SECONDS)
+            soon = self._read_now.wait(_POLL_SECONDS)
             self._read_now.clear()
             with contextlib.suppress(DatabaseUnavailable):
                 self._read()
-            self._ending.wait(_PAUSE_SECONDS)
+            if soon:
+                self._ending.wait(_PAUSE_SECONDS)
 
     def _await_followers(self) -> None:
         self._awaited.clear()
