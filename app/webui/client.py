@@ -196,6 +196,19 @@ class Webui:
             eta=_seconds(state.get("eta")),
         )
 
+    def waiting_tasks(self) -> list[str] | None:
+        """Return the ids of all tasks that wait for their turn, or None where it can't be asked; raises as :meth:`task` does.
+
+        Calls of the extras have no task, and are not among them.
+        """
+        body = self._ask("GET", "/internal/pending-tasks", may_lack=True)
+        if body is None:
+            return None
+        tasks = _object(body).get("tasks")
+        if not isinstance(tasks, list):
+            raise NotAnswering
+        return [str(task) for task in tasks]
+
     def server_state(self, on_open: Callable[[], None] | None = None) -> ServerState:
         """Return what the WebUI is doing; raises as :meth:`task` does.
 

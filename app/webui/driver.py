@@ -70,10 +70,16 @@ class Driver:
 
         Interrupts get lost, so this is repeated until the reply to the task is here.
 
+        :returns: False if it got no answer, and may still arrive.
+        """
+        sent, answered = self._interrupt(task_id)
+        return answered or not sent
+
+    def _interrupt(self, task_id: str) -> tuple[bool, bool]:
+        """Send an interrupt if the task should be stopped; whether it was sent, and whether it was answered.
+
         An interrupt names no task: it stops whatever runs when it arrives. So its connection is made first, and only then the WebUI
         is asked what runs.
-
-        :returns: False if it got no answer, and may still arrive.
         """
         sent = False
 
@@ -86,24 +92,29 @@ class Driver:
         try:
             self._webui.interrupt(refuse_others)
         except _NotOurs:
-            return True
+            return False, False
         except WebuiError:
             _LOG.warning("WebUI %s could not be interrupted", self._webui.name)
-            return not sent
-        return True
+            return sent, False
+        return True, True
 
-    def _should_stop(self, task_id: str | None) -> bool:
-        # On a new slot no task is known: what runs there is not ours to stop.
-        if task_id is None:
-            return False
+    def _should_stop(self, task_id: str) -> bool:
         state = self._webui.server_state()
         if state.job_count == 0 or state.interrupted:
             # The flag stays until the next task begins: an interrupt that has arrived is not repeated into that one.
             return False
         task = self._webui.task(task_id)
-        # Where tasks can't be asked for, what runs on a slot that we hold is ours.
-        eta = state.eta if task is None else task.eta
-        return (task is None or task.active) and (eta is None or eta >= _ENDS_BY_ITSELF_SECONDS)
+        if task is None:
+            # Tasks can't be asked for: what runs on a slot that we hold is ours.
+            return state.eta >= _ENDS_BY_ITSELF_SECONDS
+        if not task.active:
+            return False
+        if task.eta is None:
+            # No step is done, so nobody knows how soon the task ends: with one step it may be now. What the gateway has measured
+            # would not tell either, since models load meanwhile and a lost task has no record of when it was sent. So it is stopped
+            # only while nobody waits behind it. Else it gets as far as its eta, which costs little: WebUIs stop between two steps.
+            return self._webui.waiting_tasks() == []
+        return task.eta >= _ENDS_BY_ITSELF_SECONDS
 
     def quiesce(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         """Wait until the WebUI is idle, after one interrupt if our lost task is the one that runs (the orphan rule).
@@ -119,9 +130,9 @@ class Driver:
                 idle = self._is_idle(task_id)
                 if idle and seen_idle:
                     return True
-                if not idle and not interrupted and self._should_stop(task_id):
-                    self._webui.interrupt()
-                    interrupted = True
+                # On a new slot no task is known: what runs there is not ours to stop. The first look spares connections.
+                if not idle and not interrupted and task_id is not None and self._should_stop(task_id):
+                    interrupted, _ = self._interrupt(task_id)
             except Unreachable:
                 raise
             except WebuiError:

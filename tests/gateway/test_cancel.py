@@ -178,7 +178,8 @@ def test_a_job_that_waits_behind_another_gateways_is_stopped_when_its_turn_comes
 
 
 def test_another_gateways_job_behind_ours_is_not_hit(gateway: Gateway, slow: SimulatorServer) -> None:
-    view = running(gateway, slow)
+    # A step takes four seconds; before the first one is done nobody knows how soon the job ends.
+    view = running(gateway, slow, steps=150)
     task = gateway.slot().task_id
     with OtherGateway(slow) as other:
         other.post()
