@@ -119,7 +119,7 @@ class Losses:
 
     def _lose(self, held: _Held) -> list[Job]:
         """Take these jobs and slots from their owners; the jobs as they were held, but for what became of them: ``status`` is
-        queued, failed or cancelled, and ``error_slug`` says why.
+        queued, failed or cancelled, and ``error_slug`` says why it was lost or cancelled.
         """
         with self.database.write("take over") as connection:
             rows = [Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(held.jobs))]
@@ -127,8 +127,15 @@ class Losses:
             lost = [row.seq for row in rows if ends[row.seq] == "failed"]
             others = [row.seq for row in rows if ends[row.seq] != "failed"]
             count = JOBS.c.losses + 1
-            back = update(JOBS).where(JOBS.c.seq.in_(others)).values(losses=count, **sql.BACK)
-            connection.execute(back, {"p_finished": now_ms()})
+            back = (
+                update(JOBS)
+                .where(JOBS.c.seq.in_(others))
+                .values(losses=count, **sql.BACK)
+                .returning(JOBS.c.seq, JOBS.c.error_slug)
+            )
+            gone_back = connection.execute(back, {"p_finished": now_ms()}).all()
+            # Of those that were to end: why.
+            slugs: dict[int, str | None] = {row.seq: row.error_slug for row in gone_back}
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_(lost))
@@ -142,7 +149,9 @@ class Losses:
             connection.execute(update(SLOTS).where(held.slots).values(state="unclean", owner=None, lease_expires=None))
             if rows:
                 move_rev(connection, [row.user_id for row in rows if ends[row.seq] != "queued"])
-            return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
+            return [
+                row._replace(status=ends[row.seq], error_slug=slugs.get(row.seq) or sql.WORKER_LOST) for row in rows
+            ]
 
     def fail_queued(
         self, failure: Failure, *, requirement_sets: Collection[int] = (), jobs: Collection[Identity] = ()

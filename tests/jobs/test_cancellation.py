@@ -148,7 +148,8 @@ class TestRunning:
     ) -> None:
         table.cancellation.cancel(claim.job.identity)
         advance(11)
-        assert [job.status for job in table.losses.reclaim("host/two")] == ["cancelled"]
+        [lost] = table.losses.reclaim("host/two")
+        assert (lost.status, lost.error_slug) == ("cancelled", "job-cancelled")
         assert table.succeed(claim, success_of(claim)) == "lost"
 
     def test_the_finish_wins_where_it_commits_first(self, claim: Claim, table: JobTable) -> None:
