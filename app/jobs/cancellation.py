@@ -28,7 +28,10 @@ _BY_DEADLINE: Final = {"error_slug": sql.DEADLINE_PASSED.slug, "error_detail": s
 
 
 class Cancellation:
-    """Ends jobs before they are done. Raises DatabaseUnavailable from every method."""
+    """Ends jobs before they are done. Raises DatabaseUnavailable from every method.
+
+    Each method reads first, so that no writer waits for a request that has nothing to end, such as a repeated one.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -40,11 +43,15 @@ class Cancellation:
 
         :raises JobNotFound: there is none, or it was deleted.
         """
+        with self.database.read() as connection:
+            job = by_name(connection, identity)
+            if not _can_be_ended(job):
+                return job, False
         with self.database.write("cancel") as connection:
             job = by_name(connection, identity, lock=True)
             if job.status == "queued":
                 return _end(connection, [job], _BY_CLIENT)[0], True
-            if job.status == "running" and job.cancel_at is None:
+            if _can_be_ended(job):
                 return _ask(connection, [job])[0], True
             # Nothing was changed, so nothing is flushed and no failpoint is passed.
             connection.rollback()
@@ -53,6 +60,9 @@ class Cancellation:
     def cancel_queued(self, user_id: str) -> list[Job]:
         """End all jobs of a user that wait; the jobs as they are now, newest first."""
         waiting = select(*sql.COLUMNS).where(JOBS.c.user_id == user_id, JOBS.c.status == QUEUED)
+        with self.database.read() as connection:
+            if connection.execute(waiting.limit(1)).first() is None:
+                return []
         with self.database.write("cancel queued") as connection:
             jobs = [Job.of(row) for row in connection.execute(waiting)]
             if not jobs:
@@ -71,6 +81,11 @@ class Cancellation:
             running = [job for job in jobs if job.status == "running"]
             ended = _end(connection, waiting, _BY_DEADLINE) if waiting else []
             return ended + (_ask(connection, running) if running else [])
+
+
+def _can_be_ended(job: Job) -> bool:
+    """Whether the job waits, or runs and nobody has asked for its end."""
+    return job.status == "queued" or (job.status == "running" and job.cancel_at is None)
 
 
 def _end(connection: Connection, jobs: Collection[Job], why: dict[str, Any]) -> list[Job]:

@@ -48,8 +48,9 @@ class JobDeletion:
 
         :raises JobNotFound: nothing was changed.
         """
+        identity = self._existing(user_id, type_, name)
         with self.database.write("delete") as connection:
-            job = by_name(connection, Identity(user_id, type_, name), lock=True)
+            job = by_name(connection, identity, lock=True)
             _mark_deleted(connection, job)
             if job.status == "queued":
                 lower_finish_tag(connection, user_id)
@@ -61,8 +62,9 @@ class JobDeletion:
 
         :raises JobNotFound: no such job, or it has no such image.
         """
+        identity = self._existing(user_id, type_, name)
         with self.database.write("delete image") as connection:
-            job = by_name(connection, Identity(user_id, type_, name), lock=True)
+            job = by_name(connection, identity, lock=True)
             left = [image for image in job.images if image["filename"] != filename]
             if len(left) == len(job.images):
                 raise JobNotFound
@@ -73,6 +75,16 @@ class JobDeletion:
                 connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(values))
             move_rev(connection)
             return job, not left
+
+    def _existing(self, user_id: str, type_: str, name: str) -> Identity:
+        """The identity of a job that is there: no writer waits for a request that names none.
+
+        :raises JobNotFound: there is none, or it was deleted.
+        """
+        identity = Identity(user_id, type_, name)
+        with self.database.read() as connection:
+            by_name(connection, identity)
+        return identity
 
     def pending_unlink(self, after: int = 0, limit: int = AFTER_ALL) -> list[tuple[Job, bool]]:
         """Rows above a number of which unnamed files may be on disk, each with whether the whole record was deleted."""
