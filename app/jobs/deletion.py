@@ -30,8 +30,11 @@ from app.jobs.sql.schema import (
 
 #: Rows that one transaction of the upkeep deletes at most.
 MOST_FORGOTTEN: Final = 500
-#: Far longer than a waiting client's process takes to see that its job has ended (app/jobs/waiters.py), in milliseconds.
-_SEEN_MS: Final = 10_000
+#: How long the row of a deleted job is kept as a mark, seconds: so long a client that watches may be away and still be told of the
+#: deletion. A mark that goes makes every older ``Last-Event-ID`` one from which nobody can resume, also other users'.
+MARK_SECONDS: Final = 3600.0
+#: The least: far longer than other processes take to see that a job has ended or was deleted (app/jobs/changes.py).
+SEEN_SECONDS: Final = 10.0
 
 
 class JobDeletion:
@@ -103,18 +106,17 @@ class JobDeletion:
         """Drop idempotency keys that have expired, at most :data:`MOST_FORGOTTEN`; how many."""
         return self._forget(IDEMPOTENCY, IDEMPOTENCY.c.expires_at <= db_now())
 
-    def forget_deleted(self) -> int:
-        """Drop rows of deleted jobs, at most :data:`MOST_FORGOTTEN`; how many.
+    def forget_deleted(self, kept_seconds: float = MARK_SECONDS) -> int:
+        """Drop rows of jobs that were deleted so long ago, at most :data:`MOST_FORGOTTEN`; how many.
 
-        A row stays while files of it may be left, and while an idempotency key names it. It also stays until every client that
-        waited for the job has seen its end.
+        A row stays while files of it may be left, and while an idempotency key names it.
         """
         now = now_ms()
         # A time in the future is one from before the clock was set back.
-        waited_for = JOBS.c.finished_at.between(now - _SEEN_MS, now)
+        deleted_lately = JOBS.c.finished_at.between(now - round(kept_seconds * 1000), now)
         named = select(IDEMPOTENCY.c.key).where(sql.KEY_NAMES_JOB).exists()
         gone = and_(
-            JOBS.c.status == DELETED, not_(PENDING_UNLINK), not_(func.coalesce(waited_for, false())), not_(named)
+            JOBS.c.status == DELETED, not_(PENDING_UNLINK), not_(func.coalesce(deleted_lately, false())), not_(named)
         )
         return self._forget(JOBS, gone)
 
@@ -173,6 +175,6 @@ def _mark_deleted(connection: Connection, job: Job) -> None:
         .where(JOBS.c.seq == job.seq)
         .values(
             status="deleted", args=to_json(left), images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
-            pending_unlink=True, rev=sql.NEXT_REV, finished_at=job.finished_at if job.finished else now_ms(),
+            pending_unlink=True, rev=sql.NEXT_REV, finished_at=now_ms(),
         )
     )  # fmt: skip
