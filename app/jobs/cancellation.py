@@ -39,7 +39,7 @@ class Cancellation:
     def cancel(self, identity: Identity) -> tuple[Job, bool]:
         """End a job that waits, or ask for the end of one that runs: (the job as it is now, whether this call has changed it).
 
-        A finished job stays as it ended, and one whose end was asked for before is only told.
+        A finished job stays as it ended, and a repeated call changes nothing.
 
         :raises JobNotFound: there is none, or it was deleted.
         """
@@ -89,7 +89,7 @@ def _can_be_ended(job: Job) -> bool:
 
 
 def _end(connection: Connection, jobs: Collection[Job], why: dict[str, Any]) -> list[Job]:
-    """Queued jobs are cancelled; they as they are now, newest first."""
+    """Cancel queued jobs; they are returned as they are now, newest first."""
     end = (
         update(JOBS)
         .where(JOBS.c.seq.in_([job.seq for job in jobs]))
@@ -104,7 +104,7 @@ def _end(connection: Connection, jobs: Collection[Job], why: dict[str, Any]) -> 
 
 
 def _ask(connection: Connection, jobs: Collection[Job]) -> list[Job]:
-    """Running jobs are marked; they as they are now, newest first."""
+    """Ask for the end of running jobs; they are returned as they are now, newest first."""
     mark = (
         update(JOBS)
         .where(JOBS.c.seq.in_([job.seq for job in jobs]))

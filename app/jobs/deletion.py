@@ -163,7 +163,7 @@ class JobDeletion:
 
 
 def _note_purged(connection: Connection, rev: int) -> None:
-    """Rows up to this rev are gone for good: whoever has seen less can't be told what he missed."""
+    """Note that rows up to this rev are gone for good: a client that has seen less can't resume."""
     connection.execute(update(CLOCK).where(CLOCK.c.purged_rev < rev).values(purged_rev=rev))
 
 

@@ -20,14 +20,14 @@ MAX_LOSSES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What is to be taken from its owners, as conditions: running jobs, jobs that were deleted while they ran, and slots."""
+    """The rows to be taken from their owners, as conditions: running jobs, jobs that were deleted while they ran, and slots."""
 
     jobs: ColumnElement[bool]
     deleted: ColumnElement[bool]
     slots: ColumnElement[bool]
 
     def exists(self, connection: Connection) -> bool:
-        """Whether there is anything of it."""
+        """Whether there is such a row."""
         rows = (
             select(JOBS.c.seq).where(self.jobs),
             select(JOBS.c.seq).where(self.deleted),
@@ -37,7 +37,7 @@ class _Held:
 
 
 def _end_of_lost(job: Job) -> Status:
-    """What becomes of a job whose claim was lost."""
+    """The status of a job after the loss of its claim."""
     if job.cancel_at is not None:
         return "cancelled"
     return "failed" if job.losses >= MAX_LOSSES else "queued"
@@ -92,9 +92,9 @@ class Losses:
         return self._lose(_Held(sql.job_lapsed(owner), sql.deleted_lapsed(owner), sql.slot_lapsed(owner)))
 
     def lose_unknown(self, owner: str, in_hand: Callable[[], Collection[str]]) -> list[Job]:
-        """Give back the jobs that this owner stores by their rows, but not in fact; the jobs, see :meth:`_lose`.
+        """Give back the jobs whose rows say that this owner stores their results, though it does not; the jobs, see :meth:`_lose`.
 
-        So it is after the database was restored from a dump of a moment when it did: its own heartbeats would keep them for ever.
+        That happens when the database is restored from a dump of a moment when it did: its own heartbeats would keep them for ever.
 
         :param in_hand: the task ids of the claims whose results this owner decodes or stores; asked after the rows were read, so
             that one that ends meanwhile is not taken for unknown.

@@ -114,7 +114,7 @@ class Outcomes:
             return True
 
     def _drop(self, attempt: Attempt) -> None:
-        """End an attempt whose answer nobody wants: its claim was lost, or its job is to end or was deleted."""
+        """End an attempt whose answer is not used: its claim was lost, or its job is to end or was deleted."""
         attempt.abandon("its answer is not wanted")
         status = self._context.retry_until_stopped(
             lambda: self._context.table.give_back(attempt.claim, slot="clean", failure=None)
