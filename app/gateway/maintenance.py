@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from app.gateway.archive import Archive
 from app.gateway.ownership import files_of
-from app.jobs.deletion import MOST_FORGOTTEN
+from app.jobs.deletion import MARK_SECONDS, MOST_FORGOTTEN, SEEN_SECONDS
 from app.jobs.model import Job, NewJob, Success
 from app.jobs.sql.space import Space
 from app.jobs.table import JobTable
@@ -246,25 +247,25 @@ class Upkeep:
             return
         self._next_at = time.monotonic() + STEP_SECONDS
         self._archive.tidy()
-        full = [forget() >= MOST_FORGOTTEN for forget in self._batches().values()]
+        full = [forget() >= MOST_FORGOTTEN for forget in self._batches(MARK_SECONDS).values()]
         if self._space.step() or any(full):
             self._next_at = 0.0
 
     def run(self) -> Mapping[str, int]:
-        """Do all of it; what was removed, and how much of it.
+        """Do all of it; what was removed, and how much of it. Rows of deleted jobs are not kept for those who watch.
 
         :raises DatabaseUnavailable, StorageFailed: it stopped half way; a repetition goes on from there.
         """
         done = {"deletions finished": self._archive.tidy(), "refusals": self._table.deletion.forget_refusals()}
-        done |= {what: _until_nothing(forget) for what, forget in self._batches().items()}
+        done |= {what: _until_nothing(forget) for what, forget in self._batches(SEEN_SECONDS).items()}
         done["users' folders"] = self._records.folder.remove_empty_folders()
         return done | {"bytes of the database": self._space.make_small()}
 
-    def _batches(self) -> Mapping[str, Callable[[], int]]:
+    def _batches(self, marks_seconds: float) -> Mapping[str, Callable[[], int]]:
         # Keys first: the row of a deleted job stays while one names it.
         return {
             "keys": self._table.deletion.forget_keys,
-            "rows of deleted jobs": self._table.deletion.forget_deleted,
+            "rows of deleted jobs": partial(self._table.deletion.forget_deleted, marks_seconds),
             "rows of users": self._table.deletion.forget_users,
         }
 

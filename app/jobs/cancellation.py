@@ -28,7 +28,10 @@ _BY_DEADLINE: Final = {"error_slug": sql.DEADLINE_PASSED.slug, "error_detail": s
 
 
 class Cancellation:
-    """Ends jobs before they are done. Raises DatabaseUnavailable from every method."""
+    """Ends jobs before they are done. Raises DatabaseUnavailable from every method.
+
+    Each method reads first, so that no writer waits for a request that has nothing to end, such as a repeated one.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -36,15 +39,19 @@ class Cancellation:
     def cancel(self, identity: Identity) -> tuple[Job, bool]:
         """End a job that waits, or ask for the end of one that runs: (the job as it is now, whether this call has changed it).
 
-        A finished job stays as it ended, and one whose end was asked for before is only told.
+        A finished job stays as it ended, and a repeated call changes nothing.
 
         :raises JobNotFound: there is none, or it was deleted.
         """
+        with self.database.read() as connection:
+            job = by_name(connection, identity)
+            if not _can_be_ended(job):
+                return job, False
         with self.database.write("cancel") as connection:
             job = by_name(connection, identity, lock=True)
             if job.status == "queued":
                 return _end(connection, [job], _BY_CLIENT)[0], True
-            if job.status == "running" and job.cancel_at is None:
+            if _can_be_ended(job):
                 return _ask(connection, [job])[0], True
             # Nothing was changed, so nothing is flushed and no failpoint is passed.
             connection.rollback()
@@ -53,6 +60,9 @@ class Cancellation:
     def cancel_queued(self, user_id: str) -> list[Job]:
         """End all jobs of a user that wait; the jobs as they are now, newest first."""
         waiting = select(*sql.COLUMNS).where(JOBS.c.user_id == user_id, JOBS.c.status == QUEUED)
+        with self.database.read() as connection:
+            if connection.execute(waiting.limit(1)).first() is None:
+                return []
         with self.database.write("cancel queued") as connection:
             jobs = [Job.of(row) for row in connection.execute(waiting)]
             if not jobs:
@@ -73,8 +83,13 @@ class Cancellation:
             return ended + (_ask(connection, running) if running else [])
 
 
+def _can_be_ended(job: Job) -> bool:
+    """Whether the job waits, or runs and nobody has asked for its end."""
+    return job.status == "queued" or (job.status == "running" and job.cancel_at is None)
+
+
 def _end(connection: Connection, jobs: Collection[Job], why: dict[str, Any]) -> list[Job]:
-    """Queued jobs are cancelled; they as they are now, newest first."""
+    """Cancel queued jobs; they are returned as they are now, newest first."""
     end = (
         update(JOBS)
         .where(JOBS.c.seq.in_([job.seq for job in jobs]))
@@ -89,7 +104,7 @@ def _end(connection: Connection, jobs: Collection[Job], why: dict[str, Any]) -> 
 
 
 def _ask(connection: Connection, jobs: Collection[Job]) -> list[Job]:
-    """Running jobs are marked; they as they are now, newest first."""
+    """Ask for the end of running jobs; they are returned as they are now, newest first."""
     mark = (
         update(JOBS)
         .where(JOBS.c.seq.in_([job.seq for job in jobs]))

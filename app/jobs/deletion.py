@@ -30,8 +30,11 @@ from app.jobs.sql.schema import (
 
 #: Rows that one transaction of the upkeep deletes at most.
 MOST_FORGOTTEN: Final = 500
-#: Far longer than a waiting client's process takes to see that its job has ended (app/jobs/waiters.py), in milliseconds.
-_SEEN_MS: Final = 10_000
+#: How long the row of a deleted job is kept as a mark, seconds: so long a client that watches may be away and still be told of the
+#: deletion. A mark that goes makes every older ``Last-Event-ID`` one from which nobody can resume, also other users'.
+MARK_SECONDS: Final = 3600.0
+#: The least: far longer than other processes take to see that a job has ended or was deleted (app/jobs/changes.py).
+SEEN_SECONDS: Final = 10.0
 
 
 class JobDeletion:
@@ -48,8 +51,9 @@ class JobDeletion:
 
         :raises JobNotFound: nothing was changed.
         """
+        identity = self._existing(user_id, type_, name)
         with self.database.write("delete") as connection:
-            job = by_name(connection, Identity(user_id, type_, name), lock=True)
+            job = by_name(connection, identity, lock=True)
             _mark_deleted(connection, job)
             if job.status == "queued":
                 lower_finish_tag(connection, user_id)
@@ -61,8 +65,9 @@ class JobDeletion:
 
         :raises JobNotFound: no such job, or it has no such image.
         """
+        identity = self._existing(user_id, type_, name)
         with self.database.write("delete image") as connection:
-            job = by_name(connection, Identity(user_id, type_, name), lock=True)
+            job = by_name(connection, identity, lock=True)
             left = [image for image in job.images if image["filename"] != filename]
             if len(left) == len(job.images):
                 raise JobNotFound
@@ -73,6 +78,16 @@ class JobDeletion:
                 connection.execute(update(JOBS).where(JOBS.c.seq == job.seq).values(values))
             move_rev(connection)
             return job, not left
+
+    def _existing(self, user_id: str, type_: str, name: str) -> Identity:
+        """The identity of a job that is there: no writer waits for a request that names none.
+
+        :raises JobNotFound: there is none, or it was deleted.
+        """
+        identity = Identity(user_id, type_, name)
+        with self.database.read() as connection:
+            by_name(connection, identity)
+        return identity
 
     def pending_unlink(self, after: int = 0, limit: int = AFTER_ALL) -> list[tuple[Job, bool]]:
         """Rows above a number of which unnamed files may be on disk, each with whether the whole record was deleted."""
@@ -91,18 +106,17 @@ class JobDeletion:
         """Drop idempotency keys that have expired, at most :data:`MOST_FORGOTTEN`; how many."""
         return self._forget(IDEMPOTENCY, IDEMPOTENCY.c.expires_at <= db_now())
 
-    def forget_deleted(self) -> int:
-        """Drop rows of deleted jobs, at most :data:`MOST_FORGOTTEN`; how many.
+    def forget_deleted(self, kept_seconds: float = MARK_SECONDS) -> int:
+        """Drop rows of jobs that were deleted so long ago, at most :data:`MOST_FORGOTTEN`; how many.
 
-        A row stays while files of it may be left, and while an idempotency key names it. It also stays until every client that
-        waited for the job has seen its end.
+        A row stays while files of it may be left, and while an idempotency key names it.
         """
         now = now_ms()
         # A time in the future is one from before the clock was set back.
-        waited_for = JOBS.c.finished_at.between(now - _SEEN_MS, now)
+        deleted_lately = JOBS.c.finished_at.between(now - round(kept_seconds * 1000), now)
         named = select(IDEMPOTENCY.c.key).where(sql.KEY_NAMES_JOB).exists()
         gone = and_(
-            JOBS.c.status == DELETED, not_(PENDING_UNLINK), not_(func.coalesce(waited_for, false())), not_(named)
+            JOBS.c.status == DELETED, not_(PENDING_UNLINK), not_(func.coalesce(deleted_lately, false())), not_(named)
         )
         return self._forget(JOBS, gone)
 
@@ -149,7 +163,7 @@ class JobDeletion:
 
 
 def _note_purged(connection: Connection, rev: int) -> None:
-    """Rows up to this rev are gone for good: whoever has seen less can't be told what he missed."""
+    """Note that rows up to this rev are gone for good: a client that has seen less can't resume."""
     connection.execute(update(CLOCK).where(CLOCK.c.purged_rev < rev).values(purged_rev=rev))
 
 
@@ -161,6 +175,6 @@ def _mark_deleted(connection: Connection, job: Job) -> None:
         .where(JOBS.c.seq == job.seq)
         .values(
             status="deleted", args=to_json(left), images=None, init_image=None, webui=None, error_slug=None, error_detail=None,
-            pending_unlink=True, rev=sql.NEXT_REV, finished_at=job.finished_at if job.finished else now_ms(),
+            pending_unlink=True, rev=sql.NEXT_REV, finished_at=now_ms(),
         )
     )  # fmt: skip

@@ -20,14 +20,14 @@ MAX_LOSSES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What is to be taken from its owners, as conditions: running jobs, jobs that were deleted while they ran, and slots."""
+    """The rows to be taken from their owners, as conditions: running jobs, jobs that were deleted while they ran, and slots."""
 
     jobs: ColumnElement[bool]
     deleted: ColumnElement[bool]
     slots: ColumnElement[bool]
 
     def exists(self, connection: Connection) -> bool:
-        """Whether there is anything of it."""
+        """Whether there is such a row."""
         rows = (
             select(JOBS.c.seq).where(self.jobs),
             select(JOBS.c.seq).where(self.deleted),
@@ -37,7 +37,7 @@ class _Held:
 
 
 def _end_of_lost(job: Job) -> Status:
-    """What becomes of a job whose claim was lost."""
+    """The status of a job after the loss of its claim."""
     if job.cancel_at is not None:
         return "cancelled"
     return "failed" if job.losses >= MAX_LOSSES else "queued"
@@ -92,9 +92,9 @@ class Losses:
         return self._lose(_Held(sql.job_lapsed(owner), sql.deleted_lapsed(owner), sql.slot_lapsed(owner)))
 
     def lose_unknown(self, owner: str, in_hand: Callable[[], Collection[str]]) -> list[Job]:
-        """Give back the jobs that this owner stores by their rows, but not in fact; the jobs, see :meth:`_lose`.
+        """Give back the jobs whose rows say that this owner stores their results, though it does not; the jobs, see :meth:`_lose`.
 
-        So it is after the database was restored from a dump of a moment when it did: its own heartbeats would keep them for ever.
+        That happens when the database is restored from a dump of a moment when it did: its own heartbeats would keep them for ever.
 
         :param in_hand: the task ids of the claims whose results this owner decodes or stores; asked after the rows were read, so
             that one that ends meanwhile is not taken for unknown.
@@ -119,7 +119,7 @@ class Losses:
 
     def _lose(self, held: _Held) -> list[Job]:
         """Take these jobs and slots from their owners; the jobs as they were held, but for what became of them: ``status`` is
-        queued, failed or cancelled, and ``error_slug`` says why.
+        queued, failed or cancelled, and ``error_slug`` says why it was lost or cancelled.
         """
         with self.database.write("take over") as connection:
             rows = [Job.of(row) for row in connection.execute(select(*sql.COLUMNS).where(held.jobs))]
@@ -127,8 +127,15 @@ class Losses:
             lost = [row.seq for row in rows if ends[row.seq] == "failed"]
             others = [row.seq for row in rows if ends[row.seq] != "failed"]
             count = JOBS.c.losses + 1
-            back = update(JOBS).where(JOBS.c.seq.in_(others)).values(losses=count, **sql.BACK)
-            connection.execute(back, {"p_finished": now_ms()})
+            back = (
+                update(JOBS)
+                .where(JOBS.c.seq.in_(others))
+                .values(losses=count, **sql.BACK)
+                .returning(JOBS.c.seq, JOBS.c.error_slug)
+            )
+            gone_back = connection.execute(back, {"p_finished": now_ms()}).all()
+            # Of those that were to end: why.
+            slugs: dict[int, str | None] = {row.seq: row.error_slug for row in gone_back}
             connection.execute(
                 update(JOBS)
                 .where(JOBS.c.seq.in_(lost))
@@ -142,7 +149,9 @@ class Losses:
             connection.execute(update(SLOTS).where(held.slots).values(state="unclean", owner=None, lease_expires=None))
             if rows:
                 move_rev(connection, [row.user_id for row in rows if ends[row.seq] != "queued"])
-            return [row._replace(status=ends[row.seq], error_slug=sql.WORKER_LOST) for row in rows]
+            return [
+                row._replace(status=ends[row.seq], error_slug=slugs.get(row.seq) or sql.WORKER_LOST) for row in rows
+            ]
 
     def fail_queued(
         self, failure: Failure, *, requirement_sets: Collection[int] = (), jobs: Collection[Identity] = ()

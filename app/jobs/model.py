@@ -21,8 +21,9 @@ STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 UNFINISHED: Final[tuple[Status, ...]] = ("queued", "running")
 WAITS_FOR: Final[tuple[WaitsFor, ...]] = get_args(WaitsFor)
 
-#: What has become of a claim's job by a finish: ``lost`` when the claim was not its owner's any more, or the job was deleted.
-End = Literal["succeeded", "failed", "cancelled", "lost"]
+#: What has become of a claim's job by a finish: ``deleted`` when a client deleted it while it ran, ``lost`` when the claim did not
+#: hold any more.
+End = Literal["succeeded", "failed", "cancelled", "deleted", "lost"]
 
 
 class Identity(NamedTuple):

@@ -264,8 +264,9 @@ class JobTable:
             if statement.change(connection, sql.owned_by(claim) | values) == 1:
                 move_rev(connection, [claim.job.user_id])
                 return end
-            if _ends(connection, claim):
-                return "cancelled"
+            ended_early = _end_early(connection, claim)
+            if ended_early is not None:
+                return ended_early
             # Where the answer to a commit was lost it is repeated, and the first one stands: a claim has its number for itself.
             ended = sql.FINISHED_BY.first(connection, sql.owned_by(claim))
             return "lost" if ended is None else cast("End", ended.status)
@@ -295,7 +296,7 @@ class JobTable:
             mine = select(JOBS.c.attempts, JOBS.c.one_by_one, JOBS.c.tried).where(sql.WANTED)
             row = connection.execute(mine, sql.owned_by(claim)).first()
             if row is None:
-                return "cancelled" if _ends(connection, claim) else "lost"
+                return _end_early(connection, claim) or "lost"
             attempts = row.attempts + (failure is not None)
             values = {**sql.FREE, "attempts": attempts, "one_by_one": row.one_by_one or one_by_one, "rev": sql.NEXT_REV}
             if note is not None:
@@ -365,14 +366,12 @@ def _start(connection: Connection, row: Any, slot: str, owner: str, task_id: str
     return Claim(job, owner, slot, task_id, row.requirements_body, leased_at)
 
 
-def _ends(connection: Connection, claim: Claim) -> bool:
-    """Cancel a claimed job if its end was asked for; whether it was. The claim of a deleted job ends, too."""
-    cancelled = sql.END.change(connection, sql.owned_by(claim) | {"p_finished": now_ms()}) == 1
-    if cancelled:
+def _end_early(connection: Connection, claim: Claim) -> Literal["cancelled", "deleted"] | None:
+    """Cancel a claimed job if its end was asked for, or end the claim of one that was deleted; None if it was neither."""
+    if sql.END.change(connection, sql.owned_by(claim) | {"p_finished": now_ms()}) == 1:
         move_rev(connection, [claim.job.user_id])
-    else:
-        sql.END_DELETED.change(connection, sql.owned_by(claim))
-    return cancelled
+        return "cancelled"
+    return "deleted" if sql.END_DELETED.change(connection, sql.owned_by(claim)) == 1 else None
 
 
 def _next_job(connection: Connection, slot: str, serving: Serving, *, lock: bool = False) -> Any:

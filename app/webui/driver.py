@@ -37,7 +37,7 @@ class TaskProgress:
 
 
 class Driver:
-    """One WebUI, whose generations are somebody else's business.
+    """Asks and stops one WebUI; generations are sent elsewhere (app/gateway/sending.py).
 
     :param queued_for_ever: seconds after which a task that is still queued is none: a request that failed before its turn.
     """
@@ -119,7 +119,7 @@ class Driver:
     def quiesce(self, task_id: str | None, *, patience: float, stopping: threading.Event) -> bool:
         """Wait until the WebUI is idle, after one interrupt if our lost task is the one that runs (the orphan rule).
 
-        :param patience: seconds to wait; with 0 it is only looked at.
+        :param patience: seconds to wait; with 0 it is only asked, and not interrupted.
         :returns: whether it is idle: seen so twice, some time apart.
         :raises Unreachable: nobody listens there. It is not asked again here: a starting WebUI can be killed by requests.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import text
@@ -13,6 +14,7 @@ from app.jobs.model import Claim, Failure, Identity
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
 from app.jobs.table import MAX_ATTEMPTS, Bounds, JobTable
+from tests.inprocess import DEADLINE
 from tests.jobs.conftest import EVERYTHING, Gate, success_of
 
 FAILURE = Failure("webui-error", "It failed.")
@@ -114,6 +116,29 @@ class TestWaiting:
         assert [(found.name, whole) for found, whole in table.deletion.pending_unlink()] == [(claimed.name, False)]
 
 
+def test_where_there_is_nothing_to_end_no_writer_waits(gate: Gate, table: JobTable) -> None:
+    """Else whoever asks again and again takes the right to write from all others."""
+    gate.accept()
+    gate.run_next()
+    [succeeded] = table.queries.of_user("u1", "succeeded", 1, None)
+    cancelled, _ = table.cancellation.cancel(gate.accept().identity)
+    gate.accept()
+    assert gate.claim() is not None
+    [running] = table.queries.of_user("u1", "running", 1, None)
+    asked, _ = table.cancellation.cancel(running.identity)
+    nothing = Identity("u1", "txt2img", "nothing")
+    with ThreadPoolExecutor(1) as pool, table.database.write():
+        for job in (succeeded, cancelled, asked):
+            shown, changed = pool.submit(table.cancellation.cancel, job.identity).result(DEADLINE)
+            assert (shown.identity, shown.status, changed) == (job.identity, job.status, False)
+        assert pool.submit(table.cancellation.cancel_queued, "u1").result(DEADLINE) == []
+        for ask in (table.cancellation.cancel, lambda job: table.deletion.delete(*job)):
+            with pytest.raises(JobNotFound):
+                pool.submit(ask, nothing).result(DEADLINE)
+        with pytest.raises(JobNotFound):
+            pool.submit(table.deletion.delete_image, *nothing, "nothing-1-0.png").result(DEADLINE)
+
+
 class TestRunning:
     def test_a_running_job_is_marked_once(self, claim: Claim, table: JobTable, slots: Slots) -> None:
         assert slots.heartbeat("host/one").unwanted == set()
@@ -148,7 +173,8 @@ class TestRunning:
     ) -> None:
         table.cancellation.cancel(claim.job.identity)
         advance(11)
-        assert [job.status for job in table.losses.reclaim("host/two")] == ["cancelled"]
+        [lost] = table.losses.reclaim("host/two")
+        assert (lost.status, lost.error_slug) == ("cancelled", "job-cancelled")
         assert table.succeed(claim, success_of(claim)) == "lost"
 
     def test_the_finish_wins_where_it_commits_first(self, claim: Claim, table: JobTable) -> None:

@@ -26,16 +26,16 @@ def rows(database: Database, statement: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(statement)).all()]
 
 
-def finished_long_ago(database: Database) -> None:
-    """Move the end of every finished job a minute back, so that all who waited for it have seen it."""
+def an_hour_passes(database: Database) -> None:
+    """Move the end, or the deletion, of every job an hour back."""
     with database.write() as connection:
-        connection.execute(text("UPDATE jobs SET finished_at = finished_at - 60000 WHERE finished_at IS NOT NULL"))
+        connection.execute(text("UPDATE jobs SET finished_at = finished_at - 3600001 WHERE finished_at IS NOT NULL"))
 
 
 class TestDeletedJobs:
     @pytest.fixture
     def name(self, gate: Gate, table: JobTable, database: Database) -> str:
-        """A finished job, whose end everybody has seen."""
+        """A finished job."""
         job = gate.accept()
         gate.run_next()
         return job.name
@@ -46,8 +46,8 @@ class TestDeletedJobs:
             table.deletion.unlinked(job)
 
     def test_the_row_goes_when_its_files_are_gone(self, table: JobTable, database: Database, name: str) -> None:
-        finished_long_ago(database)
         table.deletion.delete("u1", "txt2img", name)
+        an_hour_passes(database)
         assert table.deletion.forget_deleted() == 0
         for job, _ in table.deletion.pending_unlink():
             table.deletion.unlinked(job)
@@ -59,38 +59,44 @@ class TestDeletedJobs:
         gate.accept()
         table.fail(gate.claim(), Failure("webui-error", "x"))
         gate.accept()
-        finished_long_ago(database)
         self.delete(table, name)
+        an_hour_passes(database)
         assert table.deletion.forget_deleted() == 1
         assert rows(database, "SELECT status FROM jobs ORDER BY seq") == [("failed",), ("queued",)]
 
     def test_of_a_record_with_one_deleted_image_the_row_stays(
         self, gate: Gate, table: JobTable, database: Database, name: str
     ) -> None:
-        finished_long_ago(database)
         with database.write() as connection:
             two = '[{"filename": "a"}, {"filename": "b"}]'
             connection.execute(text("UPDATE jobs SET images = :two"), {"two": two})
         table.deletion.delete_image("u1", "txt2img", name, "a")
+        an_hour_passes(database)
         assert table.deletion.forget_deleted() == 0
         assert table.queries.get("u1", "txt2img", name).images == ({"filename": "b"},)
 
-    def test_it_stays_as_long_as_somebody_may_still_wait_for_the_end_of_the_job(
+    def test_it_stays_for_an_hour_so_that_watchers_who_were_away_are_told(
         self, table: JobTable, database: Database, name: str
     ) -> None:
-        with database.write() as connection:
-            now = "julianday('now') - 2440587.5) * 86400" if database.is_sqlite else "extract(epoch from now())"
-            now = f"({now}" if database.is_sqlite else now
-            connection.execute(text(f"UPDATE jobs SET finished_at = CAST({now} * 1000 AS BIGINT)"))
+        """From the deletion on, however long ago the job has finished."""
+        an_hour_passes(database)
+        start = table.revisions.current()
         self.delete(table, name)
         assert table.deletion.forget_deleted() == 0
-        finished_long_ago(database)
-        assert table.deletion.forget_deleted() == 1
+        # Not even the command removes it before the other processes can have seen the deletion.
+        assert table.deletion.forget_deleted(deletion.SEEN_SECONDS) == 0
+        assert [change.status for change in table.revisions.changes(start.rev, 9)] == ["deleted"]
+        assert table.revisions.is_resumable(*start)
+        with database.write() as connection:
+            connection.execute(text("UPDATE jobs SET finished_at = finished_at - 60000"))
+        assert table.deletion.forget_deleted() == 0
+        assert table.deletion.forget_deleted(deletion.SEEN_SECONDS) == 1
+        assert not table.revisions.is_resumable(*start)
 
     def test_a_clock_that_was_set_back_keeps_no_row(self, table: JobTable, database: Database, name: str) -> None:
+        self.delete(table, name)
         with database.write() as connection:
             connection.execute(text("UPDATE jobs SET finished_at = 9999999999999"))
-        self.delete(table, name)
         assert table.deletion.forget_deleted() == 1
 
     def test_the_row_stays_while_a_key_names_it(
@@ -98,8 +104,8 @@ class TestDeletedJobs:
     ) -> None:
         job = gate.accept(key=KEY)
         gate.run_next()
-        finished_long_ago(database)
         self.delete(table, job.name)
+        an_hour_passes(database)
         advance(DAY - 60)
         table.deletion.forget_keys()
         assert table.deletion.forget_deleted() == 0
@@ -112,9 +118,9 @@ class TestDeletedJobs:
         assert gate.accept(key=KEY).seq > job.seq
 
     def test_numbers_are_not_used_again(self, gate: Gate, table: JobTable, database: Database, name: str) -> None:
-        finished_long_ago(database)
         seq = table.queries.get("u1", "txt2img", name).seq
         self.delete(table, name)
+        an_hour_passes(database)
         assert table.deletion.forget_deleted() == 1
         assert gate.accept().seq > seq
 
@@ -129,7 +135,7 @@ class TestDeletedJobs:
         with database.write() as connection:
             connection.execute(text("UPDATE jobs SET pending_unlink = false"))
             connection.execute(text("UPDATE idempotency SET expires_at = 0"))
-        finished_long_ago(database)
+        an_hour_passes(database)
         assert [table.deletion.forget_keys() for _ in range(4)] == [3, 3, 1, 0]
         assert [table.deletion.forget_deleted() for _ in range(4)] == [3, 3, 1, 0]
 

@@ -616,7 +616,7 @@ class TestDelete:
         assert (deleted.name, whole) == (claim.job.name, True)
         table.deletion.unlinked(deleted)
         assert len(table.deletion.pending_unlink()) == 1
-        assert table.succeed(claim, success_of(claim)) == "lost"
+        assert table.succeed(claim, success_of(claim)) == "deleted"
         assert slots.heartbeat("host/one").unwanted == set()
         table.deletion.unlinked(deleted)
         assert table.deletion.pending_unlink() == []

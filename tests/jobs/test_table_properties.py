@@ -136,8 +136,7 @@ class Attempt:
         """The model's side of a finish; what it answers."""
         if self.owns:
             return self.job.give_back(status)
-        self.lose()
-        return self.repeated()
+        return "deleted" if self.lose() else self.repeated()
 
     def repeated(self) -> str:
         """A finish that is repeated, since the answer to the commit was lost, is answered like the first one."""
@@ -147,10 +146,12 @@ class Attempt:
             mine = mine and job.losses == self.claim.job.losses
         return job.status if mine and job.status in ("succeeded", "failed", "cancelled") else "lost"
 
-    def lose(self) -> None:
-        """The claim of a deleted job has ended: nobody writes files of it any more."""
-        if self.shown:
+    def lose(self) -> bool:
+        """The claim of a deleted job has ended: nobody writes files of it any more. Whether it was one that still held."""
+        held = self.shown
+        if held:
             self.job.free("deleted")
+        return held
 
 
 class TableMachine(RuleBasedStateMachine):
@@ -433,8 +434,7 @@ class TableMachine(RuleBasedStateMachine):
         if self._holds(claim):
             self.slots[claim.slot].leave(state)
         if not attempt.owns:
-            attempt.lose()
-            assert status == "lost"
+            assert status == ("deleted" if attempt.lose() else "lost")
             return
         job.attempts += counted and job.asked is None
         assert status == job.give_back("failed" if counted and job.attempts >= MAX_ATTEMPTS else "queued")

@@ -59,8 +59,8 @@ def test_of_a_user_whose_records_are_deleted_nothing_is_left(stage: Stage, simul
     assert gateway.send("txt2img", asked, key="once").status_code == 404
     # Or its worker would do the same a little earlier.
     assert gateway.stop() == 0
-    # As if everything had happened some hours ago, but less than a day.
-    change(gateway, "UPDATE jobs SET finished_at = finished_at - 3600000")
+    # The command does not wait for the hour that the worker keeps them.
+    change(gateway, "UPDATE jobs SET finished_at = finished_at - 1800000")
     assert upkeep(gateway)["rows of deleted jobs"] == 1
     assert rows(gateway, "SELECT name FROM jobs ORDER BY seq") == [(made["name"],), (kept["name"],)]
     gateway.restart()
@@ -99,9 +99,9 @@ def test_the_worker_removes_rows_by_itself(stage: Stage, simulator: Simulator) -
     gateway = stage.gateway([simulator])
     made = gateway.succeeded(gateway.post())
     delete(gateway, made)
-    change(gateway, "UPDATE jobs SET finished_at = finished_at - 60000")
-    # At its start, and once a minute.
+    # An hour after the deletion; at its start, and once a minute.
     assert gateway.stop() == 0
+    change(gateway, "UPDATE jobs SET finished_at = finished_at - 3600001")
     gateway.restart()
     until(lambda: rows(gateway, "SELECT * FROM jobs") == [], "the row is gone")
     until(lambda: rows(gateway, "SELECT * FROM users") == [], "the user's row is gone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,12 @@ def accepted(gateway: Gateway, **changes: object) -> dict[str, object]:
 
 def of_job(gateway: Gateway, job: dict[str, object], *, last: str | None = None) -> EventClient:
     return EventClient(gateway.url, f"{job['url']}/events", last=last)
+
+
+def users(gateway: Gateway) -> list[tuple[str]]:
+    """The users whose rows the upkeep has not removed."""
+    with contextlib.closing(sqlite3.connect(f"file:{gateway.database}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT user_id FROM users").fetchall()
 
 
 def statuses(told: list[Told]) -> list[str]:
@@ -202,6 +209,27 @@ class TestOneUser:
                 told.append(event)
         assert other["name"] not in {event.data["name"] for event in told}
         assert in_order([snapshot, *told])
+
+    def test_a_deletion_is_told_for_an_hour_and_then_the_client_begins_anew(self, gateway: Gateway) -> None:
+        with EventClient(gateway.url, "/jobs/user/events") as client:
+            [snapshot] = client.upto("snapshot")
+        gone = gateway.succeeded(gateway.post())
+        assert gateway.http.delete(f"/delete/user/txt2img/{gone['name']}").status_code == 200
+        for minutes_ago, told in ((50, ("gone", {"name": gone["name"], "type": "txt2img"})), (20, ("reset", {}))):
+            gateway.stop()
+            # What the worker removes with the rows of jobs, at its start: nothing stands for it but the rows.
+            for statement in (
+                f"UPDATE jobs SET finished_at = finished_at - {minutes_ago * 60_000}",
+                "INSERT INTO users (user_id, finish, unfinished) VALUES ('idle', 0, 0)",
+            ):
+                with contextlib.closing(sqlite3.connect(gateway.database)) as connection, connection:
+                    connection.execute(statement)
+            gateway.restart()
+            until(lambda: not users(gateway), "the upkeep has run")
+            with EventClient(gateway.url, "/jobs/user/events", last=snapshot.id) as client:
+                event = client.next()
+            assert event is not None
+            assert (event.name, event.data) == told
 
     def test_what_was_missed_is_told_instead_of_a_snapshot(self, gateway: Gateway) -> None:
         with EventClient(gateway.url, "/jobs/user/events") as client:

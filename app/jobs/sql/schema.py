@@ -54,6 +54,7 @@ JOBS: Final = Table(
     # Milliseconds since 1970, UTC, by the gateway's clock.
     Column("created_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
+    # Of a deleted job the time of its deletion.
     Column("finished_at", BigInteger),
     Column("args", Text, nullable=False),
     Column("init_image", Text),

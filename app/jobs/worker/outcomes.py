@@ -23,7 +23,8 @@ from app.jobs.worker.context import WorkerContext
 
 _LOG = logging.getLogger(__name__)
 
-#: How the end of an attempt without a result is announced. One whose claim was lost is announced by its new owner.
+#: How the end of an attempt without a result is announced. One whose claim was lost is announced by its new owner, and a deletion
+#: was by whoever deleted the job.
 _ANNOUNCED: Final[Mapping[str, events.Event]] = MappingProxyType(
     {"queued": "given back", "failed": "failed", "cancelled": "cancelled"}
 )
@@ -113,13 +114,15 @@ class Outcomes:
             return True
 
     def _drop(self, attempt: Attempt) -> None:
-        """End an attempt whose answer nobody wants: its claim was lost, or its job is to end or was deleted."""
+        """End an attempt whose answer is not used: its claim was lost, or its job is to end or was deleted."""
         attempt.abandon("its answer is not wanted")
         status = self._context.retry_until_stopped(
             lambda: self._context.table.give_back(attempt.claim, slot="clean", failure=None)
         )
         if status == "lost":
             _LOG.warning("the claim of job %s was lost; its answer is not stored", attempt.claim.job.name)
+        elif status == "deleted":
+            _LOG.info("job %s was deleted; its answer is not stored", attempt.claim.job.name)
         self._announce_end(attempt.claim, status, None)
 
     def _conclude(self, claim: Claim, verdict: Success | Failure | Retry) -> None:

@@ -35,7 +35,7 @@ class Recovery:
             # Only this thread claims and quiesces here, and it does neither now.
             for job in self._context.table.losses.release_orphans(slot.key, slot.owner):
                 event: Event = "cancelled" if job.finished else "given back"
-                self._context.announcer.announce(Transition(event, job, slot.key, job.claims))
+                self._context.announcer.announce(Transition(event, job, slot.key, job.claims, slug=job.error_slug))
         if slot.state == "suspect" and time.monotonic() < self._try_again_at:
             return False
         return self._await_idle(patience=0.0 if slot.state == "suspect" else timing.STUCK_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import sqlite3
 import threading
@@ -919,6 +920,27 @@ class TestCancel:
         self.ended(house, way, job)
         assert "store" not in backend.calls
         assert set(backend.calls) == {"interrupt"}
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_the_log_says_why_an_answer_is_not_stored(
+        self, house: House, way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # The answer comes before the worker learns that nobody wants it.
+        monkeypatch.setattr(timing, "HEARTBEAT_SECONDS", 60.0)
+        backend = house.start()
+        job = house.gate.accept()
+        backend.begins()
+        with caplog.at_level(logging.INFO):
+            if way == "deleted":
+                house.table.deletion.delete(*job.identity)
+            else:
+                house.table.cancellation.cancel(job.identity)
+            backend.answers()
+            self.ended(house, way, job)
+            told = "was deleted; its answer is not stored" if way == "deleted" else "event=cancelled"
+            until(lambda: told in caplog.text)
+        assert "was lost" not in caplog.text
+        assert backend.calls == []
 
     @pytest.mark.parametrize("way", WAYS)
     def test_an_interrupt_is_repeated_until_the_reply(self, house: House, way: str) -> None:
