@@ -31,8 +31,9 @@ from app.jobs.sql.schema import (
 #: Rows that one transaction of the upkeep deletes at most.
 MOST_FORGOTTEN: Final = 500
 #: How long the row of a deleted job is kept as a mark, seconds: so long a client that watches may be away and still be told of the
-#: deletion. A mark that goes makes every older ``Last-Event-ID`` one from which nobody can resume, also other users'.
-MARK_SECONDS: Final = 3600.0
+#: deletion. A mark that goes makes every older ``Last-Event-ID`` one from which nobody can resume, also of other users. Not longer,
+#: since the room of deleted rows is to be used again while thousands of jobs are made and deleted.
+MARK_SECONDS: Final = 120.0
 #: The least: far longer than other processes take to see that a job has ended or was deleted (app/jobs/changes.py).
 SEEN_SECONDS: Final = 10.0
 

@@ -75,7 +75,7 @@ class TestDeletedJobs:
         assert table.deletion.forget_deleted() == 0
         assert table.queries.get("u1", "txt2img", name).images == ({"filename": "b"},)
 
-    def test_it_stays_for_an_hour_so_that_watchers_who_were_away_are_told(
+    def test_it_stays_for_minutes_so_that_watchers_who_were_away_are_told(
         self, table: JobTable, database: Database, name: str
     ) -> None:
         """From the deletion on, however long ago the job has finished."""

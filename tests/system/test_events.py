@@ -210,16 +210,16 @@ class TestOneUser:
         assert other["name"] not in {event.data["name"] for event in told}
         assert in_order([snapshot, *told])
 
-    def test_a_deletion_is_told_for_an_hour_and_then_the_client_begins_anew(self, gateway: Gateway) -> None:
+    def test_a_deletion_is_told_for_two_minutes_and_then_the_client_begins_anew(self, gateway: Gateway) -> None:
         with EventClient(gateway.url, "/jobs/user/events") as client:
             [snapshot] = client.upto("snapshot")
         gone = gateway.succeeded(gateway.post())
         assert gateway.http.delete(f"/delete/user/txt2img/{gone['name']}").status_code == 200
-        for minutes_ago, told in ((50, ("gone", {"name": gone["name"], "type": "txt2img"})), (20, ("reset", {}))):
+        for seconds_ago, told in ((30, ("gone", {"name": gone["name"], "type": "txt2img"})), (120, ("reset", {}))):
             gateway.stop()
             # What the worker removes with the rows of jobs, at its start: nothing stands for it but the rows.
             for statement in (
-                f"UPDATE jobs SET finished_at = finished_at - {minutes_ago * 60_000}",
+                f"UPDATE jobs SET finished_at = finished_at - {seconds_ago * 1000}",
                 "INSERT INTO users (user_id, finish, unfinished) VALUES ('idle', 0, 0)",
             ):
                 with contextlib.closing(sqlite3.connect(gateway.database)) as connection, connection:
