@@ -16,7 +16,7 @@ import pytest
 
 from app.config import SETTINGS, load
 from app.problems import PROBLEMS
-from app.serving.streams import QUIET_SECONDS
+from app.runtime.parking import QUIET_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
