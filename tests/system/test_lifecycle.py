@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 
 from tests.system.harness import Gateway, Simulator, Stage, children, until
+from tests.system.sse import EventClient
 
 
 def statuses(gateway: Gateway, jobs: list[dict[str, str]]) -> list[str]:
     return [gateway.status(job["url"]) for job in jobs]
+
+
+def clients_of(port: int) -> bool:
+    """Whether anybody is connected to a loopback port, accepted or not."""
+    lines = Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]
+    return any(line.split()[1:4:2] == [f"0100007F:{port:04X}", "01"] for line in lines)
 
 
 def test_sigterm_answers_who_waits_finishes_what_runs_and_keeps_what_is_queued(stage: Stage, slow: Simulator) -> None:
@@ -111,6 +118,25 @@ def test_the_death_of_the_master_alone_ends_its_processes_as_sigterm_does(stage:
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes), "the old processes are gone")
     assert (slow.stats()["generations"], slow.stats()["max_in_flight"]) == (2, 1)
     assert len(gateway.images(gateway.finished(running["url"]))) == 4
+
+
+def test_a_process_that_began_when_its_master_died_ends_too_whoever_waits(stage: Stage, simulator: Simulator) -> None:
+    gateway = stage.gateway([simulator], processes=1)
+    [first] = children(gateway.running.pid)
+    os.kill(first, signal.SIGKILL)
+    [second] = until(lambda: [pid for pid in children(gateway.running.pid) if pid != first], "another one begins")
+    # Before it could ask the kernel to be told of its master's death.
+    os.kill(second, signal.SIGSTOP)
+    with ThreadPoolExecutor() as pool:
+        watching = pool.submit(EventClient, gateway.url, "/jobs/user/events")
+        until(lambda: clients_of(gateway.port), "a client has connected")
+        gateway.kill_master()
+        os.kill(second, signal.SIGCONT)
+        with watching.result() as client:
+            last = client.rest()[-1]
+        assert last.name in ("restart", "busy")
+    until(lambda: not Path(f"/proc/{second}").exists(), "it is gone", 5)
+    gateway.restart()
 
 
 def test_a_webui_that_is_down_is_waited_for(stage: Stage) -> None:

@@ -112,7 +112,7 @@ def clients(gateway: Gateway, wanted: list[Request], seconds: float) -> Iterator
 
 @dataclass(frozen=True)
 class Plan:
-    """What a fickle client does with its job, so many seconds after it was accepted."""
+    """What a fickle client does with its job, so many seconds after it was accepted if the deed says no other time."""
 
     request: Request
     deed: str
@@ -126,7 +126,10 @@ class Plan:
         return str(self.request.body["id"])
 
 
-DEEDS = ("stays", "cancels", "cancels all that wait", "deletes", "deletes at the end", "sets Cancel-After")
+DEEDS = (
+    "stays", "cancels", "cancels when it runs", "cancels all that wait", "sets Cancel-After",
+    "deletes", "deletes when it runs", "deletes at the end",
+)  # fmt: skip
 
 
 def plans_of(jobs: int, users: int, seed: int) -> list[Plan]:
@@ -136,12 +139,14 @@ def plans_of(jobs: int, users: int, seed: int) -> list[Plan]:
     made = []
     for number in range(jobs):
         # Several pictures: an interrupt is only sent to what has more than half a second to go.
-        body = picture(id=f"fickle {number % users}", seed=str(5000 + number), batch_size=dice.choice((1, 3, 4)))
+        deed = DEEDS[number % len(DEEDS)]
+        pictures = 4 if deed.endswith("when it runs") else dice.choice((1, 3, 4))
+        body = picture(id=f"fickle {number % users}", seed=str(5000 + number), batch_size=pictures)
         # Upscaled by calls that nothing may interrupt.
         enlarged = {"init_images": reference, "hr_upscaler": dice.choice(("", "Lanczos"))}
         request = Request("img2img", body | enlarged) if dice.random() < 0.3 else Request("txt2img", body)
         made.append(
-            Plan(request, DEEDS[number % len(DEEDS)], dice.uniform(0, 3), dice.random() < 0.5, dice.random() < 0.8)
+            Plan(request, deed, dice.uniform(0, 3), has_twin=dice.random() < 0.5, is_watched=dice.random() < 0.8)
         )
     dice.shuffle(made)
     return made
@@ -164,7 +169,7 @@ class Fickle:
             job = self._accepted(plan)
             if plan.is_watched:
                 self.watch(job["url"])
-            time.sleep(plan.pause)
+            self._await(plan, job)
             self._do(plan, job)
             # With the same key, also after a cancel or a delete.
             end = _answer(end_of(self.gateway, plan.request, self.deadline))
@@ -187,9 +192,19 @@ class Fickle:
         url = answer.json()["url"]
         return {"url": url, "name": url.rpartition("/")[2]}
 
+    def _await(self, plan: Plan, job: dict[str, Any]) -> None:
+        """Wait for the moment of the deed."""
+        if plan.deed.endswith("when it runs"):
+            while self._insist(plan, "GET", job["url"]).json()["status"] == "queued":
+                time.sleep(0.05)
+        elif plan.deed.endswith("at the end"):
+            end_of(self.gateway, plan.request, self.deadline)
+        else:
+            time.sleep(plan.pause)
+
     def _do(self, plan: Plan, job: dict[str, Any]) -> None:
         user = quote(plan.user)
-        if plan.deed == "cancels":
+        if plan.deed in ("cancels", "cancels when it runs"):
             answer = self._insist(plan, "POST", f"{job['url']}/cancel")
             assert answer.status_code == 200, (plan, answer.text)
             told = answer.json()
@@ -197,9 +212,7 @@ class Fickle:
         elif plan.deed == "cancels all that wait":
             answer = self._insist(plan, "POST", f"/jobs/{user}/cancel?status=queued")
             assert answer.status_code == 200, (plan, answer.text)
-        elif plan.deed in ("deletes", "deletes at the end"):
-            if plan.deed == "deletes at the end":
-                end_of(self.gateway, plan.request, self.deadline)
+        elif plan.deed.startswith("deletes"):
             # 404: the answer was lost, and not what it would have told.
             answer = self._insist(plan, "DELETE", f"/delete/{user}/{plan.request.kind}/{job['name']}")
             assert answer.status_code in (200, 404), (plan, answer.text)
@@ -436,7 +449,7 @@ def check_logs(stage: Stage) -> None:
 @dataclass(frozen=True)
 class Form:
     """The size of a soak: jobs and users of steady and of fickle clients, seconds a picture, seconds between two kills, kills at
-    most, seconds in all.
+    most, seconds in all; and what all dice begin with.
     """
 
     jobs: int
@@ -447,6 +460,7 @@ class Form:
     pause: float
     most_kills: int
     seconds: float
+    seed: int = 20261122
 
     @property
     def all_users(self) -> list[str]:
@@ -456,9 +470,9 @@ class Form:
 
 
 SHORT = Form(8, 2, 8, 2, picture_seconds=0.3, pause=0.7, most_kills=6, seconds=80)
-FULL = Form(40, 8, 36, 6, picture_seconds=0.6, pause=1.0, most_kills=10_000, seconds=600)
+FULL = Form(40, 8, 40, 6, picture_seconds=0.3, pause=1.0, most_kills=10_000, seconds=240)
 #: A lease has to end before another external worker takes over what a dead one held.
-TWO_WORKERS = Form(16, 4, 24, 4, picture_seconds=0.6, pause=4.0, most_kills=10_000, seconds=600)
+TWO_WORKERS = Form(24, 4, 40, 4, picture_seconds=0.8, pause=1.2, most_kills=10_000, seconds=240)
 
 
 @dataclass
@@ -472,7 +486,7 @@ class Site:
 
 def soak(stage: Stage, house: Gateway, site: Site, form: Form) -> str:
     """Ask for everything at once and kill until everything is there; what happened, for people to read."""
-    wanted, plans = requests_of(form.jobs, form.users), plans_of(form.fickle_jobs, form.fickle_users, seed=13)
+    wanted, plans = requests_of(form.jobs, form.users), plans_of(form.fickle_jobs, form.fickle_users, form.seed)
     # Undisturbed, on another server: a simulated picture depends on the request and its seed alone.
     expected: dict[str, bytes] = {}
     with clients(house, wanted, form.seconds) as undisturbed:
@@ -481,7 +495,7 @@ def soak(stage: Stage, house: Gateway, site: Site, form: Form) -> str:
 
     gateway, killer = site.gateway, site.killer
     over = threading.Event()
-    with watching(gateway, form.all_users, seed=14) as (of_users, of_jobs), ThreadPoolExecutor(len(plans)) as pool:
+    with watching(gateway, form.all_users, form.seed) as (of_users, of_jobs), ThreadPoolExecutor(len(plans)) as pool:
         fickle = Fickle(gateway, time.monotonic() + form.seconds, of_jobs.add)
         with clients(gateway, wanted, form.seconds) as steady:
             asked: list[Future[Any]] = [*steady, *(pool.submit(fickle.live, plan) for plan in plans)]
@@ -512,15 +526,9 @@ def soak(stage: Stage, house: Gateway, site: Site, form: Form) -> str:
     found = records(gateway, form.users) + records(gateway, form.fickle_users, "fickle")
     assert {record["name"] for record in found} == {job.name for job in ended.values() if job.status == "succeeded"}
     check_files(gateway, found, cancelled)
-    return ", ".join(
-        f"{count} {what}"
-        for counter in (
-            Counter(job.status for job in ended.values()),
-            killer.kills,
-            resumptions([*of_users, *of_jobs.all]),
-        )
-        for what, count in counter.items()
-    )
+    told = resumptions([*of_users, *of_jobs.all]) + Counter(interrupted=sum(len(each["interrupted"]) for each in stats))
+    counts = (Counter(job.status for job in ended.values()), killer.kills, told)
+    return ", ".join(f"{count} {what}" for counter in counts for what, count in counter.items())
 
 
 def check_steady(
@@ -542,7 +550,7 @@ def embedded(stage: Stage) -> Callable[[Form], Site]:
         simulator = stage.simulator(seconds_per_image=form.picture_seconds)
         # A place for the watchers of users in each process, and not for all the others.
         gateway = stage.gateway([simulator], SDG_MAX_STREAMS=2 * len(form.all_users) + form.fickle_jobs // 4)
-        return Site(gateway, [simulator], Killer(gateway, seed=20261122))
+        return Site(gateway, [simulator], Killer(gateway, form.seed))
 
     return make
 
@@ -571,7 +579,7 @@ def test_two_workers_at_postgresql_outlive_kill_9(
     gateway = stage.gateway(simulators, ready=False, SDG_WORKER="external", SDG_DATABASE_URL=postgres_server.url)
     workers = [stage.worker(gateway) for _ in range(2)]
     gateway.await_ready()
-    site = Site(gateway, simulators, Killer(gateway, 20261123, workers))
+    site = Site(gateway, simulators, Killer(gateway, TWO_WORKERS.seed, workers))
     record_property("shown", soak(stage, house, site, TWO_WORKERS))
 
 
