@@ -24,7 +24,7 @@ from app.jobs.view import describe
 #: Unfinished jobs that a snapshot lists.
 SNAPSHOT_JOBS: Final = 200
 #: Changes that a client may have missed; with more its stream begins anew.
-MOST_MISSED: Final = 200
+MOST_MISSED: Final = 500
 #: Streams of one user in one process.
 PER_USER: Final = 20
 

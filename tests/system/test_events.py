@@ -277,11 +277,11 @@ class TestOneUser:
                 assert [event.name for event in client.rest()] == ["job", "end"]
 
     def test_too_much_that_was_missed_is_a_snapshot(self, stage: Stage, simulator: Simulator) -> None:
-        gateway = stage.gateway([simulator], SDG_MAX_QUEUE_PER_USER=300, SDG_MAX_QUEUE=300)
+        gateway = stage.gateway([simulator], SDG_MAX_QUEUE_PER_USER=600, SDG_MAX_QUEUE=600)
         with EventClient(gateway.url, "/jobs/user/events") as client:
             [first] = client.upto("snapshot")
         assert gateway.cli("queue", "pause").returncode == 0
-        for seed in range(201):
+        for seed in range(501):
             accepted(gateway, seed=str(seed))
         with EventClient(gateway.url, "/jobs/user/events", last=first.id) as client:
             told = client.upto("snapshot")
