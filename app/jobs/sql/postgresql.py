@@ -132,12 +132,14 @@ def _watched(driver: Any, watchdog: Watchdog) -> Any:
         """:attr:`answer_seconds` is the limit, None for none."""
 
         answer_seconds: float | None = ANSWER_SECONDS
+        #: Whether it runs maintenance, which takes as long as it takes.
+        maintains = False
         _line: _Line | None = None
 
         def wait(self, *args: Any, **named: Any) -> Any:
-            # Only pings, and what sets a new session up, run without a transaction.
+            # Besides maintenance only pings, and what sets a new session up, run without a transaction.
             limit = _PING_SECONDS if self.autocommit else self.answer_seconds
-            if limit is None:
+            if limit is None or self.maintains:
                 return super().wait(*args, **named)
             if self._line is None:
                 self._line = _Line(self.pgconn.socket)
@@ -169,6 +171,25 @@ def unlimited(connection: Connection) -> Iterator[None]:
         yield
     finally:
         driver.answer_seconds = limit
+
+
+@contextlib.contextmanager
+def maintaining(connection: Connection) -> Iterator[None]:
+    """Let the statements of this connection, each without a transaction, take as long as they like: VACUUM and REINDEX."""
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+    driver: Any = connection.connection.dbapi_connection
+    limit = connection.exec_driver_sql(f"SHOW {_STATEMENT_TIMEOUT}").scalar_one()
+    driver.maintains = True
+    try:
+        connection.exec_driver_sql(f"SET {_STATEMENT_TIMEOUT} TO 0")
+        yield
+        connection.exec_driver_sql(f"SET {_STATEMENT_TIMEOUT} TO '{limit}'")
+    except BaseException:
+        # Its settings are not known any more.
+        connection.invalidate()
+        raise
+    finally:
+        driver.maintains = False
 
 
 def refuse_read_only(connection: Connection) -> None:

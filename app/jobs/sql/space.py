@@ -2,7 +2,8 @@
 
 SQLite never makes its file smaller by itself. A file made by this version can be made smaller in small steps
 (https://www.sqlite.org/pragma.html#pragma_auto_vacuum); one of an earlier version has to be written anew once (``VACUUM``). Its
-log is cut to :data:`LOG_BYTES` when it has been copied into the file. PostgreSQL's autovacuum keeps the room for new rows.
+log is cut to :data:`LOG_BYTES` when it has been copied into the file. PostgreSQL's autovacuum keeps the room for new rows, but not
+that of indexes whose pages are nearly empty; those are written anew on request (``REINDEX``).
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.jobs.sql.database import LOG_BYTES, Database
+from app.jobs.sql.postgresql import maintaining
 from app.jobs.sql.schema import METADATA
 
 #: Free pages that one step gives back: about a millisecond during which writers wait.
 STEP_PAGES: Final = 200
 #: Fewer free pages than this share of all are kept: the next rows need them.
 _KEPT_SHARE: Final = 0.05
+_LEFT_BY_REINDEX: Final = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid AND indexrelid::regclass::text ~ '_ccnew[0-9]*$'"
 #: Seconds that writers may wait while the log is being cut.
 _CUT_SECONDS: Final = 0.2
 
@@ -85,7 +88,14 @@ class Space:
         return sum(file.stat().st_size for file in files if file.exists())
 
     def _vacuum_postgresql(self) -> None:
-        with self._database.read() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT")
+        """Free the room of deleted rows for new ones, and write the indexes anew, beside all other work.
+
+        A page of an index is used again only when it is empty: of many deleted rows a few that stay keep most pages.
+        """
+        with self._database.read() as connection, maintaining(connection):
+            # What a REINDEX that was broken off has left, by the name that PostgreSQL gave it.
+            for name in connection.exec_driver_sql(_LEFT_BY_REINDEX).scalars().all():
+                connection.exec_driver_sql(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"')
             for table in METADATA.sorted_tables:
                 connection.exec_driver_sql(f"VACUUM {table.name}")
+                connection.exec_driver_sql(f"REINDEX TABLE CONCURRENTLY {table.name}")

@@ -177,3 +177,29 @@ def test_on_postgresql_the_room_is_kept_for_new_rows(database: Database) -> None
         assert space.make_small() == 0
     assert max(sizes) <= sizes[0] * 1.2
     assert not space.step()
+
+
+def test_on_postgresql_indexes_of_which_little_is_left_are_written_anew(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("of PostgreSQL only")
+    space = Space(database)
+
+    def size() -> int:
+        with database.read() as connection:
+            return int(connection.execute(text("SELECT pg_indexes_size('users')")).scalar_one())
+
+    with database.write() as connection:
+        connection.execute(
+            text("INSERT INTO users SELECT 'user' || number, 0, number % 50 FROM generate_series(1, 20000) AS number")
+        )
+    full = size()
+    with database.write() as connection:
+        # Each page keeps a few.
+        connection.execute(text("DELETE FROM users WHERE unfinished <> 0"))
+    with database.read() as connection:
+        limit = connection.execute(text("SHOW statement_timeout")).scalar_one()
+    space.make_small()
+    assert size() < full / 5
+    with database.read() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar_one() == limit
+        assert connection.execute(text("SELECT count(*) FROM users")).scalar_one() == 400
