@@ -399,15 +399,15 @@ class TestPace:
             "half of the second head": b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + hostile.HALF_HEAD.sends,
             "half a body": hostile.HALF_BODY.sends,
             "no body": hostile.HALF_BODY.sends.partition(b"{")[0],
-            "half a chunk": b"POST /txt2img HTTP/1.1\r\nContent-Type: application/json\r\n"
+            "half a chunk": b"POST /txt2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n1000\r\n{",
         }
-        with contextlib.ExitStack() as open_, ThreadPoolExecutor() as pool:
+        with contextlib.ExitStack() as open_, ThreadPoolExecutor(len(starts)) as pool:
             lines = [open_.enter_context(connect(gateway)) for _ in starts]
             for line, start in zip(lines, starts.values(), strict=True):
                 line.sendall(start)
             for what, (seconds, answer) in zip(starts, pool.map(self.closed_after, lines), strict=True):
-                assert 9.5 < seconds < 12.5, what
+                assert 9.5 < seconds < 12.5, (what, answer)
                 if what == "silent":
                     assert answer == b""
                 else:
