@@ -20,7 +20,10 @@ from app.jobs.sql.schema import METADATA
 STEP_PAGES: Final = 200
 #: Fewer free pages than this share of all are kept: the next rows need them.
 _KEPT_SHARE: Final = 0.05
-_LEFT_BY_REINDEX: Final = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid AND indexrelid::regclass::text ~ '_ccnew[0-9]*$'"
+_LEFT_BY_REINDEX: Final = (
+    "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE NOT indisvalid "
+    "AND relname ~ '_ccnew[0-9]*$' AND relnamespace = current_schema()::regnamespace"
+)
 #: Seconds that writers may wait while the log is being cut.
 _CUT_SECONDS: Final = 0.2
 
