@@ -5,7 +5,6 @@ It reads only while somebody waits, every half second, and at once when it is to
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -105,8 +104,13 @@ class Changes:
             # Nobody who has just begun to wait needs a read at once, and the thread that claims a job needs the interpreter.
             soon = self._read_now.wait(_POLL_SECONDS)
             self._read_now.clear()
-            with contextlib.suppress(DatabaseUnavailable):
+            try:
                 self._read()
+            except DatabaseUnavailable:
+                _LOG.info("the database is unavailable; changes are read later")
+            except Exception:  # noqa: BLE001 -- whatever it is
+                # Without this thread nobody who waits would hear of anything any more.
+                _LOG.exception("changes could not be read")
             if soon:
                 self._ending.wait(_PAUSE_SECONDS)
 
