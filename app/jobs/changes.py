@@ -61,7 +61,7 @@ class Changes:
         #: The followers have been told of all changes after the rev ``_since`` and up to ``_up_to``; None while nobody follows.
         self._since: int | None = None
         self._up_to: int | None = None
-        #: The highest rev that this process has read; of the thread alone.
+        #: The highest rev that this process has read, here or by a follower.
         self._highest = 0
 
     def add(self, follower: Follower) -> None:
@@ -78,6 +78,7 @@ class Changes:
             if self._thread is None and not self._ending.is_set():
                 self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
                 self._thread.start()
+            self._highest = max(self._highest, since or 0)
             if since is not None and (self._since is None or since < self._since):
                 # Some changes may be told again.
                 self._since = self._up_to = since
@@ -125,12 +126,13 @@ class Changes:
 
     def _read(self) -> None:
         """Tell what changed since the last read."""
-        now = self._revisions.current()
+        # Taken before the present rev is read: a follower that comes in between may have read a higher one.
         with self._lock:
-            if self._up_to is None:
-                self._since = self._up_to = now.rev
-            after = self._up_to
-        if now.rev < max(self._highest, after):
+            after, highest = self._up_to, self._highest
+        now = self._revisions.current()
+        if after is None:
+            after = self._begin_at(now.rev)
+        if now.rev < highest:
             _LOG.warning("the database is older than it was: changes are counted anew")
             self._revisions.begin_epoch()
             now = self._revisions.current()
@@ -141,12 +143,21 @@ class Changes:
         else:
             changes = self._revisions.between(after, now.rev) if now.rev > after else []
             self._tell(lambda follower: follower.changed(changes, now))
-        self._highest = now.rev
         with self._lock:
+            # Unless a follower has come meanwhile who has read a higher one.
+            if self._highest == highest:
+                self._highest = now.rev
             # Unless a follower has come meanwhile who knows less.
             if self._up_to == after:
                 self._up_to = now.rev
                 self._since = min(self._since or 0, now.rev)
+
+    def _begin_at(self, rev: int) -> int:
+        """The rev after which changes are told; this one, unless a follower has come who knows less."""
+        with self._lock:
+            if self._up_to is None:
+                self._since = self._up_to = rev
+            return self._up_to
 
     def _tell(self, tell: Callable[[Follower], object]) -> None:
         for follower in self._followers:

@@ -140,6 +140,13 @@ class TestAnotherDatabase:
         until(lambda: watcher.lost)
         assert gate.table.revisions.epoch_of(start + 1) != before
 
+    def test_a_rev_that_only_a_follower_has_seen_counts(self, gate: Gate, changes: Changes, watcher: Watcher) -> None:
+        """The database was set back before this thread had read what the follower had."""
+        follow(changes, watcher)
+        until(lambda: watcher.reads)
+        changes.follow(gate.table.revisions.current().rev + 5)
+        until(lambda: watcher.lost)
+
     def test_what_was_purged_before_it_was_told_is_lost(self, gate: Gate, changes: Changes, watcher: Watcher) -> None:
         job = gate.accept()
         gate.run_next()

@@ -43,7 +43,7 @@ def decode(cursor: str) -> int:
 
 
 def encode_place(place: Cursor) -> str:
-    """The cursor that stands for everything behind a place in the queue, 28 URL-safe characters."""
+    """The cursor of the page that follows this place in the queue, 28 URL-safe characters."""
     return _written(_IN_QUEUE + _PLACE.pack(place.start_tag, place.seq), _LONG_CHECKSUM)
 
 

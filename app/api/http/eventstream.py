@@ -174,7 +174,7 @@ class _Events:
                 _push(self._sink, encoded)
 
     def open(self, sink: Sink) -> None:
-        """Push what was told so far, and from now on what is."""
+        """Push the events that came before the head was sent, and from now on each new one."""
         with self._lock:
             sink.push(f"retry: {secrets.choice(_RETRY)}\n\n".encode())
             for encoded in self._early:

@@ -74,7 +74,7 @@ class FileGone(RefusalError):
 
 
 class NotAcceptable(RefusalError):
-    """The Accept field of the request excludes what the path answers with."""
+    """The Accept field of the request excludes the only media type of the path."""
 
     slug = "not-acceptable"
 

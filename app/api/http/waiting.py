@@ -14,7 +14,7 @@ from app.runtime.parking import PARKS, Awaited, Parked
 
 _Answer_co = TypeVar("_Answer_co", covariant=True)
 _Now = TypeVar("_Now")
-#: What a server and Werkzeug keep in an environ about a body that was read before the wait.
+#: Members of an environ that describe the request's body, which was read before the wait.
 _OF_THE_BODY: Final = ("werkzeug.request", "HTTP_TRANSFER_ENCODING", "wsgi.input_terminated")
 
 
