@@ -102,7 +102,7 @@ def serve(context: click.Context, gunicorn_options: tuple[str, ...]) -> None:
 
 @main.command()
 def config() -> None:
-    """Print the effective settings, without user names and passwords."""
+    """Print the effective settings, without user names, passwords and keys."""
     for name, text in _loaded(effective).items():
         click.echo(f"{name}={text}")
 

@@ -7,6 +7,8 @@ sentence for people. :func:`load` turns environment variables and ``instance/set
 
 from __future__ import annotations
 
+import base64
+import binascii
 import difflib
 import os
 import re
@@ -14,12 +16,13 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.runtime.addresses import host_of, slot_key, with_plain_host
+from app.runtime.addresses import host_of, slot_key, with_plain_host, without_mapping
 
 PREFIX = "SDG_"
 #: gunicorn's own variable for the number of processes; ours only to have a default and a place in the table.
@@ -74,6 +77,22 @@ class WebuiAddress:
 
 
 @dataclass(frozen=True)
+class TrustedProxies:
+    """The peers whose forwarding headers are believed."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    #: Whoever reaches a Unix socket.
+    unix: bool = False
+
+    def __contains__(self, peer: str) -> bool:
+        """Whether a peer is one of them; one of a Unix socket has an empty address."""
+        if not peer:
+            return self.unix
+        address = without_mapping(peer)
+        return address is not None and any(address in network for network in self.networks)
+
+
+@dataclass(frozen=True)
 class Setting:
     """One row of the table.
 
@@ -86,6 +105,8 @@ class Setting:
     parse: Callable[[str], Any]
     sentence: str
     shown: str | None = None
+    #: Whether the value is never shown.
+    secret: bool = False
 
     @property
     def field(self) -> str:
@@ -111,6 +132,12 @@ def _number(minimum: float, *, integer: bool) -> Callable[[str], Any]:
 
 
 _HIGHEST_PORT = 65535
+#: As many as SHA-256 gives.
+_LEAST_KEY_BYTES = 32
+_UNIX = "unix"
+_MOST_SIZES = 10
+_LEAST_SIZE = 16
+_LARGEST_SIZE = 4096
 _COUNT = _number(1, integer=True)
 _SECONDS = _number(0, integer=False)
 
@@ -150,6 +177,65 @@ def _public_url(value: str) -> str:
     if value and urlsplit(value).scheme not in ("http", "https"):
         raise ValueError("must begin with http:// or https://")
     return value.rstrip("/")
+
+
+def _parts(value: str) -> list[str]:
+    """The parts of a comma separated list."""
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _switch(value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ValueError("must be 0 or 1")
+    return value == "1"
+
+
+def _secret_keys(value: str) -> Mapping[str, bytes]:
+    keys: dict[str, bytes] = {}
+    for part in _parts(value):
+        name, _, text = part.partition(":")
+        try:
+            key = base64.b64decode(text, validate=True)
+        except binascii.Error:
+            key = b""
+        # The message must not show the key.
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,16}", name) or name in keys or len(key) < _LEAST_KEY_BYTES:
+            raise ValueError(
+                "must be name:base64, …: each name 1 to 16 letters, digits, dashes or underscores, and only once; "
+                f"each key at least {_LEAST_KEY_BYTES} bytes"
+            )
+        keys[name] = key
+    return MappingProxyType(keys)
+
+
+def _networks(value: str) -> TrustedProxies:
+    try:
+        networks = tuple(ip_network(part, strict=False) for part in _parts(value) if part != _UNIX)
+    except ValueError as error:
+        raise ValueError(f"must be addresses, networks or the word {_UNIX}: {error}") from None
+    return TrustedProxies(networks, unix=_UNIX in _parts(value))
+
+
+def _origins(value: str) -> frozenset[str]:
+    for part in _parts(value):
+        parts = urlsplit(part)
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.netloc
+            or part != f"{parts.scheme}://{parts.netloc}".lower()
+        ):
+            raise ValueError(f"{part!r} is no origin such as https://app.example.com, in lower case and without a path")
+    return frozenset(_parts(value))
+
+
+def _sizes(value: str) -> tuple[int, ...]:
+    parts = _parts(value)
+    if not 1 <= len(parts) <= _MOST_SIZES or not all(re.fullmatch(r"[0-9]{2,4}", part) for part in parts):
+        raise ValueError(f"must be 1 to {_MOST_SIZES} numbers of 2 to 4 digits")
+    sizes = tuple(sorted({int(part) for part in parts}))
+    if sizes[0] < _LEAST_SIZE or sizes[-1] > _LARGEST_SIZE:
+        raise ValueError(f"must be from {_LEAST_SIZE} to {_LARGEST_SIZE} pixels")
+    return sizes
 
 
 def _path(value: str) -> Path:
@@ -287,6 +373,54 @@ SETTINGS: tuple[Setting, ...] = (
         _choice("", "nginx"),
         "`nginx`: the nginx in front sends the pictures (docs/operations.md); needs a loopback or Unix `SDG_BIND`.",
     ),
+    Setting(
+        "SDG_AUTH",
+        "tokens",
+        _choice("tokens", "none"),
+        "`tokens`: requests need a token, as soon as one was made (docs/security.md); `none`: everybody who reaches the port may "
+        "do everything.",
+    ),
+    Setting(
+        "SDG_SECRET_KEYS",
+        "",
+        _secret_keys,
+        "Keys of signed URLs and sessions: `name:base64`, comma separated, 32 bytes or more each. The last one signs, all verify. "
+        "Several hosts need the same; empty: one is made in the instance folder.",
+        secret=True,
+    ),
+    Setting(
+        "SDG_TRUSTED_PROXIES",
+        "",
+        _networks,
+        "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: addresses or networks, comma separated; `unix` "
+        "stands for whoever reaches a Unix socket.",
+    ),
+    Setting(
+        "SDG_CORS_ORIGINS",
+        "",
+        _origins,
+        "Origins whose pages may call the API from a browser, comma separated, such as `https://app.example.com`; empty: none.",
+    ),
+    Setting(
+        "SDG_VARIANT_SIZES",
+        "160,320,768",
+        _sizes,
+        "Sizes in which pictures can be asked for (`?size=`): the longest side, pixels, comma separated; the smallest is that of "
+        "`thumbnail_url`.",
+    ),
+    Setting(
+        "SDG_VARIANT_CACHE_MB",
+        "1024",
+        _COUNT,
+        "Room for variants of pictures that were made before, MiB of the data folder's disk.",
+    ),
+    Setting(
+        "SDG_LOG_FORMAT",
+        "text",
+        _choice("text", "json"),
+        "`json`: each line of the log is a JSON object (docs/operations.md).",
+    ),
+    Setting("SDG_ACCESS_LOG", "0", _switch, "`1`: a line for each request."),
     Setting("SDG_MAX_QUEUE", "1000", _COUNT, "Unfinished jobs of all users together."),
     Setting("SDG_MAX_QUEUE_PER_USER", "20", _COUNT, "Unfinished jobs of one user."),
     Setting("SDG_MAX_BATCH_SIZE", "8", _COUNT, "Largest `batch_size`."),
@@ -332,6 +466,16 @@ class Config:
     accept_sizes: str
     accept_seeds: str
     accel: str
+    auth: str
+    #: Of signed URLs and sessions, by their names, the one that signs last; empty when the instance folder's is used.
+    secret_keys: Mapping[str, bytes]
+    trusted_proxies: TrustedProxies
+    cors_origins: frozenset[str]
+    #: Longest sides in pixels, ascending.
+    variant_sizes: tuple[int, ...]
+    variant_cache_mb: int
+    log_format: str
+    access_log: bool
     max_queue: int
     max_queue_per_user: int
     max_batch_size: int
@@ -427,13 +571,14 @@ def _texts(environ: Mapping[str, str], instance: Path) -> dict[str, str]:
 
 
 def effective() -> dict[str, str]:
-    """The text of every setting as this process would use it, without user names and passwords.
+    """The text of every setting as this process would use it, without user names, passwords and keys.
 
     :raises ConfigError: for an unknown or malformed setting, naming it.
     """
     load()
     texts = _texts(os.environ, _instance(os.environ))
     shown = {name: without_secrets(text) for name, text in texts.items()}
+    shown |= {setting.name: "…" for setting in SETTINGS if setting.secret and texts[setting.name]}
     return shown | {WEBUI_URLS: ",".join(without_secrets(url) for url in texts[WEBUI_URLS].split(","))}
 
 

@@ -9,7 +9,7 @@ from flask import Response
 
 from app.api.http.delivery import Delivery
 from app.api.http.openapi import Blueprint
-from app.api.schemas.path_parameters import FILENAME, ID, PROBLEMS_OF_A_FILE, TYPE
+from app.api.schemas.path_parameters import FILENAME, ID, PROBLEMS_OF_A_FILE, PROBLEMS_OF_A_SIGNED_URL, TYPE
 from app.api.schemas.responses import Deleted, complete_args
 from app.parameters import Type
 from app.services import Services
@@ -55,7 +55,12 @@ def _add_images(blp: Blueprint, services: Services, delivery: Delivery) -> None:
     @blp.also(206, "The bytes that Range names.", content={"image/*": {"schema": _BINARY}})
     @blp.also(304, "The copy that the client has is current.")
     @blp.problems(
-        *PROBLEMS_OF_A_FILE, "file-missing", "precondition-failed", "range-not-satisfiable", "storage-unavailable"
+        *PROBLEMS_OF_A_FILE,
+        *PROBLEMS_OF_A_SIGNED_URL,
+        "file-missing",
+        "precondition-failed",
+        "range-not-satisfiable",
+        "storage-unavailable",
     )
     @blp.about("An image · 请求图片", "Get the bytes of an image.", parameters=_CONDITIONS)
     def get_image(user: str, kind: Type, filename: str) -> Response:

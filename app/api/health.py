@@ -15,7 +15,7 @@ def blueprint(services: Services) -> Blueprint:
 
     @blp.route("/livez")
     @blp.answers(200, Liveness, "The process answers; nothing else was checked.")
-    @blp.problems()
+    @blp.problems(public=True)
     @blp.about("Liveness · 存活检查", "Whether the process answers.")
     def get_liveness() -> dict[str, Any]:
         return {"status": "ok"}
@@ -27,7 +27,7 @@ def blueprint(services: Services) -> Blueprint:
         "ok: pictures can be made, or the queue is paused, as the reasons say then. degraded: not now; the reasons say whether "
         "requests are accepted meanwhile.",
     )
-    @blp.problems("database-unavailable", "storage-unavailable")
+    @blp.problems("database-unavailable", "storage-unavailable", public=True)
     @blp.about("Readiness · 就绪检查", "Whether pictures can be made. It reads the stored state and calls no WebUI.")
     def get_readiness() -> dict[str, Any]:
         reasons = services.readiness()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import SplitResult, unquote, urlsplit
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -39,6 +39,21 @@ def with_plain_host(url: str) -> str:
     return url if host.startswith("[") else parts._replace(netloc=userinfo + at + unquote(host)).geturl()
 
 
+def without_mapping(text: str) -> IPv4Address | IPv6Address | None:
+    """An address; of an IPv4 address in IPv6 (``::ffff:127.0.0.1``) the IPv4 address. None for what is no address."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine's own: a loopback address, or ``localhost``."""
+    address = without_mapping(host)
+    return host == _LOCALHOST or (address is not None and address.is_loopback)
+
+
 def _host(host: str, host_id: str) -> str:
     if host.lower() == host_id.lower():
         return _name(host_id)
@@ -47,9 +62,9 @@ def _host(host: str, host_id: str) -> str:
         name = _name(host)
         here = name == _LOCALHOST or name.endswith(f".{_LOCALHOST}")
         return _name(host_id) if here else name
-    address = ip_address(number)
-    address = (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
-    return _name(host_id) if address.is_loopback or address.is_unspecified else str(address)
+    address = without_mapping(number)
+    here = address is None or address.is_loopback or address.is_unspecified
+    return _name(host_id) if here else str(address)
 
 
 def _name(host: str) -> str:

@@ -44,6 +44,18 @@ ALWAYS = (
 )
 
 
+#: What any request may run into but those of the public endpoints.
+GUARDED = (
+    "token-missing",
+    "token-invalid",
+    "scope-missing",
+    "open-only-to-this-machine",
+    "cross-site-request",
+    "not-found",
+    "too-many-failures",
+)
+
+
 class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types
     """The OpenAPI document and the registration of blueprints; errors are app.problems' business."""
 
@@ -158,10 +170,13 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
         """Document one more answer; ``content`` is what OpenAPI's response object may hold besides."""
         return cast("Decorator", self.doc(responses={status: {"description": description, **_plain(content)}}))
 
-    def problems(self, *slugs: str) -> Decorator:
-        """Document the errors of a view, besides those that any request may run into."""
+    def problems(self, *slugs: str, public: bool = False) -> Decorator:
+        """Document the errors of a view, besides those that any request may run into.
+
+        :param public: nobody needs a token for it (:mod:`app.api.http.guard`).
+        """
         by_status: dict[int, list[str]] = defaultdict(list)
-        for slug in (*ALWAYS, *slugs):
+        for slug in dict.fromkeys((*ALWAYS, *(() if public else GUARDED), *slugs)):
             by_status[problems.PROBLEMS[slug].status].append(slug)
         responses = {status: _problem_response(status, group) for status, group in sorted(by_status.items())}
         return cast("Decorator", self.doc(responses=responses))

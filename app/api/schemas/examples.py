@@ -252,6 +252,17 @@ _PROBLEMS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "invalid-json": {"detail": "Expecting ',' delimiter: line 3 column 5."},
         "invalid-request": {"detail": "The query is not UTF-8, percent-encoded."},
+        "token-missing": {"detail": "Send the token as 'Authorization: Bearer sdg_…'."},
+        "token-invalid": {"detail": "The token is malformed, unknown, expired or revoked."},
+        "scope-missing": {"detail": "This needs the scope delete, which the token does not have."},
+        "open-only-to-this-machine": {
+            "detail": "No token was made yet, so only programs on this machine are served. Make one: sd-gateway tokens create."
+        },
+        "cross-site-request": {
+            "detail": "A request that changes something and has no token but a cookie must come from our own page."
+        },
+        "url-expired": {"detail": "The time of this URL is up. Ask for a new one."},
+        "bad-signature": {"detail": "The URL was changed after it was signed, or its key is not known any more."},
         "not-found": {"detail": "The filename 'picture.png' is none that the gateway gives."},
         "unknown-type": {"detail": "The type 'inpaint' is none; the types are txt2img and img2img."},
         "job-not-found": {"detail": "This user has no such job."},
@@ -288,6 +299,7 @@ _PROBLEMS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         },
         "webui-cannot": {"detail": "The WebUI can't make these pictures.", "url": _LIGHTHOUSE_URL},
         "idempotency-key-reused": {"detail": "This Idempotency-Key was used with another request body."},
+        "too-many-failures": {"detail": "Too many requests with bad tokens came from this address."},
         "user-queue-full": {"detail": "Too many jobs of this user are waiting."},
         "headers-too-large": {"detail": "The request can't be read as HTTP/1.1: limit request headers fields size"},
         "internal-error": {"detail": "The gateway failed in an unexpected way; its log says why."},

@@ -40,3 +40,6 @@ FILENAME: Mapping[str, Any] = {
 
 #: The problems of every path that names a job or a file of it.
 PROBLEMS_OF_A_FILE = ("not-found", "unknown-type", "job-not-found", "validation-failed", "database-unavailable")
+
+#: The problems of a URL that a signature may stand in for a token.
+PROBLEMS_OF_A_SIGNED_URL = ("url-expired", "bad-signature")

@@ -93,6 +93,8 @@ JOBS: Final = Table(
     # When a client asked for its end, and until when it must have ended: seconds since 1970 by the database's clock.
     Column("cancel_at", Float),
     Column("deadline", Float),
+    # The X-Request-ID of the request that was accepted; NULL from before there was one.
+    Column("request", Text),
     sqlite_autoincrement=True,
 )
 Index("jobs_by_name", JOBS.c.name, JOBS.c.type, JOBS.c.user_id, unique=True)
@@ -223,6 +225,28 @@ NOTES: Final = Table(
     METADATA,
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+# Who may ask, and for which users; see app/jobs/tokens.py. A token is never removed: once there is one, no request goes
+# without.
+TOKENS: Final = Table(
+    "tokens",
+    METADATA,
+    # The public part of the token.
+    Column("id", Text, primary_key=True),
+    # SHA-256 of the whole token, in hexadecimal digits.
+    Column("digest", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    # JSON lists: of scopes, and of user ids or their beginnings with * behind.
+    Column("scopes", Text, nullable=False),
+    Column("users", Text, nullable=False),
+    # JSON object of the limits of this token alone; empty for none.
+    Column("limits", Text, nullable=False),
+    # Seconds since 1970 by the database's clock; used_at to the hour.
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("used_at", Float),
 )
 
 IDEMPOTENCY: Final = Table(
