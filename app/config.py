@@ -16,13 +16,13 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.runtime.addresses import host_of, slot_key, with_plain_host, without_mapping
+from app.runtime.addresses import host_of, is_loopback, slot_key, with_plain_host, without_mapping
 
 PREFIX = "SDG_"
 #: gunicorn's own variable for the number of processes; ours only to have a default and a place in the table.
@@ -158,13 +158,13 @@ def _bind(value: str) -> str:
     raise ValueError("must be host:port or unix:path")
 
 
+def is_loopback_port(bind: str) -> bool:
+    """Whether an address, as ``SDG_BIND`` has it, is a TCP port that only this machine reaches."""
+    return not bind.startswith("unix:") and is_loopback(bind.rpartition(":")[0].strip("[]"))
+
+
 def _only_this_machine_reaches(bind: str) -> bool:
-    """Whether an address, as ``SDG_BIND`` has it, is a Unix socket or a loopback port."""
-    host = bind.rpartition(":")[0].strip("[]")
-    try:
-        return bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return bind.startswith("unix:") or is_loopback_port(bind)
 
 
 def _host_id(value: str) -> str:
@@ -190,7 +190,11 @@ def _switch(value: str) -> bool:
     return value == "1"
 
 
-def _secret_keys(value: str) -> Mapping[str, bytes]:
+def secret_keys(value: str) -> Mapping[str, bytes]:
+    """Read ``name:base64, …``, the keys by their names in this order.
+
+    :raises ValueError: it is no such list; the text does not show a key.
+    """
     keys: dict[str, bytes] = {}
     for part in _parts(value):
         name, _, text = part.partition(":")
@@ -198,7 +202,6 @@ def _secret_keys(value: str) -> Mapping[str, bytes]:
             key = base64.b64decode(text, validate=True)
         except binascii.Error:
             key = b""
-        # The message must not show the key.
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,16}", name) or name in keys or len(key) < _LEAST_KEY_BYTES:
             raise ValueError(
                 "must be name:base64, …: each name 1 to 16 letters, digits, dashes or underscores, and only once; "
@@ -383,7 +386,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "SDG_SECRET_KEYS",
         "",
-        _secret_keys,
+        secret_keys,
         "Keys of signed URLs and sessions: `name:base64`, comma separated, 32 bytes or more each. The last one signs, all verify. "
         "Several hosts need the same; empty: one is made in the instance folder.",
         secret=True,

@@ -328,3 +328,18 @@ def passed_on(parameters: Parameters, type_: Type, args: Mapping[str, Any]) -> d
         for parameter in parameters
         if parameter.passed_on and parameter.name in args and parameter.takes_effect(type_, args)
     }
+
+
+def user_id_fault(text: str) -> str | None:
+    """The reason why a text is no user id, or ``None`` when it is one.
+
+    Printable is what Unicode's categories call neither Other nor Separator, and the ASCII space. Ids are compared by code
+    point: nothing is normalised.
+    """
+    if not 1 <= len(text) <= LONGEST_USER_ID:
+        return f"Must be 1 to {LONGEST_USER_ID} characters long."
+    if not text.isprintable():
+        return "Must consist of printable characters."
+    if "/" in text or "\\" in text:
+        return "Must not contain a slash or a backslash."
+    return "Must not be . or .." if text in (".", "..") else None

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +21,9 @@ from app.runtime.jsontext import dumps
 HEADERS: Mapping[str, str] = MappingProxyType({"X-Content-Type-Options": "nosniff"})
 #: RFC 9457, section 6.1.
 MEDIA_TYPE = "application/problem+json"
+
+#: RFC 6750, section 3; the same for every reason.
+CHALLENGE = 'Bearer realm="sd-gateway"'
 
 INTERNAL_ERROR = "internal-error"
 
@@ -93,6 +97,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "no-default-model": Problem(503, "No default model is known", 2),
         "database-unavailable": Problem(503, "The database is not available", 5),
         "no-room-for-body": Problem(503, "There is no room for the body", 5),
+        "no-signing-key": Problem(503, "No URL can be signed", 60),
         "storage-unavailable": Problem(503, "The data folder is not available", 10),
         "storage-failed": Problem(503, "The pictures could not be stored", 10),
         "webui-timeout": Problem(504, "The WebUI took too long"),
@@ -130,6 +135,8 @@ def encoded(
     """
     body = problem(slug, detail, **extra)
     headers = {"Content-Type": MEDIA_TYPE, **HEADERS}
+    if body["status"] == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = CHALLENGE
     seconds = PROBLEMS[body["type"]].retry_after if retry_after is None else retry_after
     if seconds is not None:
         body["retry_after"] = _jittered(seconds)

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.config import SIMULATOR, Config, WebuiAddress
+from app.config import SIMULATOR, Config, WebuiAddress, is_loopback_port
 from app.gateway.accept import Acceptance
+from app.gateway.access import Access
 from app.gateway.archive import Archive
 from app.gateway.generate import WebuiBackend, hopeless_requirements, restarts_needed, serving_webuis
 from app.gateway.identity import Belonging
@@ -18,23 +19,28 @@ from app.gateway.maintenance import Maintenance, Upkeep
 from app.gateway.offering import Offering
 from app.gateway.overview import Overview
 from app.gateway.results import refused_everywhere
+from app.gateway.revocation import Revocation
+from app.gateway.signing import Signing, load_keys
+from app.gateway.tokens import NewToken, TokenBook
 from app.gateway.waiting import LongPolls
 from app.gateway.watching import Watching
 from app.jobs.changes import Changes
 from app.jobs.events import Announcer, Transition
 from app.jobs.model import Failure, Identity
-from app.jobs.notifications import ACCEPTED, CHANGED, END_WANTED, REFRESH_WANTED, Notifier
+from app.jobs.notifications import ACCEPTED, CHANGED, END_WANTED, REFRESH_WANTED, TOKENS_CHANGED, Notifier
 from app.jobs.slot_keys import rename_slots
 from app.jobs.slots import Slots
 from app.jobs.sql.database import Database
 from app.jobs.sql.space import Space
 from app.jobs.table import JobTable
 from app.jobs.tables import Tables
+from app.jobs.tokens import Scope, Tokens
 from app.jobs.waiters import Waiters
 from app.jobs.worker.election import HostLock
 from app.jobs.worker.supervisor import Duties, Worker
 from app.parameters import PARAMETERS, Parameters
 from app.records.store import RecordStore
+from app.runtime.addresses import is_loopback_address
 from app.runtime.failpoints import crash_at
 from app.simulator import SimulatorServer, SimulatorSettings
 from app.webui.client import Webui
@@ -43,6 +49,7 @@ from app.webui.presets import Presets, load_presets
 _LOG = logging.getLogger(__name__)
 
 _FINISHED = b"finished "
+_FAILED_TOKEN = b"bad token "
 
 
 @dataclass
@@ -51,6 +58,8 @@ class _Notifications:
 
     waiters: Waiters
     changes: Changes
+    access: Access | None = None
+    revocation: Revocation | None = None
     wake: Notifier | None = None
     worker: Worker | None = None
 
@@ -85,6 +94,14 @@ class _Notifications:
         """Notify the workers of this host that a refresh of the catalogues is wanted."""
         self._tell(REFRESH_WANTED)
 
+    def tokens_changed(self) -> None:
+        """Notify the processes of this host that a token was made, revoked or rotated."""
+        self._tell(TOKENS_CHANGED)
+
+    def token_failed(self, address: str) -> None:
+        """Notify the processes of this host that a client has used a bad token."""
+        self._tell(_FAILED_TOKEN + address.encode())
+
     def _tell(self, message: bytes) -> None:
         if self.wake is not None:
             self.wake.tell(message)
@@ -101,12 +118,23 @@ class _Notifications:
             self.changes.read_soon()
         elif message == END_WANTED and self.worker is not None:
             self.worker.renew_soon()
+        elif message == TOKENS_CHANGED or message.startswith(_FAILED_TOKEN):
+            self._heard_of_tokens(message)
         elif message.startswith(_FINISHED):
             self.changes.read_soon()
             parts = message.removeprefix(_FINISHED).decode("utf-8", "replace").split(" ", 2)
             if len(parts) == len(Identity._fields):
                 type_, name, user_id = parts
                 self.waiters.finished(Identity(user_id, type_, name))
+
+    def _heard_of_tokens(self, message: bytes) -> None:
+        if self.access is None or self.revocation is None:
+            return
+        if message == TOKENS_CHANGED:
+            self.access.tokens_changed()
+            self.revocation.tokens_changed()
+        else:
+            self.access.failures.add(message.removeprefix(_FAILED_TOKEN).decode("utf-8", "replace"))
 
 
 @dataclass
@@ -128,6 +156,9 @@ class Services:
     long_polls: LongPolls
     acceptance: Acceptance
     archive: Archive
+    access: Access
+    revocation: Revocation
+    signing: Signing
     overview: Overview
     maintenance: Maintenance
     upkeep: Upkeep
@@ -135,6 +166,13 @@ class Services:
     notifications: _Notifications
     worker: Worker | None = None
     simulator: SimulatorServer | None = field(default=None, repr=False)
+    #: Whether the server listens to TCP ports of loopback addresses alone.
+    listens_to_loopback: bool = False
+
+    @property
+    def token_book(self) -> TokenBook:
+        """The tokens, for those who make them."""
+        return TokenBook(Tokens(self.database))
 
     @property
     def table(self) -> JobTable:
@@ -197,7 +235,33 @@ class Services:
         self.notifications.accepted()
         return resumed
 
+    # -- tokens ------------------------------------------------------------------------------------------------------
+
+    def create_token(
+        self, *, name: str, users: Sequence[str], scopes: Sequence[Scope], seconds: float | None
+    ) -> NewToken:
+        """Make a token, and have the processes of this host ask for one from now on; see :meth:`TokenBook.create`."""
+        new = self.token_book.create(name=name, users=users, scopes=scopes, seconds=seconds)
+        self.notifications.tokens_changed()
+        return new
+
+    def revoke_token(self, token_id: str) -> bool:
+        """Make a token invalid, in the processes of this host at once; see :meth:`TokenBook.revoke`."""
+        revoked = self.token_book.revoke(token_id)
+        self.notifications.tokens_changed()
+        return revoked
+
+    def rotate_token(self, token_id: str, overlap: float) -> NewToken:
+        """Replace a token; see :meth:`TokenBook.rotate`."""
+        new = self.token_book.rotate(token_id, overlap)
+        self.notifications.tokens_changed()
+        return new
+
     # -- life --------------------------------------------------------------------------------------------------------
+
+    def listens_at(self, addresses: Sequence[Any]) -> None:
+        """Note where the server of this process listens: ``getsockname()`` of its sockets."""
+        self.listens_to_loopback = all(map(is_loopback_address, addresses))
 
     def start(self, *, worker: bool, elected: bool = True) -> None:
         """Open the notification channel; with ``worker`` also start the worker, by default only if this host elects it."""
@@ -263,6 +327,7 @@ class Services:
         if self.worker is not None:
             self.worker.drain(self.config.drain_timeout)
         self.changes.end()
+        self.revocation.stop()
         if self.simulator is not None:
             self.simulator.stop()
         if self.notifications.wake is not None:
@@ -322,16 +387,30 @@ def _presets(config: Config) -> Presets:
     return load_presets(config.instance / "styles.toml")
 
 
+def _wire_followers(config: Config, table: JobTable, changes: Changes) -> tuple[Waiters, Watching]:
+    waiters = Waiters(table, changes, config.max_waiters)
+    watching = Watching(table, changes, config.max_streams)
+    for follower in (waiters, watching):
+        changes.add(follower)
+    return waiters, watching
+
+
+def _wire_access(database: Database, notifications: _Notifications) -> tuple[Access, Revocation]:
+    tokens = Tokens(database)
+    revocation = Revocation(tokens)
+    access = Access(tokens, notifications.token_failed, revocation.note_use)
+    notifications.access, notifications.revocation = access, revocation
+    return access, revocation
+
+
 def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Parameters = PARAMETERS) -> Services:
     database, records = identity.database, identity.records
     tables = Tables.of(database)
     table = tables.jobs
     changes = Changes(table.revisions)
-    waiters = Waiters(table, changes, config.max_waiters)
-    watching = Watching(table, changes, config.max_streams)
-    for follower in (waiters, watching):
-        changes.add(follower)
+    waiters, watching = _wire_followers(config, table, changes)
     notifications = _Notifications(waiters, changes)
+    access, revocation = _wire_access(database, notifications)
     offering = Offering(
         tables.slots, tables.catalogues, presets, config.default_model, parameters, notifications.refresh_wanted
     )
@@ -351,6 +430,10 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
         long_polls=LongPolls(table, waiters),
         acceptance=Acceptance(config, table, waiters, offering, records, announcer),
         archive=archive,
+        access=access,
+        revocation=revocation,
+        signing=Signing(load_keys(config.secret_keys, config.instance)),
+        listens_to_loopback=is_loopback_port(config.bind),
         overview=Overview(tables, offering),
         maintenance=Maintenance(table, records),
         upkeep=Upkeep(table, Space(database), records, archive),

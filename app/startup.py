@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 from app.config import CannotStart, Config, without_secrets
 from app.gateway.identity import Mismatch
 from app.jobs.errors import DatabaseUnavailable, JobsError, ReadOnlyDatabase, SchemaTooNew
+from app.jobs.tokens import Tokens
 from app.parameters import PARAMETERS, Parameters
 from app.records.errors import RecordsError, StorageFailed
+from app.runtime.addresses import is_loopback_address
 from app.services import Services, build, build_on_existing, identity_of
 from app.webui.presets import PresetError
 
 #: What :func:`app.services.build` raises.
 ERRORS: Final = (PresetError, JobsError, RecordsError, Mismatch)
+_MAKE_ONE: Final = "Make one with 'sd-gateway tokens create --name app'."
 _WRITABLE: Final = "Let the gateway's user write there, or choose another place."
 
 
@@ -38,6 +41,35 @@ def try_services(config: Config) -> None:
     :raises CannotStart: something can't be used.
     """
     open_services(config).database.close()
+
+
+def judge_exposure(config: Config, addresses: Sequence[Any]) -> list[str]:
+    """Refuse to serve other machines before a token was made; what an operator should know of who may reach the gateway.
+
+    :param addresses: of the server's sockets, as ``getsockname()`` has them.
+    :raises CannotStart: other machines can reach it, and nobody has said that they may.
+    """
+    if config.auth == "none":
+        return ["SDG_AUTH=none: everybody who reaches this gateway may do everything, for every user"]
+    closed = [address for address in addresses if not is_loopback_address(address)]
+    if not closed:
+        return []
+    with _explained(config):
+        database = identity_of(config).database
+        try:
+            made = Tokens(database).exist()
+        finally:
+            database.close()
+    reached = [address for address in closed if isinstance(address, tuple)]
+    if made:
+        return []
+    if not reached:
+        return [f"no token was made yet, so what comes over the Unix socket is refused. {_MAKE_ONE}"]
+    host, port = reached[0][:2]
+    raise CannotStart(
+        f"SDG_BIND: other machines can reach {host}:{port}, and no token was made yet. {_MAKE_ONE} "
+        "Or listen to 127.0.0.1, or set SDG_AUTH=none to let everybody who reaches the port do everything."
+    )
 
 
 def open_existing(config: Config) -> Services:

@@ -8,12 +8,15 @@ from typing import cast
 from flask import Response, request
 
 from app import problems
-from app.api import docs, events, files, health, history, jobs, options, posts, queue
+from app.api import docs, events, files, health, history, jobs, options, posts, queue, session
 from app.api.application import Application
 from app.api.http.bodies import MEBIBYTE
 from app.api.http.delivery import Delivery
+from app.api.http.guard import Guard
 from app.api.http.openapi import Api
+from app.api.http.openness import Openness
 from app.api.http.problems import register_handlers
+from app.api.http.proxies import believe
 from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.schemas.responses import InitImage, Webui, args
@@ -35,10 +38,20 @@ def init_app(app: Application, services: Services) -> None:
     app.config[MAX_BODY] = services.config.max_body_mb * MEBIBYTE
     app.config[BODY_TURNS] = threading.BoundedSemaphore(_LARGE_AT_ONCE)
     register_handlers(app)
+    _guard(services).init_app(app)
+    # Before everything else: what is judged is the client, and not its proxy.
+    app.wsgi_app = believe(app.wsgi_app, services.config.trusted_proxies)  # type: ignore[assignment,method-assign]
     app.after_request(_finish)
     app.teardown_request(_release_body)
     app.register_blueprint(docs.blueprint())
     _register_endpoints(app, services)
+
+
+def _guard(services: Services) -> Guard:
+    config = services.config
+    openness = Openness(lambda: services.listens_to_loopback, config.cors_origins, is_public=bool(config.public_url))
+    asks = config.auth != "none"
+    return Guard(services.access, services.signing, services.revocation, openness if asks else None, config.public_url)
 
 
 def _register_endpoints(app: Application, services: Services) -> None:
@@ -65,6 +78,7 @@ def _register_endpoints(app: Application, services: Services) -> None:
         events.blueprint(services, presenter),
         queue.blueprint(services, presenter),
         options.blueprint(services),
+        session.blueprint(services),
         health.blueprint(services),
     ):
         api.register_blueprint(blueprint)

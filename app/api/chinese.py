@@ -41,7 +41,17 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The files of records": "作图记录的文件",
         "What a request may choose from": "请求中可选的内容",
         "The state of the gateway": "网关状态",
+        "The session of a browser": "浏览器会话",
         # Texts of the endpoints: summaries, descriptions, parameters and answers
+        "Exchange a token for a cookie, which browsers send by themselves.": "用令牌换取 Cookie，浏览器会自动发送它。",
+        "Have the browser forget the cookie. The token stays valid.": "让浏览器删除 Cookie；令牌仍然有效。",
+        "The session has begun; the cookie stands for the token.": "会话已开始，Cookie 代表该令牌。",
+        "The browser forgets the cookie.": "浏览器删除该 Cookie。",
+        "`sdg_session`, which a page can't read.": "`sdg_session`，网页脚本无法读取。",
+        "The token, as it was shown when it was made.": "创建时显示的令牌。",
+        "The users of the token; a `*` at the end stands for all that begin so.": "令牌的用户；末尾的 `*` 表示所有以此开头的用户。",
+        "What it allows.": "所允许的操作。",
+        "How long the session lasts.": "会话时长。",
         "Make pictures from a prompt.": "根据提示词作图。",
         "Make pictures from a prompt and a reference image.": "根据提示词和参考图作图。",
         "List the succeeded txt2img jobs of a user.": "列出用户已成功的文生图任务。",
@@ -136,8 +146,9 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         ),
         # The queue and the WebUIs
         "The queue and the WebUIs": "队列与 WebUI",
-        "See what runs and what waits. The jobs of the user `id` are named; of all others it is told that they are there.": (
-            "查看正在执行和等待的任务。用户 `id` 自己的任务会显示名称；其他用户的任务只显示其存在。"
+        "See what runs and what waits. The jobs of the user `id` are named; of all others it is told that they are there. A token "
+        "with the scope `admin` names all.": (
+            "查看正在执行和等待的任务。用户 `id` 自己的任务会显示名称；其他用户的任务只显示其存在。具有 `admin` 权限的令牌可看到所有名称。"
         ),
         "The running jobs, and a page of the waiting ones in the order in which they will start.": (
             "正在执行的任务，以及一页等待中的任务，按将要开始的顺序排列。"
@@ -235,10 +246,12 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The model of requests that name none; null: none is known.": "请求未指定模型时使用的模型；null 表示未知。",
         "Always ok.": "总是 ok。",
         "ok, or degraded for the reasons given.": "ok，或因所列原因为 degraded。",
-        "One sentence each.": "每项一句话。",
         # The titles of the problems
         "The body is not readable JSON": "请求体不是可读的 JSON",
         "The request is malformed": "请求格式错误",
+        "One sentence each. Left out where the request has no token and needs one.": (
+            "每条原因一句话。请求需要令牌而未携带时省略。"
+        ),
         "The request needs a token": "请求需要令牌",
         "The token is not valid": "令牌无效",
         "The token may not do this": "令牌无权执行此操作",
@@ -267,6 +280,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The reference image cannot be used": "参考图无法使用",
         "The WebUI can't make these pictures": "WebUI 无法生成这些图片",
         "The Idempotency-Key belongs to another request": "该 Idempotency-Key 属于另一个请求",
+        "No URL can be signed": "无法签名链接",
         "Too many requests with bad tokens": "无效令牌的请求过多",
         "The user has too many unfinished jobs": "该用户未完成的任务过多",
         "The header is too large": "请求头过大",

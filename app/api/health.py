@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.api.http.guard import present_guard
 from app.api.http.openapi import Blueprint
 from app.api.schemas.responses import Liveness, Readiness
 from app.services import Services
@@ -31,6 +32,7 @@ def blueprint(services: Services) -> Blueprint:
     @blp.about("Readiness · 就绪检查", "Whether pictures can be made. It reads the stored state and calls no WebUI.")
     def get_readiness() -> dict[str, Any]:
         reasons = services.readiness()
-        return {"status": "degraded" if reasons else "ok", "reasons": reasons + services.notices()}
+        status = {"status": "degraded" if reasons else "ok"}
+        return status | {"reasons": reasons + services.notices()} if present_guard().recognises() else status
 
     return blp

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.api.http.guard import caller
 from app.api.http.openapi import Blueprint
 from app.api.http.representation import Presenter
 from app.api.schemas.requests import QueueQuery
@@ -22,10 +23,11 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     @blp.problems("validation-failed", "database-unavailable")
     @blp.about(
         "The queue · 查询队列",
-        "See what runs and what waits. The jobs of the user `id` are named; of all others it is told that they are there.",
+        "See what runs and what waits. The jobs of the user `id` are named; of all others it is told that they are there. A token "
+        "with the scope `admin` names all.",
     )
     def get_queue(query: dict[str, Any]) -> dict[str, Any]:
-        shown, following = overview.queue(query.get("id"), query["limit"], query.get("before"))
+        shown, following = overview.queue(caller().names(query.get("id")), query["limit"], query.get("before"))
         return presenter.queue(shown, following)
 
     @blp.route("/webuis")

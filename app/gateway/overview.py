@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.gateway.offering import Offering
@@ -22,16 +22,16 @@ class Overview:
         self._offering = offering
 
     def queue(
-        self, user_id: str | None, limit: int, after: Cursor | None = None
+        self, is_named: Callable[[str], bool], limit: int, after: Cursor | None = None
     ) -> tuple[dict[str, Any], Cursor | None]:
         """The running jobs and a page of the waiting ones in the order in which they will start; and the place of the next page.
 
-        The jobs of this user are told by name, of all others nothing that names them.
+        :param is_named: which users' jobs are told by name; of all others nothing that names them.
         """
         page = self._tables.queue.page(limit, after or BEGINNING, self._offering.judge())
         shown = {
-            "running": [_entry(entry, user_id) for entry in page.running],
-            "waiting": [_entry(entry, user_id) for entry in page.waiting],
+            "running": [_entry(entry, is_named) for entry in page.running],
+            "waiting": [_entry(entry, is_named) for entry in page.waiting],
             "counts": {"running": len(page.running), "waiting": page.count},
             "oldest_wait": _rounded(page.oldest_wait),
             "seconds_to_empty": _rounded(page.seconds_to_empty),
@@ -56,7 +56,7 @@ class Overview:
         return [_webui(state, catalogues, speeds) for state in self._tables.slots.states()]
 
 
-def _entry(entry: Entry, user_id: str | None) -> dict[str, Any]:
+def _entry(entry: Entry, is_named: Callable[[str], bool]) -> dict[str, Any]:
     place = entry.place
     shown = {
         "position": place.position,
@@ -64,7 +64,7 @@ def _entry(entry: Entry, user_id: str | None) -> dict[str, Any]:
         "eta": _rounded(place.eta),
         "waits_for": place.waits_for,
     }
-    if entry.job.user_id != user_id:
+    if not is_named(entry.job.user_id):
         return {"redacted": True, **shown}
     job = entry.job
     named = {"id": job.user_id, "type": job.type, "name": job.name, "created_at": timestamp(entry.created_at)}

@@ -29,6 +29,8 @@ CHANGED: Final = b"changed"
 REFRESH_WANTED: Final = b"refresh wanted"
 #: A job that runs is to end, or was deleted; which one, its worker learns with its next heartbeat.
 END_WANTED: Final = b"end wanted"
+#: A token was made, revoked or rotated.
+TOKENS_CHANGED: Final = b"tokens changed"
 
 
 class Notifier:

@@ -54,6 +54,11 @@ def is_loopback(host: str) -> bool:
     return host == _LOCALHOST or (address is not None and address.is_loopback)
 
 
+def is_loopback_address(address: object) -> bool:
+    """Whether the address of a socket, as ``getsockname()`` has it, is a TCP port of this machine's own."""
+    return isinstance(address, tuple) and is_loopback(str(address[0]))
+
+
 def _host(host: str, host_id: str) -> str:
     if host.lower() == host_id.lower():
         return _name(host_id)

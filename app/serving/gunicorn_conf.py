@@ -32,12 +32,15 @@ except CannotStart as error:
 
 wsgi_app = "app:create_app()"
 _TRIAL: Final = "app.startup:try_services"
+_EXPOSURE: Final = "app.startup:judge_exposure"
 bind = _config.bind
 workers = _config.web_concurrency
 # gthread, with our way to end and to tell why it can't start.
 worker_class = "app.serving.gunicorn_worker.Worker"
 # gunicorn would obey SCRIPT_NAME and PATH_INFO as header fields of a client on this machine.
 forwarder_headers = ""
+# And the scheme, from any client on this machine. What a proxy says of its client is the application's to believe.
+secure_scheme_headers: dict[str, str] = {}
 # No work for an access log that is not written.
 logger_class = "app.serving.gunicorn_worker.Logger"
 threads = _config.threads
@@ -99,9 +102,19 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Let the first Ctrl-C do what SIGTERM does; a second one ends all at once."""
+    """Refuse to serve everybody unless that was written down. Let the first Ctrl-C do what SIGTERM does; a second one ends all."""
+    try:
+        for warning in import_app(_EXPOSURE)(_config, _addresses(server.LISTENERS)):
+            server.log.warning("%s", warning)
+    except CannotStart as error:
+        sys.exit(f"sd-gateway: {error}")
     interrupts = iter([signal.SIGTERM])
     signal.signal(signal.SIGINT, lambda *_: server.SIG_QUEUE.put_nowait(next(interrupts, signal.SIGINT)))
+
+
+def _addresses(listeners: Any) -> list[Any]:
+    """The addresses that the sockets of a server really have: host and port, or the path of a Unix socket."""
+    return [listener.getsockname() for listener in listeners]
 
 
 def post_worker_init(worker: Any) -> None:
@@ -112,6 +125,7 @@ def post_worker_init(worker: Any) -> None:
     sys.setswitchinterval(0.0005)
     give_memory_back()
     services = worker.wsgi.extensions["sd-gateway"]
+    services.listens_at(_addresses(worker.sockets))
     services.start(worker=_config.worker == "embedded")
     worker.on_stopping = services.drain_soon
     worker.sdg_services = services

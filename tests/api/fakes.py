@@ -9,6 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from app import config as configuration
+from app.gateway.access import Access
+from app.gateway.revocation import Revocation
+from app.gateway.signing import Signing
 from app.parameters import PARAMETERS, Parameters
 
 NAME = "20261122T061530123-9f2c4e7a"
@@ -91,6 +94,19 @@ def domain_error(of_slug: str, detail: str = "A safe sentence.", **members: Any)
     return made
 
 
+class NoTokens:
+    """A table without a token, which counts how often it was asked."""
+
+    asked = 0
+
+    def exist(self) -> bool:
+        self.asked += 1
+        return False
+
+    def find(self, token_id: str) -> None:
+        self.asked += 1
+
+
 @dataclass
 class FakeServices:
     """Each method notes its call in ``calls`` and gives, or raises, what ``answers`` has under its name."""
@@ -99,6 +115,13 @@ class FakeServices:
     parameters: Parameters = PARAMETERS
     answers: dict[str, Any] = field(default_factory=dict)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
+    listens_to_loopback: bool = True
+
+    def __post_init__(self) -> None:
+        tokens: Any = NoTokens()
+        self.revocation = Revocation(tokens)
+        self.access = Access(tokens, lambda _address: None, self.revocation.note_use)
+        self.signing = Signing({"1": bytes(32)})
 
     @property
     def acceptance(self) -> Any:

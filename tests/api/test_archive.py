@@ -40,7 +40,7 @@ def test_next_can_be_followed_and_keeps_the_query(client, services):
 
 
 def test_next_is_absolute_with_a_public_url():
-    app, services = make_app(SDG_PUBLIC_URL="https://x.example")
+    app, services = make_app(SDG_AUTH="none", SDG_PUBLIC_URL="https://x.example")
     services.answers["history"] = ([], 1)
     assert app.test_client().get("/t2ihistory/u").json["next"].startswith("https://x.example/t2ihistory/u?before=")
 

@@ -35,7 +35,7 @@ def test_a_finished_job_is_answered_with_its_urls(client, services):
 
 
 def test_urls_are_percent_encoded_and_absolute_with_a_public_url():
-    app, services = make_app(SDG_PUBLIC_URL="https://pictures.example/sd")
+    app, services = make_app(SDG_AUTH="none", SDG_PUBLIC_URL="https://pictures.example/sd")
     services.answers["post"] = queued_view(id="用户 1?#%", type="img2img")
     response = app.test_client().post("/img2img", json={**IMG2IMG, "id": "用户 1?#%"})
     url = f"https://pictures.example/sd/jobs/%E7%94%A8%E6%88%B7%201%3F%23%25/img2img/{NAME}"

@@ -16,8 +16,11 @@ from flask import Request, Response
 from werkzeug.datastructures import MIMEAccept
 
 from app import problems
+from app.api.http.guard import Guard, caller, present_guard
 from app.api.http.refusals import NotAcceptable
+from app.gateway.access import Caller
 from app.gateway.feeds import Feed, StreamEvent
+from app.gateway.revocation import Hold
 from app.jobs.revisions import Version
 from app.runtime.jsontext import dumps
 from app.runtime.parking import PARKS, QUIET_SECONDS, Sink, Streamed
@@ -44,23 +47,25 @@ def respond(
     close_feed: Callable[[Feed], object],
     data: Callable[[StreamEvent], Mapping[str, Any]],
 ) -> Response:
-    """The answer to a request for a stream; parameters as :class:`EventStream` has them.
+    """The answer to a request for a stream; where the gateway has no place for one now, a stream that says so.
 
-    Where the gateway has no place for a stream now, the answer is a stream that says so.
-
+    :param open_feed: begins a feed, with a function that is told its events; None if the client has seen the last one.
+    :param close_feed: ends it.
+    :param data: writes the data of an event.
     :raises NotAcceptable: the client takes no event streams.
     """
     _check_accept(request.accept_mimetypes)
     try:
-        stream = EventStream(open_feed, close_feed, data)
+        events = _Events(present_guard(), caller(), close_feed, data)
+        events.begin(open_feed)
     except Exception as error:
         if _is_busy(error):
             return _busy(error)
         raise
     if request.method == "HEAD":
-        stream.close()
-        return Response(status=stream.status_code, headers=_HEADERS)
-    return stream
+        events.close()
+        return Response(status=HTTPStatus.OK if events.feed else HTTPStatus.NO_CONTENT, headers=_HEADERS)
+    return EventStream(events)
 
 
 def _check_accept(accepted: MIMEAccept) -> None:
@@ -107,22 +112,12 @@ def _is_busy(error: Exception) -> bool:
 
 
 class EventStream(Response):
-    """The stream of one feed.
+    """The stream of one feed."""
 
-    :param open_feed: begins a feed, with a function that is told its events; None if the client has seen the last one.
-    :param close_feed: ends it.
-    :param data: writes the data of an event.
-    """
-
-    def __init__(
-        self,
-        open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None],
-        close_feed: Callable[[Feed], object],
-        data: Callable[[StreamEvent], Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, events: _Events) -> None:
         super().__init__(headers=_HEADERS)
-        self._events = _Events(open_feed, close_feed, data)
-        if self._events.feed is None:
+        self._events = events
+        if events.feed is None:
             self.status_code = HTTPStatus.NO_CONTENT
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -146,20 +141,28 @@ class EventStream(Response):
 class _Events:
     """The events of one feed as the source of a stream; see :mod:`app.runtime.parking`. It outlives its response."""
 
-    __slots__ = ("_close_feed", "_data", "_early", "_lock", "_sink", "feed")
+    __slots__ = ("_caller", "_close_feed", "_data", "_early", "_guard", "_hold", "_lock", "_sink", "feed")
 
     def __init__(
         self,
-        open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None],
+        guard: Guard,
+        whose: Caller,
         close_feed: Callable[[Feed], object],
         data: Callable[[StreamEvent], Mapping[str, Any]],
     ) -> None:
+        self._guard = guard
+        self._caller = whose
         self._data = data
         self._close_feed = close_feed
         self._lock = threading.Lock()
         #: Events from before the head was sent, ready to be sent.
         self._early: Sequence[_Encoded] = ()
         self._sink: Sink | None = None
+        self._hold: Hold | None = None
+        self.feed: Feed | None = None
+
+    def begin(self, open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None]) -> None:
+        """Begin the feed; there is none if the client has seen its last event."""
         self.feed = open_feed(self._told)
 
     def _told(self, event: StreamEvent) -> None:
@@ -181,9 +184,19 @@ class _Events:
                 _push(sink, encoded)
             self._early = ()
             self._sink = sink
+        self._hold = self._guard.hold(self._caller, self._revoke)
+
+    def _revoke(self) -> None:
+        """End the stream of a client that may not watch any more; it is refused when it comes back."""
+        self.close()
+        with self._lock:
+            if self._sink is not None:
+                self._sink.end()
 
     def close(self) -> None:
         """End the feed."""
+        if self._hold is not None:
+            self._guard.release(self._hold)
         if self.feed is not None:
             self._close_feed(self.feed)
 

@@ -17,6 +17,7 @@ from webargs.flaskparser import FlaskParser
 
 from app import problems
 from app.api.chinese import chinese, translate
+from app.api.http.guard import check_posted_user
 from app.api.http.refusals import ValidationFailed
 from app.api.http.request import GatewayRequest
 from app.api.schemas.examples import problem_example
@@ -95,6 +96,7 @@ class Parser(FlaskParser):
         document = cast("GatewayRequest", req).document
         if not isinstance(document, dict):
             raise ValidationFailed({"_schema": ["The body must be a JSON object."]})
+        check_posted_user(document)
         return document
 
     def load_querystring(self, req: Request, schema: Schema) -> Any:

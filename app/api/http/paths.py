@@ -9,24 +9,9 @@ from urllib.parse import unquote_to_bytes
 from flask import Request
 
 from app.api.http.refusals import InvalidRequest, NotFound, UnknownType, ValidationFailed
-from app.parameters import LONGEST_USER_ID, TYPES
+from app.parameters import TYPES, user_id_fault
 from app.problems import shown
 from app.records.layout import parse_filename
-
-
-def user_id_fault(text: str) -> str | None:
-    """The reason why a text is no user id, or ``None`` when it is one.
-
-    Printable is what Unicode's categories call neither Other nor Separator, and the ASCII space. Ids are compared by code
-    point: nothing is normalised.
-    """
-    if not 1 <= len(text) <= LONGEST_USER_ID:
-        return f"Must be 1 to {LONGEST_USER_ID} characters long."
-    if not text.isprintable():
-        return "Must consist of printable characters."
-    if "/" in text or "\\" in text:
-        return "Must not contain a slash or a backslash."
-    return "Must not be . or .." if text in (".", "..") else None
 
 
 def check(request: Request) -> None:

@@ -55,6 +55,33 @@ class NoRoomForBody(RefusalError):
         super().__init__("The gateway has no room for a large body now; a small one may pass.")
 
 
+class TokenMissing(RefusalError):
+    """The request has no token, and needs one."""
+
+    slug = "token-missing"
+
+    def __init__(self) -> None:
+        super().__init__("Send the token as 'Authorization: Bearer sdg_…'.")
+
+
+class ScopeMissing(RefusalError):
+    """The token does not allow what the request asks for."""
+
+    slug = "scope-missing"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs the scope {scope}, which the token does not have.")
+
+
+class CrossSite(RefusalError):
+    """The request has a cookie for a token, and may come from a page of another site."""
+
+    slug = "cross-site-request"
+
+    def __init__(self) -> None:
+        super().__init__("With a cookie in place of a token, a request must come from this gateway's own page.")
+
+
 class NotFound(RefusalError):
     """A path names what cannot exist."""
 

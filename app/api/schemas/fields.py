@@ -10,9 +10,8 @@ from typing import Any
 from marshmallow import ValidationError, fields, validate
 
 from app.api.http import cursor
-from app.api.http.paths import user_id_fault
 from app.api.http.strictjson import is_finite
-from app.parameters import LARGEST_SEED, LONGEST_USER_ID
+from app.parameters import LARGEST_SEED, LONGEST_USER_ID, user_id_fault
 
 #: How a seed is written, as a string.
 SEED_PATTERN = r"^(|-1|0|[1-9][0-9]{0,9})$"

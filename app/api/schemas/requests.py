@@ -173,6 +173,12 @@ class JobsQuery(PageQuery):
     status = Choice(STATUSES, metadata={"description": "Only jobs in this state."})
 
 
+class SessionRequest(Schema):
+    """The body that begins a session."""
+
+    token = fields.String(required=True, metadata={"description": "The token, as it was shown when it was made."})
+
+
 class QueueQuery(_Limited):
     """The query of the queue."""
 

@@ -362,4 +362,17 @@ class Readiness(Answer):
     EXAMPLES: ClassVar = examples.READINESS
 
     status = _text("ok, or degraded for the reasons given.", enum=["ok", "degraded"])
-    reasons = _texts("One sentence each.")
+    reasons = fields.List(
+        fields.String(),
+        metadata={"description": "One sentence each. Left out where the request has no token and needs one."},
+    )
+
+
+class Session(Answer):
+    """What a session allows."""
+
+    EXAMPLES: ClassVar = {"session": {"users": ["shop-*"], "scopes": ["generate", "read"], "seconds": 43200}}
+
+    users = _texts("The users of the token; a `*` at the end stands for all that begin so.")
+    scopes = _texts("What it allows.")
+    seconds = fields.Integer(required=True, metadata={"description": "How long the session lasts."})

@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from app import startup
-from app.config import CannotStart, Config, effective, load
+from app.cli.opening import existing_config, loaded, make_instance, services_of, with_services
+from app.cli.tokens import tokens
+from app.config import effective, load
 from app.gateway.maintenance import Maintenance, Report
 from app.jobs.errors import JobsError
 from app.parameters import TYPES
@@ -23,31 +25,6 @@ from app.services import Services
 from app.serving.checks import failure_to_bind
 from app.serving.program import Gunicorn
 from app.simulator import FLAVOURS, SimulatorServer, SimulatorSettings, parse_fault
-
-_T = TypeVar("_T")
-
-
-def _config() -> Config:
-    """The settings, for a command that works in an instance folder: it must be there."""
-    config = _loaded(load)
-    if not config.instance.is_dir():
-        raise click.ClickException(
-            f"{config.instance} does not exist. Set SDG_INSTANCE to the gateway's folder, or make it with 'sd-gateway serve'."
-        )
-    return config
-
-
-def _loaded(read: Callable[[], _T]) -> _T:
-    """The result of a function; where it can't start, the command ends with that line."""
-    try:
-        return read()
-    except CannotStart as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _services(open_them: Callable[[Config], Services]) -> Services:
-    config = _config()
-    return _loaded(lambda: open_them(config))
 
 
 @click.group()
@@ -91,26 +68,23 @@ def serve(context: click.Context, gunicorn_options: tuple[str, ...]) -> None:
 
     Further options are gunicorn's (-h lists them) and win over the settings.
     """
-    instance = _loaded(load).instance
+    settings = loaded(load)
     program = Gunicorn(gunicorn_options, context.command_path)
-    try:
-        instance.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.ClickException(f"SDG_INSTANCE: {instance} can't be made: {error.strerror}.") from error
+    make_instance(settings)
     program.run()
 
 
 @main.command()
 def config() -> None:
     """Print the effective settings, without user names, passwords and keys."""
-    for name, text in _loaded(effective).items():
+    for name, text in loaded(effective).items():
         click.echo(f"{name}={text}")
 
 
 @main.command()
 def worker() -> None:
     """Run a worker of its own, for SDG_WORKER=external."""
-    services = _services(startup.open_services)
+    services = services_of(startup.open_services)
     if services.config.worker != "external":
         raise click.ClickException("SDG_WORKER is not 'external': the web processes run the worker themselves.")
     wait_for_stop = _stop_signal()
@@ -201,7 +175,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done,
 
 def _report(run: Callable[[Maintenance], Report], words: str) -> Report:
     """Run over the data folder, say what was found, and return it."""
-    services = _services(startup.open_existing)
+    services = services_of(startup.open_existing)
     services.database.be_patient()
     click.echo(startup.places(services.config), err=True)
     try:
@@ -250,8 +224,8 @@ def reindex(dry_run: bool) -> None:
 @_dry_run
 def adopt(dry_run: bool) -> None:
     """Make the database belong to the data folder after either was restored or replaced; a missing database is made."""
-    config = _config()
-    value = _loaded(lambda: startup.adopt(config, dry_run=dry_run))
+    config = existing_config()
+    value = loaded(lambda: startup.adopt(config, dry_run=dry_run))
     click.echo(startup.places(config), err=True)
     click.echo(f"database and data folder {'would' if dry_run else 'now'} carry the id {value}")
     if not dry_run:
@@ -261,7 +235,7 @@ def adopt(dry_run: bool) -> None:
 @records.command()
 def upkeep() -> None:
     """Remove what deleted records and expired keys have left; the worker does the same in small steps."""
-    services = _services(startup.open_existing)
+    services = services_of(startup.open_existing)
     click.echo(startup.places(services.config), err=True)
     try:
         done = services.upkeep.run()
@@ -278,29 +252,17 @@ def queue() -> None:
     """Look after the queue."""
 
 
-def _with_queue(action: Callable[[Services], _T]) -> _T:
-    """Run over the database of the gateway, whose other processes can be notified, and return the result."""
-    services = _services(startup.open_existing)
-    try:
-        services.start(worker=False)
-        return action(services)
-    except JobsError as error:
-        raise click.ClickException(str(error)) from error
-    finally:
-        services.drain()
-
-
 @queue.command()
 def pause() -> None:
     """Start no more jobs: what runs is finished, requests are accepted and wait, also over restarts."""
-    paused = _with_queue(lambda services: services.tables.queue.pause())
+    paused = with_services(lambda services: services.tables.queue.pause())
     click.echo("the queue is paused" if paused else "the queue was paused already")
 
 
 @queue.command()
 def resume() -> None:
     """Start jobs again."""
-    resumed = _with_queue(Services.resume_queue)
+    resumed = with_services(Services.resume_queue)
     click.echo("jobs are started again" if resumed else "the queue was not paused")
 
 
@@ -308,7 +270,7 @@ def resume() -> None:
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="Waiting jobs to show.")
 def list_queue(limit: int) -> None:
     """Print what runs and what waits, in the order in which it will start."""
-    for line in _with_queue(lambda services: services.overview.lines(limit)):
+    for line in with_services(lambda services: services.overview.lines(limit)):
         click.echo(line)
 
 
@@ -322,9 +284,12 @@ def cancel(user: str, type_: str | None, name: str | None, *, waiting: bool) -> 
     if waiting == (name is not None):
         raise click.UsageError("Name one job by TYPE and NAME, or say --waiting.")
     if type_ is None or name is None:
-        count = _with_queue(lambda services: services.archive.cancel_queued(user))
+        count = with_services(lambda services: services.archive.cancel_queued(user))
         click.echo(f"{count} jobs cancelled")
     else:
-        job = _with_queue(lambda services: services.archive.cancel(user, type_, name).view)
+        job = with_services(lambda services: services.archive.cancel(user, type_, name).view)
         asked = "is asked to end" if job["status"] == "running" else f"is {job['status']}"
         click.echo(f"the job {asked}")
+
+
+main.add_command(tokens)

@@ -1,0 +1,233 @@
+"""Who may: one check of every request before any view, path or body is looked at, so that no view can forget it.
+
+In this order: the public endpoints; a signed URL by its signature alone; a token, or the session of a browser that stands for one;
+without any token made, a program on this machine. Then the user that path, query and body name must be one of the token's, else
+there is nothing to be found (404), whether that user exists or not; and only then the token's scope counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from flask import Flask, current_app, g, request
+from flask.globals import request_ctx
+from werkzeug.exceptions import MethodNotAllowed
+
+from app.api.http.openness import Openness
+from app.api.http.refusals import CrossSite, NotFound, ScopeMissing, TokenMissing
+from app.api.http.request import GatewayRequest
+from app.gateway.access import ANYBODY, Access, Caller
+from app.gateway.revocation import Hold, Revocation
+from app.gateway.signing import BadSignature, SignedPicture, SignedStream, Signing
+from app.jobs.tokens import Scope
+
+#: The key of ``app.extensions`` that holds the guard, and the cookie of a session.
+EXTENSION: Final = "sd-gateway.guard"
+COOKIE: Final = "sdg_session"
+#: The member of a WSGI environ that names the token of a request, for the access log.
+TOKEN: Final = "sd_gateway.token"  # noqa: S105 -- the name of a key
+
+#: Nobody needs a token for these endpoints. Every other one, and a path that is none, needs one.
+PUBLIC: Final = frozenset(
+    (
+        "health.get_liveness",
+        "health.get_readiness",
+        "docs.page",
+        "docs.start",
+        "docs.assets",
+        "api-docs.openapi_json",
+        "session.create_session",
+        "session.delete_session",
+    )
+)
+#: What a request needs by its method, and the endpoints that differ.
+_BY_METHOD: Final[Mapping[str, Scope]] = {"GET": "read", "HEAD": "read", "POST": "generate", "DELETE": "delete"}
+_BY_ENDPOINT: Final[Mapping[str, Scope]] = {"queue.list_webuis": "admin", "sign.create_signed_urls": "read"}
+#: The endpoints whose body names a user.
+_POSTS: Final = frozenset(("generation.create_txt2img", "generation.create_img2img"))
+#: The endpoints for which a signature may stand in for a token.
+_PICTURES: Final = frozenset(("files.get_image",))
+_STREAMS: Final = frozenset(("events.list_job_events", "events.list_user_events"))
+_OF_THE_SIGNATURE: Final = frozenset(("exp", "kid", "sig"))
+_OF_A_PICTURE: Final = frozenset(("size", "format", "download"))
+_SAFE: Final = frozenset(("GET", "HEAD"))
+
+
+class Guard:
+    """The check of every request.
+
+    :param openness: judges requests while no token was made; None where no request needs a token (``SDG_AUTH=none``).
+    :param public_url: the setting, whose origin is that of our own pages.
+    """
+
+    def __init__(
+        self, access: Access, signing: Signing, revocation: Revocation, openness: Openness | None, public_url: str
+    ) -> None:
+        self._access = access
+        self._signing = signing
+        self._revocation = revocation
+        self._openness = openness
+        self._own_host = urlsplit(public_url).netloc
+
+    def init_app(self, app: Flask) -> None:
+        """Have every request of an application judged."""
+        app.extensions[EXTENSION] = self
+        app.before_request(self.judge)
+
+    # -- the judgement -----------------------------------------------------------------------------------------------
+
+    def judge(self) -> None:
+        """Judge the present request; whoever may send it stands in :func:`caller` then.
+
+        :raises Exception: with a slug, when it is refused.
+        """
+        if request.method == "OPTIONS" or request.endpoint in PUBLIC:
+            return
+        found = self._signer() or self._bearer()
+        request.environ[TOKEN] = found.token
+        g.caller = found
+        if not all(map(found.acts_for, _named_users())):
+            raise _nothing()
+        needed = _BY_ENDPOINT.get(request.endpoint or "", _BY_METHOD.get(request.method, "admin"))
+        if request.routing_exception is None and needed not in found.scopes:
+            if request.endpoint in _POSTS:
+                check_posted_user(cast("GatewayRequest", request).document)
+            raise ScopeMissing(needed)
+
+    def recognises(self) -> bool:
+        """Whether the sender of the present request, which is to a public endpoint, could ask for more."""
+        try:
+            self._bearer()
+        except Exception as error:  # noqa: BLE001 -- any other is a bug, and is told to the next request
+            return not hasattr(error, "slug")
+        return True
+
+    def _bearer(self) -> Caller:
+        """The caller by his token or session, or by where he is while no token was made."""
+        if self._openness is None:
+            return ANYBODY
+        if not self._access.needs_tokens():
+            self._openness.check(request.environ)
+            return ANYBODY
+        scheme, _, text = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        address = request.remote_addr or ""
+        if scheme.lower() == "bearer":
+            return self._access.by_text(text.strip(), address)
+        cookie = request.cookies.get(COOKIE) if "HTTP_COOKIE" in request.environ else None
+        if cookie is None or scheme:
+            raise TokenMissing
+        self._check_site()
+        token_id = self._signing.token_of(cookie)
+        if token_id is None:
+            raise self._access.refuse(address)
+        return self._access.by_id(token_id, address)
+
+    def _check_site(self) -> None:
+        """Refuse a request with a cookie that a page of another site could have sent.
+
+        :raises CrossSite: it could.
+        """
+        site = request.headers.get("Sec-Fetch-Site")
+        if request.method in _SAFE:
+            foreign = site == "cross-site"
+        elif site is not None:
+            foreign = site != "same-origin"
+        else:
+            origin = request.headers.get("Origin", "")
+            foreign = urlsplit(origin).netloc != (self._own_host or request.headers.get("Host", "")) or not origin
+        if foreign:
+            raise CrossSite
+
+    def _signer(self) -> Caller | None:
+        """The caller for whom a signature stands in; None for a URL without one, or one that can't be signed."""
+        if not request.environ.get("QUERY_STRING") or "sig" not in request.args:
+            return None
+        path: dict[str, Any] = request.view_args or {}
+        if request.endpoint in _PICTURES:
+            given = self._once(_OF_THE_SIGNATURE | _OF_A_PICTURE)
+            signed: SignedPicture | SignedStream = SignedPicture(
+                path["id"],
+                path["type"],
+                path["filename"],
+                given.get("size"),
+                given.get("format"),
+                given.get("download"),
+            )
+        elif request.endpoint in _STREAMS:
+            given = self._once(_OF_THE_SIGNATURE)
+            signed = SignedStream(path["id"], path.get("type"), path.get("name"))
+        else:
+            return None
+        until = self._signing.check(signed, *(given.get(name, "") for name in ("exp", "kid", "sig")))
+        return Caller(None, (signed.user,), frozenset(("read",)), float(until))
+
+    @staticmethod
+    def _once(known: frozenset[str]) -> dict[str, str]:
+        """The query, in which each of these stands at most once, and nothing else.
+
+        :raises BadSignature: it is another one.
+        """
+        if not known.issuperset(request.args) or len(list(request.args.items(multi=True))) != len(request.args):
+            raise BadSignature
+        return request.args.to_dict()
+
+    # -- what outlasts the judgement ---------------------------------------------------------------------------------
+
+    def hold(self, whose: Caller, end: Callable[[], object]) -> Hold | None:
+        """Have a request that lasts ended when its caller's permission is over; :meth:`release` it at its own end.
+
+        :returns: None for a permission that is never over.
+        """
+        if whose.token is None and whose.until is None:
+            return None
+        hold = Hold(whose.token, whose.until, end)
+        self._revocation.hold(hold)
+        return hold
+
+    def confirm(self, whose: Caller) -> None:
+        """Judge the present request by its caller of before, who may have lost his permission.
+
+        :raises TokenInvalid: his token was revoked, or has expired.
+        """
+        g.caller = self._access.by_id(whose.token, request.remote_addr or "") if whose.token is not None else whose
+
+    def release(self, hold: Hold) -> None:
+        """Let go of a request that is over."""
+        self._revocation.release(hold)
+
+
+def present_guard() -> Guard:
+    """The guard of the present application."""
+    return cast("Guard", current_app.extensions[EXTENSION])
+
+
+def caller() -> Caller:
+    """The caller of the present request, who may send it."""
+    return cast("Caller", g.caller)
+
+
+def check_posted_user(document: Any) -> None:
+    """Check the user that a body names.
+
+    :raises NotFound: the caller may not act for him.
+    """
+    user = document.get("id") if isinstance(document, dict) else None
+    if isinstance(user, str) and request.endpoint in _POSTS and not caller().acts_for(user):
+        raise _nothing()
+
+
+def _nothing() -> NotFound:
+    return NotFound("There is nothing here that this token may see.")
+
+
+def _named_users() -> list[str]:
+    """The users that path and query name, also a path whose method is wrong."""
+    path: Mapping[str, Any] | None = request.view_args
+    if isinstance(request.routing_exception, MethodNotAllowed):
+        adapter = request_ctx.url_adapter
+        methods = request.routing_exception.valid_methods
+        path = adapter.match(method=next(iter(methods)))[1] if adapter is not None and methods else None
+    users = [path["id"]] if path and "id" in path else []
+    return users + request.args.getlist("id") if request.environ.get("QUERY_STRING") else users

@@ -1,0 +1,85 @@
+"""The requests that are served as long as no token was made: those of programs on this machine, and nothing that a proxy passes on.
+
+A proxy on this machine makes every client look like one of this machine. It is told by what it does to a request: a stock nginx
+speaks HTTP/1.0 to its upstream and sets no header field, most others speak HTTP/1.1 and add a forwarding header. One that speaks
+HTTP/1.1 and hides itself is not recognised; docs/security.md says so. A page of another site in a browser on this machine is told
+by Origin, Sec-Fetch-Site and, where its name was bound to a loopback address, by Host.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from app.runtime.addresses import is_loopback
+
+_PORT: Final = r"(?::[0-9]{1,5})?"
+#: Host exactly as a client on this machine names it.
+_HOST: Final = re.compile(rf"(?:localhost|127(?:\.[0-9]{{1,3}}){{3}}|\[::1\]){_PORT}", re.ASCII)
+#: The beginnings of what proxies add, as WSGI names them.
+_FORWARDED: Final = ("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_VIA")
+_ADVICE: Final = (
+    "As long as no token was made, only programs on this machine are served, and {}. "
+    "Make a token ('sd-gateway tokens create --name app'), or set SDG_AUTH=none to serve everybody."
+)
+
+
+class OnlyThisMachine(Exception):
+    """No token was made, and the request may come from elsewhere."""
+
+    slug = "open-only-to-this-machine"
+
+
+class Openness:
+    """Judges requests as long as no token was made.
+
+    :param listens_to_loopback: whether the server listens to TCP ports of loopback addresses alone.
+    :param is_public: whether the gateway has a public URL, so that somebody else is meant to reach it.
+    :param origins: of pages that may call the API besides those of this machine.
+    """
+
+    def __init__(self, listens_to_loopback: Callable[[], bool], origins: frozenset[str], *, is_public: bool) -> None:
+        self._listens_to_loopback = listens_to_loopback
+        self._origins = origins
+        self._is_public = is_public
+
+    def check(self, environ: Mapping[str, Any]) -> None:
+        """Let a request of a program on this machine pass.
+
+        :raises OnlyThisMachine: it may be another one.
+        """
+        fault = self._fault(environ)
+        if fault is not None:
+            raise OnlyThisMachine(_ADVICE.format(fault))
+
+    def _fault(self, environ: Mapping[str, Any]) -> str | None:
+        faults = {
+            "SDG_PUBLIC_URL says that others are to reach this gateway": self._is_public,
+            "this gateway listens to a Unix socket or to an address that others reach": not self._listens_to_loopback(),
+            "this request comes from another one": not is_loopback(environ.get("REMOTE_ADDR", "")),
+            "this request is not HTTP/1.1, so a proxy may have passed it on": environ.get("SERVER_PROTOCOL")
+            != "HTTP/1.1",
+            "a proxy has passed this request on": any(name.startswith(_FORWARDED) for name in environ),
+            "the Host of this request is neither localhost, 127.x.x.x nor [::1]": not _HOST.fullmatch(
+                environ.get("HTTP_HOST", "")
+            ),
+            "a page of another site has sent this request": self._is_of_foreign_page(environ),
+        }
+        return next((reason for reason, holds in faults.items() if holds), None)
+
+    def _is_of_foreign_page(self, environ: Mapping[str, Any]) -> bool:
+        origin = environ.get("HTTP_ORIGIN")
+        if origin in self._origins:
+            return False
+        foreign = origin is not None and not _is_of_this_machine(origin)
+        return foreign or "cross-site" in environ.get("HTTP_SEC_FETCH_SITE", "")
+
+
+def _is_of_this_machine(origin: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(_HOST.fullmatch(parts.netloc)) and not parts.path

@@ -1,0 +1,208 @@
+"""Signed URLs and sessions: permissions that a browser can carry, which sends no token.
+
+A signed URL names its end (``exp``), the key (``kid``) and the signature (``sig``) of all that it stands for. It is valid until its
+end, whatever becomes of the token that it was made with. A session is the signed id of a token, which is looked up each time.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from itsdangerous import BadData, Signer, URLSafeTimedSerializer
+
+from app.config import secret_keys
+from app.runtime.jsontext import dumps
+
+_LOG = logging.getLogger(__name__)
+
+#: The file of the instance folder with the keys, in the form of ``SDG_SECRET_KEYS``.
+KEY_FILE: Final = "secret-keys"
+_KEY_BYTES: Final = 32
+#: How long a session lasts, seconds.
+SESSION_SECONDS: Final = 12 * 3600
+#: The bounds of the lifetime of a signed URL, seconds.
+SHORTEST: Final = 60
+LONGEST: Final = 7 * 86_400
+#: The same for event streams, which a page opens when it needs them.
+LONGEST_STREAM: Final = 3600
+_DIGITS: Final = 11
+
+
+class UrlExpired(Exception):
+    """The time of a signed URL is up."""
+
+    slug = "url-expired"
+
+    def __init__(self) -> None:
+        super().__init__("The time of this URL is up. Ask for a new one.")
+
+
+class BadSignature(Exception):
+    """A URL was changed after it was signed, or was signed with a key that is not known."""
+
+    slug = "bad-signature"
+
+    def __init__(self) -> None:
+        super().__init__("The URL was changed after it was signed, or its key is not known any more.")
+
+
+class NoSigningKey(Exception):
+    """There is no key to sign with."""
+
+    slug = "no-signing-key"
+
+    def __init__(self) -> None:
+        super().__init__("This gateway has no key to sign with; its log says why.")
+
+
+class Signature(NamedTuple):
+    """What a signed URL ends with: its end in seconds since 1970, the name of the key, the signature."""
+
+    exp: int
+    kid: str
+    sig: str
+
+    @property
+    def query(self) -> str:
+        """The parameters as they stand in the URL: all of characters that need no encoding."""
+        return f"exp={self.exp}&kid={self.kid}&sig={self.sig}"
+
+
+class SignedPicture(NamedTuple):
+    """What the URL of a picture stands for; the last three as they stand in its query, None where they don't."""
+
+    user: str
+    type: str
+    filename: str
+    size: str | None = None
+    format: str | None = None
+    download: str | None = None
+
+
+class SignedStream(NamedTuple):
+    """What the URL of an event stream stands for; without type and name all jobs of the user."""
+
+    user: str
+    type: str | None = None
+    name: str | None = None
+
+
+def load_keys(configured: Mapping[str, bytes], instance: Path) -> Mapping[str, bytes]:
+    """The keys of the settings, else those of the instance folder, where one is made if there is none.
+
+    :returns: empty when there are none and none can be made, which the log tells.
+    """
+    if configured:
+        return configured
+    path = instance / KEY_FILE
+    try:
+        if not path.exists():
+            _make_key(path)
+        return secret_keys(path.read_text("ascii").strip())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        _LOG.warning(
+            "no URL can be signed and no session begun: %s: %s. Set SDG_SECRET_KEYS, or mend that.", path, reason
+        )
+        return MappingProxyType({})
+
+
+def _make_key(path: Path) -> None:
+    """Make the file with a new key; the one of another process that is quicker stays."""
+    key = base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"1:{key}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # Unlike a renaming, this never replaces a file.
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Signing:
+    """Signs and judges with these keys, by their names: the last one signs, all are known."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        self._keys = keys
+        self._kid = next(reversed(list(keys)), "")
+        self._signers = {
+            (kind, kid): Signer(key, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+            for kind, salt in ((SignedPicture, "picture"), (SignedStream, "events"))
+            for kid, key in keys.items()
+        }
+        self._sessions = URLSafeTimedSerializer(
+            list(keys.values()) or [secrets.token_bytes(_KEY_BYTES)],
+            salt="session",
+            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+        )
+
+    def sign(self, signed: SignedPicture | SignedStream, seconds: int) -> Signature:
+        """Sign a URL that is valid for so many seconds, that of a picture for up to a quarter more.
+
+        The end of a picture's URL is rounded up to a quarter of its lifetime, so that pages that are written one after the other
+        hold the same URL, and caches find it.
+
+        :raises NoSigningKey: there is no key.
+        """
+        if not self._kid:
+            raise NoSigningKey
+        end = int(time.time()) + seconds
+        if isinstance(signed, SignedPicture):
+            quarter = seconds // 4
+            end = -(-end // quarter) * quarter
+        return Signature(end, self._kid, self._signature(signed, end, self._kid))
+
+    def check(self, signed: SignedPicture | SignedStream, exp: str, kid: str, sig: str) -> int:
+        """The end of a signed URL, seconds since 1970.
+
+        :param exp, kid, sig: as they stand in the query.
+        :raises BadSignature: it is not what was signed.
+        :raises UrlExpired: it was, and its time is up.
+        """
+        signer = self._signers.get((type(signed), kid))
+        if signer is None or not (exp.isascii() and exp.isdecimal()) or len(exp) > _DIGITS or not sig.isascii():
+            raise BadSignature
+        if not signer.verify_signature(_value(signed, exp, kid), sig):
+            raise BadSignature
+        if int(exp) <= time.time():
+            raise UrlExpired
+        return int(exp)
+
+    def _signature(self, signed: SignedPicture | SignedStream, exp: int, kid: str) -> str:
+        return self._signers[type(signed), kid].get_signature(_value(signed, str(exp), kid)).decode()
+
+    def session(self, token_id: str) -> str:
+        """The cookie of a session with the token of this id.
+
+        :raises NoSigningKey: there is no key.
+        """
+        if not self._kid:
+            raise NoSigningKey
+        return str(self._sessions.dumps(token_id))
+
+    def token_of(self, cookie: str) -> str | None:
+        """The id of a session's token; None if the cookie is none of ours, or older than :data:`SESSION_SECONDS`."""
+        try:
+            token_id = self._sessions.loads(cookie, max_age=SESSION_SECONDS)
+        except BadData:
+            return None
+        return token_id if isinstance(token_id, str) else None
+
+
+def _value(signed: Sequence[str | None], exp: str, kid: str) -> bytes:
+    """What is signed: as JSON, in which no part can be taken for the end of another."""
+    return dumps([*signed, exp, kid])
