@@ -148,7 +148,8 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The queue and the WebUIs": "队列与 WebUI",
         "See what runs and what waits. The jobs of the user `id` are named; of all others it is told that they are there. A token "
         "with the scope `admin` names all.": (
-            "查看正在执行和等待的任务。用户 `id` 自己的任务会显示名称；其他用户的任务只显示其存在。具有 `admin` 权限的令牌可看到所有名称。"
+            "查看正在执行和等待的任务。用户 `id` 自己的任务会显示名称；其他用户的任务只显示其存在。"
+            "具有 `admin` 权限的令牌可看到所有名称。"
         ),
         "The running jobs, and a page of the waiting ones in the order in which they will start.": (
             "正在执行的任务，以及一页等待中的任务，按将要开始的顺序排列。"

@@ -50,7 +50,7 @@ class Caller:
         return allows(self.users, user)
 
     def names(self, user: str | None) -> Callable[[str], bool]:
-        """Whose jobs he is shown by name in the queue: those of a user whom he asks for, with an operator's token all of his users."""
+        """Whose jobs the queue shows him by name: of one user whom he asks for; with an operator's token, of all his users."""
         if self.token is not None and "admin" in self.scopes:
             return self.acts_for
         return lambda other: other == user

@@ -406,6 +406,8 @@ class Gateway(Process):
                 "SDG_DATA_DIR": self.data,
                 "SDG_DATABASE_URL": f"sqlite:///{self.database}",
                 "WEB_CONCURRENCY": processes,
+                # Most tests are about something else than who may ask; test_tokens.py has those that are.
+                "SDG_AUTH": "none",
                 **settings,
             },
         )
