@@ -400,6 +400,7 @@ class Gateway(Process):
         environ = clean_environ(
             folder,
             **{
+                "SDG_INSTANCE": self.database.parent,
                 "SDG_BIND": f"127.0.0.1:{self.port}",
                 "SDG_WEBUI_URLS": urls,
                 "SDG_HOST_ID": "testhost",
