@@ -13,6 +13,7 @@ from app.api.application import Application
 from app.api.http.bodies import MEBIBYTE
 from app.api.http.delivery import Delivery
 from app.api.http.openapi import Api
+from app.api.http.picture_query import thumbnail_query
 from app.api.http.problems import register_handlers
 from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
@@ -55,7 +56,8 @@ def _register_endpoints(app: Application, services: Services) -> None:
     for schema in (args(services.parameters), InitImage, Webui):
         # Named only by references, where apispec does not look.
         api.spec.components.schema(schema.__name__, schema=schema)
-    presenter = Presenter(public_url, services.config.sync_timeout)
+    thumbnail = thumbnail_query(services.config.variant_sizes)
+    presenter = Presenter(public_url, services.config.sync_timeout, thumbnail)
     delivery = Delivery(services.config.data_dir if services.config.accel else None)
     for blueprint in (
         posts.blueprint(services, presenter),
