@@ -79,6 +79,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "user-queue-full": Problem(429, "The user has too many unfinished jobs", 10),
         "headers-too-large": Problem(431, "The header is too large"),
         INTERNAL_ERROR: Problem(500, "The gateway failed"),
+        "file-damaged": Problem(500, "The stored file is damaged"),
         "webui-refused": Problem(502, "The WebUI refused the job"),
         "webui-out-of-memory": Problem(502, "The WebUI ran out of memory"),
         "webui-error": Problem(502, "The WebUI failed"),

@@ -380,7 +380,8 @@ def _closed_on_failure(identity: Belonging) -> Iterator[None]:
 def identity_of(config: Config) -> Belonging:
     """The ids of the configured database and data folder, neither of which was touched."""
     failpoints = crash_at(config.crash_at)
-    return Belonging(Database(config.database_url, failpoints), RecordStore(config.data_dir, failpoints))
+    records = RecordStore(config.data_dir, failpoints, config.variant_cache_mb * 2**20)
+    return Belonging(Database(config.database_url, failpoints), records)
 
 
 def _presets(config: Config) -> Presets:

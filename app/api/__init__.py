@@ -15,6 +15,7 @@ from app.api.http.delivery import Delivery
 from app.api.http.guard import Guard
 from app.api.http.openapi import Api
 from app.api.http.openness import Openness
+from app.api.http.picture_query import thumbnail_query
 from app.api.http.problems import register_handlers
 from app.api.http.proxies import believe
 from app.api.http.representation import Presenter
@@ -68,7 +69,8 @@ def _register_endpoints(app: Application, services: Services) -> None:
     for schema in (args(services.parameters), InitImage, Webui):
         # Named only by references, where apispec does not look.
         api.spec.components.schema(schema.__name__, schema=schema)
-    presenter = Presenter(public_url, services.config.sync_timeout)
+    thumbnail = thumbnail_query(services.config.variant_sizes)
+    presenter = Presenter(public_url, services.config.sync_timeout, thumbnail)
     delivery = Delivery(services.config.data_dir if services.config.accel else None)
     for blueprint in (
         posts.blueprint(services, presenter),

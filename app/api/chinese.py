@@ -79,7 +79,14 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The `id` of the last event that the client has seen, which a browser sends by itself: the stream goes on behind it.": (
             "客户端收到的最后一个事件的 `id`，浏览器会自动发送；事件流从其后继续。"
         ),
-        "Get the bytes of an image.": "获取图片的字节内容。",
+        "Get the bytes of an image, or of a smaller one, or in another format.": (
+            "获取图片的字节内容，也可获取缩小的图片或其他格式的图片。"
+        ),
+        "The longest side in pixels. A picture is never enlarged.": "最长边的像素数。图片不会被放大。",
+        "The format; by default that of the stored file. With `size` or `format` the picture has no metadata.": (
+            "图片格式；默认与存储的文件相同。带 `size` 或 `format` 时，图片不含元数据。"
+        ),
+        "`true`: a browser saves the picture instead of showing it.": "`true`：浏览器保存图片而不是显示图片。",
         "Get the parameters of a record, or of one of its images.": "获取一条记录或其中一张图片的作图参数。",
         "Delete a whole record by its name, or one image by its file name. An unfinished job is cancelled and leaves nothing.": (
             "按记录名删除整条记录，或按文件名删除单张图片。未完成的任务会被取消，不留任何内容。"
@@ -211,6 +218,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "img2img: a data URI.": "仅用于 img2img：data URI。",
         "The file name.": "文件名。",
         "The URL of the image.": "图片的网址。",
+        "The URL of a small image in WebP.": "WebP 格式缩略图的网址。",
         "The seed of this image.": "该图片的种子。",
         "The size of the file in bytes.": "文件大小（字节）。",
         "image/png, image/jpeg or image/webp.": "image/png、image/jpeg 或 image/webp。",
@@ -286,6 +294,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The user has too many unfinished jobs": "该用户未完成的任务过多",
         "The header is too large": "请求头过大",
         "The gateway failed": "网关出错",
+        "The stored file is damaged": "存储的文件已损坏",
         "The WebUI refused the job": "WebUI 拒绝了任务",
         "The WebUI ran out of memory": "WebUI 内存不足",
         "The WebUI failed": "WebUI 出错",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Response
+from flask import Response, request
 
 from app.api.http.delivery import Delivery
 from app.api.http.openapi import Blueprint
+from app.api.http.picture_query import PictureQuery
 from app.api.schemas.path_parameters import FILENAME, ID, PROBLEMS_OF_A_FILE, PROBLEMS_OF_A_SIGNED_URL, TYPE
 from app.api.schemas.responses import Deleted, complete_args
 from app.parameters import Type
@@ -47,7 +48,7 @@ def blueprint(services: Services, delivery: Delivery) -> Blueprint:
 
 
 def _add_images(blp: Blueprint, services: Services, delivery: Delivery) -> None:
-    archive = services.archive
+    archive, query = services.archive, PictureQuery(services.config.variant_sizes)
 
     @blp.route("/get_images/<id>/<type>/<filename>", parameters=_PATH)
     @blp.answers(200, _BINARY, "The file.", media_type="image/png", headers=_ETAG)
@@ -60,11 +61,22 @@ def _add_images(blp: Blueprint, services: Services, delivery: Delivery) -> None:
         "file-missing",
         "precondition-failed",
         "range-not-satisfiable",
+        "file-damaged",
         "storage-unavailable",
+        "storage-failed",
     )
-    @blp.about("An image · 请求图片", "Get the bytes of an image.", parameters=_CONDITIONS)
+    @blp.about(
+        "An image · 请求图片",
+        "Get the bytes of an image, or of a smaller one, or in another format.",
+        parameters=(*query.documented(), *_CONDITIONS),
+    )
     def get_image(user: str, kind: Type, filename: str) -> Response:
-        return delivery.send(archive.file(user, kind, filename))
+        asked = query.read(request)
+        if asked.is_variant:
+            file = archive.variant(user, kind, filename, asked.size, asked.extension)
+        else:
+            file = archive.file(user, kind, filename)
+        return delivery.send(file, download=asked.download)
 
 
 def _add_records(blp: Blueprint, services: Services) -> None:

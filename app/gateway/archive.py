@@ -21,7 +21,7 @@ from app.jobs.model import Identity, Job
 from app.jobs.table import JobTable
 from app.jobs.view import describe
 from app.records.errors import RecordsError
-from app.records.layout import FileName, document_filename, parse_filename
+from app.records.layout import MEDIA_TYPES, FileName, Variant, document_filename, parse_filename
 from app.records.store import RecordStore
 from app.runtime.jsontext import dumps
 
@@ -31,9 +31,10 @@ _BATCH: Final = 500
 
 #: The largest answer that a page of jobs makes, as long as it has more than one of them.
 PAGE_BYTES: Final = 8_000_000
-#: What the answer may add to a job and to each of its files besides what :func:`describe` says: members, URLs.
+#: What the answer may add to a job besides what :func:`describe` says: members, and URLs, of which each file has some.
 _ADDED_TO_JOB: Final = 300
-_ADDED_TO_FILE: Final = 200
+_ADDED_FOR_URL: Final = 200
+_URLS_OF_FILE: Final = 2
 
 Page = tuple[list[dict[str, Any]], int | None]
 
@@ -61,22 +62,43 @@ class _Room:
 
 def _size(job: Job) -> int:
     """At least as many bytes as a job takes in an answer. Each URL holds the user's id, percent-encoded."""
-    address = 3 * len(job.user_id.encode()) + _ADDED_TO_FILE
-    return len(dumps(describe(job))) + (len(job.images) + 2) * address + _ADDED_TO_JOB
+    address = 3 * len(job.user_id.encode()) + _ADDED_FOR_URL
+    files = len(job.images) + 1
+    return len(dumps(describe(job))) + (_URLS_OF_FILE * files + 1) * address + _ADDED_TO_JOB
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """An image to be sent: where it lies, its media type, and an entity tag (files never change, so the name is one)."""
+    """An image to be sent, or a variant of one.
 
+    ``etag`` is strong. An image never changes under its name, so the name is one; for a variant the time of its making is added.
+    """
+
+    #: The path of the file; empty where there is none.
     place: str
     media_type: str
     etag: str
+    #: The file name under which a client saves it.
+    name: str
+    #: The bytes, where they need not be read.
+    data: bytes | None = None
+    #: With ``data``: nanoseconds since the epoch.
+    modified_ns: int = 0
 
     @property
     def path(self) -> Path:
         """The path of the file."""
         return Path(self.place)
+
+    def measure(self) -> tuple[int, int]:
+        """The size in bytes, and the time of the last change in whole seconds since the epoch.
+
+        :raises FileNotFoundError: it was deleted a moment ago.
+        """
+        if self.data is not None:
+            return len(self.data), self.modified_ns // 10**9
+        status = self.path.stat()
+        return status.st_size, int(status.st_mtime)
 
 
 class Archive:
@@ -113,7 +135,22 @@ class Archive:
         :raises MissingFile: its row does, but it is gone from the disk.
         """
         media_type = self._media_type(user_id, type_, filename)
-        return File(self._records.place(user_id, type_, filename), media_type, filename)
+        return File(self._records.place(user_id, type_, filename), media_type, filename, filename)
+
+    def variant(self, user_id: str, type_: str, filename: str, size: int | None, extension: str | None) -> File:
+        """The same in another size or format, without metadata.
+
+        :param size: pixels of the longest side, as far as the image has so many; None keeps them all.
+        :param extension: the format, by the extension of its files; None keeps that of the image.
+        :raises JobNotFound, MissingFile: see :meth:`file`.
+        :raises DamagedImage, TooLargeForFormat, StorageFailed: see :meth:`app.records.store.RecordStore.variant`.
+        """
+        self._media_type(user_id, type_, filename)
+        variant = Variant(size, extension or _parse(filename).extension or "png")
+        stored = self._records.variant(user_id, type_, filename, variant)
+        name = variant.shown_filename(filename)
+        etag = f"{name}-{stored.modified_ns:x}"
+        return File(stored.place, MEDIA_TYPES[variant.extension], etag, name, stored.data, stored.modified_ns)
 
     def _media_type(self, user_id: str, type_: str, filename: str) -> str:
         """The media type of an image that a row names."""

@@ -54,6 +54,7 @@ class Maintenance:
 
         Where a row has a file's name, the row decides at once. Of files without a row only temporaries and orphan reference images
         older than an hour go: a document, and images that may be a record's, are never removed because a row is missing.
+        Variants go whose image is not there.
         """
         report = Report()
         for files in self._files_by_name():
@@ -62,6 +63,10 @@ class Maintenance:
                     report.count += dry_run or self._records.remove_stored(file)
                 except RecordsError as error:
                     report.problems.append(f"{file.path}: {error}")
+        try:
+            report.count += self._records.variants.sweep(dry_run=dry_run)
+        except RecordsError as error:
+            report.problems.append(f"variants of pictures: {error}")
         return report
 
     def _files_by_name(self) -> Iterator[list[StoredFile]]:

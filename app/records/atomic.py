@@ -50,6 +50,26 @@ def write_files(
             raise
 
 
+def replace_file(folder: Path, filename: str, data: bytes, failpoints: Failpoints = UNWATCHED) -> None:
+    """Write one file that can be made again into an existing folder, in place of one that is there.
+
+    Readers see it whole or not at all, also after a power cut; but a power cut may take it away, since its folder is not flushed.
+
+    :raises OSError: it was not written, and nothing was left behind.
+    """
+    with _opened(folder) as descriptor:
+        written: list[str] = []
+        try:
+            temporary = _write_temporary(descriptor, filename, data, failpoints, written)
+            with failpoints.around(f"rename {suffix(filename)}"):
+                os.replace(temporary, filename, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+        except BaseException:
+            for name in written:
+                with suppress(OSError):
+                    os.unlink(name, dir_fd=descriptor)
+            raise
+
+
 def create_file(path: Path, data: bytes, failpoints: Failpoints = UNWATCHED) -> bool:
     """Make a file unless there is one, durably; say whether it was made. Readers see it whole or not at all.
 

@@ -27,6 +27,28 @@ class BadDocument(RecordsError):
         super().__init__("The parameter document of the record is damaged.")
 
 
+class DamagedImage(RecordsError):
+    """A stored image that can't be shown any more."""
+
+    slug = "file-damaged"
+
+    def __init__(self) -> None:
+        super().__init__("The stored image is damaged.")
+
+
+class TooLargeForFormat(RecordsError):
+    """A stored image with a longer side than a format can have; another format or a size would do."""
+
+    slug = "validation-failed"
+
+    def __init__(self, media_type: str, longest: int) -> None:
+        #: By the parameter of the request, as the problem shows them.
+        self.errors = {
+            "format": [f"The image is too large for {media_type}, whose sides have at most {longest} pixels."]
+        }
+        super().__init__("The image is too large for this format; ask for another one, or for a size.")
+
+
 class MissingFile(RecordsError):
     """No such file in the data folder, whatever the reason: never written, deleted, or no file name of ours."""
 

@@ -11,7 +11,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pybase64
@@ -26,10 +26,11 @@ from app.records.colour import to_srgb
 from app.records.errors import BadImage
 from app.records.essence import Essence
 from app.records.exif import orientation
+from app.records.layout import MEDIA_TYPES
 
 #: No picture of a WebUI is larger; a header that says so is broken, and decoding it would only eat memory.
 RESULT_PIXELS = 2**27
-#: zlib's level for stored reference images: above it pictures shrink by a few percent, and time doubles.
+#: zlib's level for reference images and variants: above it pictures shrink by a few percent, and time doubles.
 _COMPRESS_LEVEL = 2
 #: Pixels that are digested at a time.
 _STRIP: Final = 2**18
@@ -80,9 +81,9 @@ class _Format:
     read: Callable[[bytes], Essence]
 
 
-_PNG = _Format("png", "image/png", PngImageFile, png.read)
-_JPEG = _Format("jpg", "image/jpeg", JpegImageFile, jpeg.read)
-_WEBP = _Format("webp", "image/webp", WebPImageFile, webp.read)
+_PNG = _Format("png", MEDIA_TYPES["png"], PngImageFile, png.read)
+_JPEG = _Format("jpg", MEDIA_TYPES["jpg"], JpegImageFile, jpeg.read)
+_WEBP = _Format("webp", MEDIA_TYPES["webp"], WebPImageFile, webp.read)
 
 
 def sniff(data: bytes, max_pixels: int = RESULT_PIXELS) -> Sniffed:
@@ -108,6 +109,20 @@ def _decoded_size(form: _Format, data: bytes, max_pixels: int) -> tuple[int, int
     image = _open(form, data, max_pixels)
     image.load()
     return image.size
+
+
+def decode_stored(data: bytes) -> Image.Image:
+    """An image of the data folder as a viewer shows it: upright, in sRGB, 8-bit RGB or RGBA, without metadata.
+
+    That it is whole was proven before it was stored. A PNG is proven by its checksums once more; of a JPEG pixels may be missing.
+
+    :raises BadImage: it is none of the three formats, or broken, or its header says more than :data:`RESULT_PIXELS`.
+    """
+    form = _format(data)
+    with _one_verdict():
+        essence = form.read(data)
+        _bound((essence.width, essence.height), RESULT_PIXELS)
+        return _visible(form, replace(essence, unproven=False))
 
 
 class ReferenceReader:
@@ -150,7 +165,7 @@ class ReferenceReader:
             essence = form.read(data)
             self._check_sides(essence)
             image = _visible(form, essence)
-        return Reference(_encode(image), image.width, image.height)
+        return Reference(encode_png(image), image.width, image.height)
 
     def _check_sides(self, essence: Essence) -> None:
         """Refuse what is too large before anything is decoded."""
@@ -295,7 +310,8 @@ def _opaque(image: Image.Image, transparent: int) -> Image.Image:
     return image.convert("I").point(table, "L")
 
 
-def _encode(image: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
+    """An image as a PNG without metadata."""
     encoded = io.BytesIO()
     image.save(encoded, "PNG", compress_level=_COMPRESS_LEVEL)
     return encoded.getvalue()

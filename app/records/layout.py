@@ -7,6 +7,7 @@ r"""Names of records and their files, and the folders they lie in. Pure text: no
                                              <name>-<attempt>.json                     the parameter document
                                              <name>-init.png                           the reference image
                                              .<any of these>.tmp                       one of these while it is written
+    <data>/.variants/<size>|whole/<user folder>/<type>/<YYYY-MM-DD>/<file name of an image>.(png|jpg|webp)   a variant of that image
 
 A name is the UTC time of acceptance to the millisecond and 8 random hex digits, ``20261122T061530123-9f2c4e7a``: names sort by
 time, and each says its own day folder. Every file has exactly one spelling (no leading zeros, ASCII only), so that comparing
@@ -19,17 +20,21 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from random import Random
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 #: The file of the data folder's id; like every hidden file beside the user folders it is no file of a record.
 ID_FILE = ".sd-gateway-id"
-#: Of pictures.
-EXTENSIONS = ("png", "jpg", "webp")
+#: Of pictures, by the extensions of their file names.
+MEDIA_TYPES: Mapping[str, str] = MappingProxyType({"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"})
+EXTENSIONS = tuple(MEDIA_TYPES)
+#: The folder of variants; like every hidden one it holds no file of a record.
+VARIANTS = ".variants"
 #: The member ``format`` of a parameter document.
 DOCUMENT_FORMAT = 1
 
@@ -55,6 +60,7 @@ _FILE = re.compile(
 _TEMPORARY = re.compile(r"\.(?P<filename>.+?)(?:\.[0-9a-f]{8})?\.tmp\Z")
 _USER_FOLDER = re.compile(r"[a-z0-9_]{0,24}-[0-9a-f]{16}\Z")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
+_SIZE_FOLDER = re.compile(r"(?:[1-9][0-9]{0,4}|whole)\Z")
 _NOT_READABLE = re.compile(r"[^A-Za-z0-9_]+")
 
 Kind = Literal["record", "image", "document", "init"]
@@ -72,6 +78,27 @@ class FileName:
     attempt: int | None = None
     index: int | None = None
     extension: str | None = None
+
+
+class Variant(NamedTuple):
+    """What an image is asked for as: its longest side in pixels, None for its own size; and one of :data:`EXTENSIONS`."""
+
+    size: int | None
+    extension: str
+
+    @property
+    def folder(self) -> str:
+        """The folder of all variants of this size."""
+        return "whole" if self.size is None else str(self.size)
+
+    def filename(self, image: str) -> str:
+        """The file name of this variant of an image; it keeps the whole name of that, so that it tells whose variant it is."""
+        return f"{image}.{self.extension}"
+
+    def shown_filename(self, image: str) -> str:
+        """The file name under which a client saves it."""
+        stem = image.rpartition(".")[0]
+        return f"{stem}.{self.extension}" if self.size is None else f"{stem}-{self.size}.{self.extension}"
 
 
 def new_name(now_ms: int, random: Random) -> str:
@@ -128,6 +155,25 @@ def image_filenames(name: str, attempt: int, images: int) -> list[str]:
     return [f"{name}-{attempt}-{index}.{extension}" for index in range(images) for extension in EXTENSIONS]
 
 
+def variant_filenames(image: str) -> list[str]:
+    """Every file name that the variants of one size of an image can have, temporary ones included."""
+    finished = [f"{image}.{extension}" for extension in EXTENSIONS]
+    return [*finished, *map(temporary_filename, finished)]
+
+
+def is_image(text: str) -> bool:
+    """Whether a text is the file name of an image of a record, or of a reference image."""
+    parsed = parse_filename(text)
+    return parsed is not None and parsed.kind in ("image", "init")
+
+
+def image_of_variant(text: str) -> str | None:
+    """The image whose variant a file is, or is about to become; ``None`` for what is no such file of ours."""
+    match = _TEMPORARY.match(text)
+    image, _, extension = (match["filename"] if match else text).rpartition(".")
+    return image if extension in EXTENSIONS and is_image(image) else None
+
+
 def _checked(filename: str, kind: Kind) -> str:
     parsed = parse_filename(filename)
     if parsed is None or parsed.kind != kind:
@@ -170,6 +216,11 @@ def day_of(name: str) -> str:
 def is_user_folder(text: str) -> bool:
     """Whether a folder's name could have come from :func:`user_folder`."""
     return _USER_FOLDER.match(text) is not None
+
+
+def is_size_folder(text: str) -> bool:
+    """Whether a folder's name could have come from :attr:`Variant.folder`."""
+    return _SIZE_FOLDER.match(text) is not None
 
 
 def is_day(text: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,18 @@ from app.parameters import TYPES
 from app.records import layout as names
 from app.records.atomic import suffix, write_files
 from app.records.errors import BadDocument, BadImage, MissingFile
-from app.records.files import StoredFile, list_files, scan, translated
+from app.records.files import StoredFile, find, list_files, scan, translated
 from app.records.folder import DataFolder
 from app.records.images import sniff
-from app.records.layout import FileName
+from app.records.layout import FileName, Variant
+from app.records.variants import Source, StoredVariant, Variants
 from app.runtime.failpoints import UNWATCHED, Failpoints
 
 #: How often a save makes its folder that others remove when it is empty.
 _MOST_TRIES = 8
 #: With more possible names than this, listing the folder costs less than trying them.
 _MOST_NAMES = 5000
+_VARIANT_BYTES = 2**30
 #: The document goes first, so that a half-deleted record can't be indexed again from its folder.
 _REMOVAL_ORDER = {"document": 0, "image": 1, "init": 2}
 
@@ -33,8 +35,11 @@ _REMOVAL_ORDER = {"document": 0, "image": 1, "init": 2}
 class RecordStore:
     """The files of all records below one folder. Threads and processes may share it."""
 
-    def __init__(self, root: Path, failpoints: Failpoints = UNWATCHED) -> None:
+    def __init__(self, root: Path, failpoints: Failpoints = UNWATCHED, variant_bytes: int = _VARIANT_BYTES) -> None:
+        """:param variant_bytes: the room for variants of images."""
         self.folder = DataFolder(root, failpoints)
+        self.variants = Variants(root, variant_bytes, failpoints)
+        self._root = str(root)
         self._failpoints = failpoints
 
     # Writing.
@@ -101,16 +106,21 @@ class RecordStore:
 
         :raises MissingFile: when there is no such file.
         """
-        place, mode = str(self.folder.root), 0
-        with translated("read"):
-            for part in _parts(user_id, type_, filename):
-                place = f"{place}/{part}"
-                mode = os.lstat(place).st_mode
-                if stat.S_ISLNK(mode):
-                    raise MissingFile
-        if not stat.S_ISREG(mode):
+        place, status = find(self._root, _parts(user_id, type_, filename))
+        if not stat.S_ISREG(status.st_mode):
             raise MissingFile
         return place
+
+    def variant(self, user_id: str, type_: str, filename: str, variant: Variant) -> StoredVariant:
+        """An image in another size or format, made unless it was made before; never larger than the image.
+
+        :raises MissingFile: there is no such image, whether or not there is a variant of it.
+        :raises DamagedImage: it can't be shown any more.
+        :raises TooLargeForFormat: a side of it is.
+        :raises StorageFailed: it can't be read.
+        """
+        place = self.place(user_id, type_, filename)
+        return self.variants.get(Source(place, _parts(user_id, type_, filename)), variant)
 
     def read_init(self, user_id: str, type_: str, name: str) -> bytes:
         """The reference image of a job, a PNG.
@@ -192,7 +202,7 @@ class RecordStore:
         self.folder.remove_empty(stored.path.parent)
         return removed
 
-    def _remove(self, user_id: str, type_: str, name: str, filenames: Iterable[str]) -> list[str]:
+    def _remove(self, user_id: str, type_: str, name: str, filenames: Collection[str]) -> list[str]:
         try:
             folder = self._folder(user_id, type_, name)
         except ValueError:
@@ -204,6 +214,8 @@ class RecordStore:
         if removed:
             self.folder.flush_removals(folder)
         self.folder.remove_empty(folder)
+        # Behind the images, see app/records/variants.py; also of those that an earlier try has removed.
+        self.variants.remove((folder.parts[-3], type_, folder.name), filenames)
         return removed
 
     def _unlink(self, place: str) -> bool:

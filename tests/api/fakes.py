@@ -129,7 +129,7 @@ class FakeServices:
 
     @property
     def archive(self) -> Any:
-        names = ("history", "jobs", "cancel", "cancel_queued", "file", "args", "delete")
+        names = ("history", "jobs", "cancel", "cancel_queued", "file", "variant", "args", "delete")
         return SimpleNamespace(**{name: lambda *args, name=name: self._answer(name, *args) for name in names})
 
     @property

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from unittest.mock import ANY
 from urllib.parse import quote
 
 import pytest
 
 from app.api.http import cursor
+from app.gateway.archive import File
 from app.gateway.waiting import Reading
 from app.jobs.revisions import Version
 from tests.api.conftest import make_app
@@ -202,7 +202,7 @@ def test_refusals_of_the_archive(client, services, slug, status):
 def image(services, tmp_path):
     path = tmp_path / IMAGE
     path.write_bytes(bytes(range(256)))
-    services.answers["file"] = SimpleNamespace(place=str(path), media_type="image/png", etag="abc")
+    services.answers["file"] = File(str(path), "image/png", "abc", IMAGE)
     return path
 
 
@@ -236,6 +236,57 @@ def test_an_image_deleted_a_moment_ago_is_404(client, image):
     response = client.get(f"/get_images/u1/txt2img/{IMAGE}")
     assert (response.status_code, response.json["type"]) == (404, "file-missing")
     assert "/" not in response.json["detail"]
+
+
+BAD_VARIANTS = [
+    *[
+        ("size", value)
+        for value in ("1", "99999", "0160", "160.0", "+160", " 160", "", "160,320", "-160", "١٦٠", "%00")
+    ],
+    *[("format", value) for value in ("svg", "jpg", "WEBP", "webp ", "", "image/webp", "%00")],
+    *[("download", value) for value in ("1", "yes", "True", "")],
+]
+ACCEPTED = {"size": "160, 320, 768", "format": "webp, jpeg, png", "download": "true, false"}
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VARIANTS, ids=lambda text: text[:20])
+def test_a_picture_is_never_asked_for_otherwise_than_listed(client, services, name, value):
+    response = client.get(f"/get_images/u1/txt2img/{IMAGE}?{name}={quote(value, safe='%,')}")
+    assert (response.status_code, response.json["type"]) == (422, "validation-failed")
+    assert response.json["errors"] == {name: [f"Must be one of {ACCEPTED[name]}."]}
+    assert services.calls == []
+
+
+def test_each_fault_of_a_pictures_query_is_named(client, services):
+    query = "size=160&size=160&format=svg&download=maybe"
+    errors = client.get(f"/get_images/u1/txt2img/{IMAGE}?{query}").json["errors"]
+    assert list(errors) == ["size", "format", "download"]
+    assert errors["size"] == ["Must be given only once."]
+    assert services.calls == []
+
+
+def test_a_picture_is_asked_for_as_a_variant(client, services, image):
+    services.answers["variant"] = services.answers["file"]
+    for query, asked in {
+        "size=320": (320, None),
+        "format=jpeg": (None, "jpg"),
+        "format=webp&size=768&download=true&other=1": (768, "webp"),
+    }.items():
+        services.calls.clear()
+        client.get(f"/get_images/u1/txt2img/{IMAGE}?{query}").close()
+        assert services.calls == [("variant", "u1", "txt2img", IMAGE, *asked)]
+
+
+def test_a_picture_is_downloaded_under_its_name(client, services, image):
+    for query, kind in {
+        "?download=true": "attachment",
+        "?download=false": "inline",
+        "?other": "inline",
+        "": "inline",
+    }.items():
+        with client.get(f"/get_images/u1/txt2img/{IMAGE}{query}") as response:
+            assert response.headers["Content-Disposition"] == f"{kind}; filename={IMAGE}"
+            assert response.data == image.read_bytes()
 
 
 class Text(str):

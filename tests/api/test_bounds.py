@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from flask.testing import FlaskClient
 
 from app.api.http import prefer, strictjson
 from app.api.http.refusals import InvalidJson
+from app.gateway.archive import File
 from tests.api.fakes import IMAGE, TXT2IMG, FakeServices, job_view
 
 MEGABYTE = 10**6
@@ -62,7 +62,7 @@ def test_what_stands_in_front_of_a_flood_of_preferences_still_counts():
 def picture(services: FakeServices, tmp_path: Path) -> str:
     path = tmp_path / IMAGE
     path.write_bytes(b"\x89PNG")
-    services.answers["file"] = SimpleNamespace(place=str(path), media_type="image/png", etag=IMAGE)
+    services.answers["file"] = File(str(path), "image/png", IMAGE, IMAGE)
     return f"/get_images/u1/txt2img/{IMAGE}"
 
 

@@ -54,7 +54,11 @@ def test_the_reference_image_has_a_url(client, services):
     init = {"filename": filename, "width": 64, "height": 64, "bytes": 128, "media_type": "image/png"}
     services.answers["post"] = job_view(type="img2img", init_image=init)
     response = client.post("/img2img", json=IMG2IMG)
-    assert response.json["init_image"] == {**init, "url": f"/get_images/u1/img2img/{filename}"}
+    assert response.json["init_image"] == {
+        **init,
+        "url": f"/get_images/u1/img2img/{filename}",
+        "thumbnail_url": f"/get_images/u1/img2img/{filename}?size=160&format=webp",
+    }
 
 
 @pytest.mark.parametrize("posted", [IMG2IMG["init_images"], [IMG2IMG["init_images"]]])

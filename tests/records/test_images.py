@@ -332,7 +332,7 @@ def test_only_so_many_are_decoded_at_once(monkeypatch):
     reader = ReferenceReader(10**6, 10**4, at_once=2)
     both_in, go = threading.Barrier(3), threading.Event()
     inside, most, lock = [0], [0], threading.Lock()
-    original = images._encode
+    original = images.encode_png
 
     def encode_and_count(image):
         with lock:
@@ -345,7 +345,7 @@ def test_only_so_many_are_decoded_at_once(monkeypatch):
             inside[0] -= 1
         return original(image)
 
-    monkeypatch.setattr(images, "_encode", encode_and_count)
+    monkeypatch.setattr(images, "encode_png", encode_and_count)
     threads = [threading.Thread(target=reader.read, args=(WHOLE["png"],)) for _ in range(6)]
     for thread in threads:
         thread.start()

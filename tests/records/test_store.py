@@ -953,11 +953,13 @@ def test_every_error_has_a_slug_of_its_own():
     assert {error.slug for error in found} == {
         "bad-image",
         "bad-document",
+        "file-damaged",
         "file-missing",
+        "validation-failed",
         "storage-failed",
         "storage-unavailable",
     }
-    assert len(found) == 5
+    assert len(found) == 7
 
 
 def test_documents_are_plain_json_for_other_tools(records, root):

@@ -25,10 +25,14 @@ _NO_PREFERENCE: Final = Preference()
 
 @dataclass(frozen=True)
 class Presenter:
-    """Writes answers; ``public_url`` stands before every URL, and when it is empty they are rooted paths."""
+    """Writes answers; ``public_url`` stands before every URL, and when it is empty they are rooted paths.
+
+    ``thumbnail`` is the query that makes a thumbnail's URL of a picture's.
+    """
 
     public_url: str
     sync_timeout: float
+    thumbnail: str
 
     def job(self, view: Mapping[str, Any]) -> dict[str, Any]:
         """The job object of the contract."""
@@ -41,11 +45,15 @@ class Presenter:
         image = view["init_image"]
         return {
             **view,
-            "images": [_with_url(images, entry) for entry in view["images"]],
-            "init_image": None if image is None else _with_url(images, image),
+            "images": [self._picture(images, entry) for entry in view["images"]],
+            "init_image": None if image is None else self._picture(images, image),
             "error": None if view["error"] is None else problems.problem(**view["error"]),
             "url": f"{root}/jobs/{user}/{view['type']}/{view['name']}",
         }
+
+    def _picture(self, folder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        url = folder + entry["filename"]
+        return {"filename": entry["filename"], "url": url, "thumbnail_url": url + self.thumbnail, **entry}
 
     def read(self, reading: Reading, preference: Preference = _NO_PREFERENCE) -> Response:
         """One job with its version; 304 for a client that has this version already.
@@ -134,7 +142,3 @@ class Presenter:
 
 def _brief(job: Mapping[str, Any]) -> dict[str, Any]:
     return {name: job[name] for name in ("id", "type", "name", "status", "position", "progress", "eta", "url")}
-
-
-def _with_url(folder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"filename": entry["filename"], "url": folder + entry["filename"], **entry}

@@ -47,6 +47,8 @@ data: {{"id":"{USER}","type":"txt2img","name":"{NAME}","status":"succeeded"}}
 """
 _IMG2IMG_NAME: Final = "20261122T061612480-41d07be2"
 _QUEUED_NAME: Final = "20261122T061655907-c85b1d03"
+#: What follows the URL of a picture in that of its thumbnail, with the sizes of the default settings.
+_THUMBNAIL: Final = "?size=160&format=webp"
 _MODEL: Final = "v1-5-pruned-emaonly"
 #: What the WebUI writes of every picture that this model makes.
 _INFOTEXT: Final = (
@@ -90,6 +92,7 @@ def _image(kind: str, name: str, args: Mapping[str, Any], size: int, more: str =
     return {
         "filename": filename,
         "url": f"/get_images/{USER}/{kind}/{filename}",
+        "thumbnail_url": f"/get_images/{USER}/{kind}/{filename}{_THUMBNAIL}",
         "seed": args["seed"],
         "width": 512,
         "height": 512,
@@ -134,6 +137,7 @@ IMG2IMG_JOB: Final[Mapping[str, Any]] = MappingProxyType(
         "init_image": {
             "filename": f"{_IMG2IMG_NAME}-init.png",
             "url": f"/get_images/{USER}/img2img/{_IMG2IMG_NAME}-init.png",
+            "thumbnail_url": f"/get_images/{USER}/img2img/{_IMG2IMG_NAME}-init.png{_THUMBNAIL}",
             "width": 64,
             "height": 64,
             "bytes": 256,
@@ -303,6 +307,7 @@ _PROBLEMS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "user-queue-full": {"detail": "Too many jobs of this user are waiting."},
         "headers-too-large": {"detail": "The request can't be read as HTTP/1.1: limit request headers fields size"},
         "internal-error": {"detail": "The gateway failed in an unexpected way; its log says why."},
+        "file-damaged": {"detail": "The stored image is damaged."},
         "webui-refused": {"detail": "The WebUI refused the request.", "url": _LIGHTHOUSE_URL},
         "webui-out-of-memory": {
             "detail": "The WebUI ran out of GPU memory, also one picture at a time. Ask for smaller pictures or less upscaling.",

@@ -121,6 +121,7 @@ class StoredImage(Answer):
 
     filename = _text("The file name.")
     url = _text("The URL of the image.", format="uri-reference")
+    thumbnail_url = _text("The URL of a small image in WebP.", format="uri-reference")
     seed = _text("The seed of this image.", pattern="^[0-9]+$")
     width = _count("Pixels.")
     height = _count("Pixels.")
@@ -134,6 +135,7 @@ class InitImage(Answer):
 
     filename = _text("The file name.")
     url = _text("The URL of the image.", format="uri-reference")
+    thumbnail_url = _text("The URL of a small image in WebP.", format="uri-reference")
     width = _count("Pixels.")
     height = _count("Pixels.")
     bytes = _count("The size of the file in bytes.")

@@ -1,0 +1,300 @@
+"""Variants of images: made at most once, kept in a hidden folder of the data folder, and gone with their image.
+
+::
+
+    <data>/.variants/<size>|whole/<user folder>/<type>/<YYYY-MM-DD>/<file name of the image>.(png|jpg|webp)
+                     .room, .making-room      the count of bytes, and the lock of whoever makes room (app/records/room.py)
+
+The folders of sizes are few and can be listed, so that whoever removes an image knows all its variants without listing more.
+
+**Made once.** Whoever makes a variant holds a lock (flock(2)) on the file of the image: another thread or process that wants one of
+the same image waits, and finds it made. The kernel frees the lock with the descriptor. It is opened for writing because NFS gives
+exclusive locks to no other, though nothing is written.
+
+**Gone with the image.** A removal takes the image first, then its variants. A maker writes the variant, then looks whether the
+image is still there, and else removes what it wrote. Whichever way the two meet, the later one removes the variant. Besides, a
+variant is found only while its image is there.
+
+A variant that can't be kept, for example because the disk is full, is sent all the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from app.records import layout as names
+from app.records.atomic import replace_file, sync_folder
+from app.records.errors import MissingFile
+from app.records.files import IS_OURS, entries_of, find, translated
+from app.records.layout import Variant
+from app.records.rendering import render
+from app.records.room import Kept, Room, note_use, room_of
+from app.runtime.failpoints import UNWATCHED, Failpoints
+
+_LOG = logging.getLogger(__name__)
+
+#: Images that a process decodes at the same time: each may take hundreds of megabytes.
+_AT_ONCE: Final = 2
+#: How often a variant's folder is made that a removal takes away because it is empty.
+_MOST_TRIES: Final = 8
+#: Seconds after which a file on its way was left by a process that was killed.
+_LEFT_SECONDS: Final = 3600.0
+#: Why an image can't be opened for writing; it is then made without a lock, and mostly can't be kept.
+_READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Source(NamedTuple):
+    """An image: its path, and the names on the way to it from the data folder."""
+
+    place: str
+    parts: tuple[str, str, str, str]
+
+    @property
+    def folder(self) -> tuple[str, str, str]:
+        """The names of its user folder, its type and its day."""
+        return self.parts[0], self.parts[1], self.parts[2]
+
+    @property
+    def filename(self) -> str:
+        """Its file name."""
+        return self.parts[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVariant:
+    """A variant to be sent. ``data`` holds its bytes when it was made just now; ``place`` is empty when it could not be kept."""
+
+    place: str
+    #: Nanoseconds since the epoch. Another variant of the same image, size and format, made after this one was removed, has another
+    #: time, so that it may differ in bytes, as after an update of the encoder.
+    modified_ns: int
+    data: bytes | None = None
+
+
+class Variants:
+    """The variants of all images below one data folder. Threads and processes may share it.
+
+    :param most: the room for all of them, bytes.
+    """
+
+    def __init__(self, root: Path, most: int, failpoints: Failpoints = UNWATCHED) -> None:
+        self._data = str(root)
+        self._root = root / names.VARIANTS
+        self._failpoints = failpoints
+        self._turns = threading.BoundedSemaphore(_AT_ONCE)
+        self._room = Room(self._root, most, self._walk, self._remove_kept)
+
+    def get(self, source: Source, variant: Variant) -> StoredVariant:
+        """A variant of an image that is there, made unless it was made before.
+
+        :raises MissingFile, DamagedImage, TooLargeForFormat, StorageFailed: see :meth:`app.records.store.RecordStore.variant`.
+        """
+        found = self._find(source, variant)
+        if found is not None:
+            return found
+        with _locked(source.place) as image:
+            # Whoever held the lock may have made it.
+            return self._find(source, variant) or self._make(source, variant, image)
+
+    def remove(self, folder: tuple[str, str, str], filenames: Iterable[str]) -> None:
+        """Remove all variants of images that were removed before from this folder (user folder, type and day), durably.
+
+        :raises StorageFailed: one could not be removed; a repetition goes on from there.
+        """
+        images = [filename for filename in filenames if names.is_image(filename)]
+        freed = 0
+        with translated("removed"):
+            for size in self._sizes() if images else ():
+                with suppress(MissingFile):
+                    place, status = find(self._data, (names.VARIANTS, size, *folder))
+                    if stat.S_ISDIR(status.st_mode):
+                        freed += _remove_variants(Path(place), images)
+        if freed:
+            self._room.add(-freed)
+
+    def sweep(self, *, dry_run: bool = False) -> int:
+        """Remove the variants whose image is gone, and what killed processes left; how many files, with ``dry_run`` of those that
+        would go. The room is counted anew.
+
+        :raises StorageFailed: one could not be removed.
+        """
+        count = 0
+        now = time.time()
+        with translated("removed"):
+            for kept in self._walk():
+                if self._is_stray(kept, now):
+                    count += 1
+                    if not dry_run:
+                        self._remove_kept(kept.place)
+            if not dry_run and self._root.is_dir():
+                self._room.make()
+        return count
+
+    # Finding and making.
+
+    def _parts(self, source: Source, variant: Variant) -> tuple[str, ...]:
+        return (names.VARIANTS, variant.folder, *source.folder, variant.filename(source.filename))
+
+    def _find(self, source: Source, variant: Variant) -> StoredVariant | None:
+        try:
+            place, status = find(self._data, self._parts(source, variant))
+        except MissingFile:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        note_use(place, status)
+        return StoredVariant(place, status.st_mtime_ns)
+
+    def _make(self, source: Source, variant: Variant, image: int) -> StoredVariant:
+        with self._turns:
+            with translated("read"):
+                # Of the descriptor that holds the lock: the file may be gone, and then this was for nothing.
+                data = _read(image)
+            data = render(data, variant)
+        place = self._keep(self._parts(source, variant), data)
+        self._check_there(source)
+        try:
+            return StoredVariant(place, os.lstat(place).st_mtime_ns, data)
+        except FileNotFoundError:
+            # It was not kept, or others needed the room.
+            return StoredVariant("", time.time_ns(), data)
+
+    def _keep(self, parts: tuple[str, ...], data: bytes) -> str:
+        """Write a variant; its path, empty when it can't be kept."""
+        room = room_of(len(data))
+        # One that takes most of the room would be removed for the next one.
+        if room > self._room.most // 2:
+            return ""
+        folder, filename = Path(self._data, *parts[:-1]), parts[-1]
+        try:
+            self._write(folder, filename, data)
+        except OSError as error:
+            _LOG.warning("a variant of a picture can't be kept: %s", error.strerror)
+            return ""
+        self._room.add(room)
+        return f"{folder}/{filename}"
+
+    def _write(self, folder: Path, filename: str, data: bytes) -> None:
+        for left in reversed(range(_MOST_TRIES)):
+            try:
+                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+                replace_file(folder, filename, data, self._failpoints)
+                break
+            except FileNotFoundError:
+                # Somebody removed the folder, which was empty until now, or the file on its way together with its image.
+                if not left:
+                    raise
+
+    def _check_there(self, source: Source) -> None:
+        """Remove what was made of an image that has gone meanwhile.
+
+        :raises MissingFile: it has.
+        """
+        try:
+            with translated("read"):
+                # Not stat: opening asks an NFS server, whatever this host remembers.
+                os.close(os.open(source.place, os.O_RDONLY | os.O_CLOEXEC))
+        except MissingFile:
+            self.remove(source.folder, [source.filename])
+            raise
+
+    # Removing.
+
+    def _sizes(self) -> list[str]:
+        return [entry.name for entry in entries_of(self._root) if names.is_size_folder(entry.name)]
+
+    def _walk(self) -> Iterator[Kept]:
+        """Every variant, and every file on its way to be one."""
+        yield from _walk(self._root, (names.is_size_folder, *IS_OURS))
+
+    def _is_stray(self, kept: Kept, now: float) -> bool:
+        _, *folder, filename = Path(kept.place).relative_to(self._root).parts
+        image = names.image_of_variant(filename)
+        on_its_way = filename.startswith(".")
+        gone = image is None or not Path(self._data, *folder, image).exists()
+        return gone or (on_its_way and now - kept.status.st_mtime > _LEFT_SECONDS)
+
+    def _remove_kept(self, place: str) -> None:
+        path = Path(place)
+        path.unlink(missing_ok=True)
+        _remove_empty(path.parent)
+
+
+@contextmanager
+def _locked(place: str) -> Iterator[int]:
+    """The descriptor of an image of which nobody else makes a variant meanwhile."""
+    with translated("read"):
+        descriptor = _opened(place)
+    try:
+        # Where there are no locks, two may make the same variant; the later one stays.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _opened(place: str) -> int:
+    how = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(place, os.O_RDWR | how)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        return os.open(place, os.O_RDONLY | how)
+
+
+def _read(descriptor: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read()
+
+
+def _walk(folder: Path, ours: Sequence[Callable[[str], bool]]) -> Iterator[Kept]:
+    """The files of variants below a folder; ``ours`` tell the names of folders that are ours, by their depth."""
+    for entry in entries_of(folder):
+        with suppress(FileNotFoundError):
+            if ours:
+                if ours[0](entry.name) and entry.is_dir(follow_symlinks=False):
+                    yield from _walk(folder / entry.name, ours[1:])
+            elif names.image_of_variant(entry.name) is not None:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    yield Kept(entry.path, status)
+
+
+def _remove_variants(folder: Path, images: Iterable[str]) -> int:
+    """Remove the variants of images from one folder, durably; how much room that gave."""
+    removed = freed = 0
+    for filename in (filename for image in images for filename in names.variant_filenames(image)):
+        place = f"{folder}/{filename}"
+        with suppress(FileNotFoundError):
+            freed += room_of(os.lstat(place).st_size)
+            os.unlink(place)  # noqa: PTH108 -- no Path for each name; see app/records/atomic.py
+            removed += 1
+    if removed:
+        with suppress(FileNotFoundError):
+            sync_folder(_remove_empty(folder))
+    return freed
+
+
+def _remove_empty(folder: Path) -> Path:
+    """Remove a day folder, and those of its type and its user, as far as they are empty; the lowest folder that stays."""
+    for step in (folder, folder.parent, folder.parent.parent):
+        try:
+            step.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return step
+    return folder.parent.parent.parent
