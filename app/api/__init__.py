@@ -6,20 +6,22 @@ import threading
 from typing import cast
 
 from flask import Response, request
+from werkzeug.datastructures import MultiDict
 
 from app import problems
-from app.api import docs, events, files, health, history, jobs, options, posts, queue, session
+from app.api import docs, events, files, health, history, jobs, options, posts, queue, session, sign
 from app.api.application import Application
 from app.api.http.bodies import MEBIBYTE
 from app.api.http.delivery import Delivery
 from app.api.http.guard import Guard
 from app.api.http.openapi import Api
 from app.api.http.openness import Openness
-from app.api.http.picture_query import thumbnail_query
+from app.api.http.picture_query import PictureQuery
 from app.api.http.problems import register_handlers
 from app.api.http.proxies import believe
 from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
+from app.api.http.signed_urls import UrlSigner
 from app.api.schemas.responses import InitImage, Webui, args
 from app.services import Services
 
@@ -69,8 +71,11 @@ def _register_endpoints(app: Application, services: Services) -> None:
     for schema in (args(services.parameters), InitImage, Webui):
         # Named only by references, where apispec does not look.
         api.spec.components.schema(schema.__name__, schema=schema)
-    thumbnail = thumbnail_query(services.config.variant_sizes)
-    presenter = Presenter(public_url, services.config.sync_timeout, thumbnail)
+    sizes = services.config.variant_sizes
+    presenter = Presenter(public_url, services.config.sync_timeout, min(sizes), services.signing)
+    signer = UrlSigner(
+        services.signing, app.url_map.bind(""), lambda query: PictureQuery(sizes).parse(MultiDict(query))
+    )
     delivery = Delivery(services.config.data_dir if services.config.accel else None)
     for blueprint in (
         posts.blueprint(services, presenter),
@@ -81,6 +86,7 @@ def _register_endpoints(app: Application, services: Services) -> None:
         queue.blueprint(services, presenter),
         options.blueprint(services),
         session.blueprint(services),
+        sign.blueprint(services, signer),
         health.blueprint(services),
     ):
         api.register_blueprint(blueprint)

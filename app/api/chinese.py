@@ -42,7 +42,19 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "What a request may choose from": "请求中可选的内容",
         "The state of the gateway": "网关状态",
         "The session of a browser": "浏览器会话",
+        "URLs that need no token": "无需令牌的链接",
         # Texts of the endpoints: summaries, descriptions, parameters and answers
+        "The seconds for which the URLs of the pictures are to be valid without a token.": "图片链接无需令牌即可使用的秒数。",
+        "Make URLs of pictures and of event streams that are valid without a token, for some time. Whether they exist is not "
+        "looked up. Those of pictures are valid for up to a quarter longer, and stay so if the token is revoked.": (
+            "生成图片和事件流的链接，在一段时间内无需令牌即可使用。不查询其是否存在。图片链接的有效期最多延长四分之一；令牌被撤销后仍然有效。"
+        ),
+        "The same URLs, signed, in the same order.": "按相同顺序返回签名后的链接。",
+        "The `url`, `thumbnail_url` or path of pictures, and the paths of event streams.": (
+            "图片的 `url`、`thumbnail_url` 或路径，以及事件流的路径。"
+        ),
+        "For how long they are to be valid; at most 3600 for event streams.": "有效秒数；事件流最多 3600。",
+        "Valid until `exp`, seconds since 1970.": "有效至 `exp`（自 1970 年起的秒数）。",
         "Exchange a token for a cookie, which browsers send by themselves.": "用令牌换取 Cookie，浏览器会自动发送它。",
         "Have the browser forget the cookie. The token stays valid.": "让浏览器删除 Cookie；令牌仍然有效。",
         "The session has begun; the cookie stands for the token.": "会话已开始，Cookie 代表该令牌。",

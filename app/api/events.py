@@ -10,8 +10,9 @@ from flask import Response, request
 from app.api.http import eventstream
 from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
+from app.api.http.sign_query import PARAMETER as SIGN
 from app.api.schemas import examples
-from app.api.schemas.path_parameters import ID, NAME, PROBLEMS_OF_A_FILE, TYPE
+from app.api.schemas.path_parameters import ID, NAME, PROBLEMS_OF_A_FILE, PROBLEMS_OF_A_SIGNED_URL, TYPE
 from app.gateway.feeds import Feed, StreamEvent
 from app.jobs.model import Identity
 from app.parameters import Type
@@ -36,16 +37,16 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     close = watching.close
 
     def respond(open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None]) -> Response:
-        return eventstream.respond(request, open_feed, close, presenter.events())
+        return eventstream.respond(request, open_feed, close, presenter.asked().events())
 
     @blp.route("/jobs/<id>/<type>/<name>/events", parameters=[ID, TYPE, NAME])
     @_contract(blp, examples.JOB_EVENTS)
     @blp.also(204, "The client has seen the end of the job already; a browser asks no more.")
-    @blp.problems(*PROBLEMS_OF_A_FILE, "not-acceptable")
+    @blp.problems(*PROBLEMS_OF_A_FILE, "not-acceptable", *PROBLEMS_OF_A_SIGNED_URL, "no-signing-key")
     @blp.about(
         "The changes of one job · 单个任务的事件流",
         "Follow one job by server-sent events. The first `event: job` tells its present state; the stream ends with the job.",
-        parameters=[_LAST_EVENT_ID],
+        parameters=[_LAST_EVENT_ID, SIGN],
     )
     def list_job_events(user: str, kind: Type, name: str) -> Response:
         last = eventstream.last_event(request.headers.get("Last-Event-ID"))
@@ -53,11 +54,11 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
 
     @blp.route("/jobs/<id>/events", parameters=[ID])
     @_contract(blp, examples.USER_EVENTS)
-    @blp.problems("validation-failed", "not-found", "not-acceptable")
+    @blp.problems("validation-failed", "not-found", "not-acceptable", *PROBLEMS_OF_A_SIGNED_URL, "no-signing-key")
     @blp.about(
         "The changes of a user's jobs · 用户任务的事件流",
         "Follow all jobs of a user by server-sent events. `event: snapshot` lists the unfinished ones first.",
-        parameters=[_LAST_EVENT_ID],
+        parameters=[_LAST_EVENT_ID, SIGN],
     )
     def list_user_events(user: str) -> Response:
         last = eventstream.last_event(request.headers.get("Last-Event-ID"))

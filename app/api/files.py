@@ -8,6 +8,7 @@ from typing import Any
 from flask import Response, request
 
 from app.api.http.delivery import Delivery
+from app.api.http.guard import caller
 from app.api.http.openapi import Blueprint
 from app.api.http.picture_query import PictureQuery
 from app.api.schemas.path_parameters import FILENAME, ID, PROBLEMS_OF_A_FILE, PROBLEMS_OF_A_SIGNED_URL, TYPE
@@ -76,7 +77,7 @@ def _add_images(blp: Blueprint, services: Services, delivery: Delivery) -> None:
             file = archive.variant(user, kind, filename, asked.size, asked.extension)
         else:
             file = archive.file(user, kind, filename)
-        return delivery.send(file, download=asked.download)
+        return delivery.send(file, download=asked.download, until=caller().until)
 
 
 def _add_records(blp: Blueprint, services: Services) -> None:

@@ -23,19 +23,19 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     @blp.route("/t2ihistory/<id>", parameters=[ID])
     @blp.arguments(PageQuery, location="query")
     @blp.answers(200, History, "Newest first; empty for an unknown user.")
-    @blp.problems("validation-failed", "not-found", "database-unavailable")
+    @blp.problems("validation-failed", "not-found", "no-signing-key", "database-unavailable")
     @blp.about("History of text to image · 查询文生图记录", "List the succeeded txt2img jobs of a user.")
     def list_txt2img_history(query: dict[str, Any], user: str) -> dict[str, Any]:
         views, before = archive.history(user, "txt2img", query["limit"], query.get("before"))
-        return presenter.page("records", views, before, ("t2ihistory", user))
+        return presenter.asked().page("records", views, before, ("t2ihistory", user))
 
     @blp.route("/i2ihistory/<id>", parameters=[ID])
     @blp.arguments(PageQuery, location="query")
     @blp.answers(200, History, "Newest first; empty for an unknown user.", example=_IMG2IMG_HISTORY)
-    @blp.problems("validation-failed", "not-found", "database-unavailable")
+    @blp.problems("validation-failed", "not-found", "no-signing-key", "database-unavailable")
     @blp.about("History of image to image · 查询图生图记录", "List the succeeded img2img jobs of a user.")
     def list_img2img_history(query: dict[str, Any], user: str) -> dict[str, Any]:
         views, before = archive.history(user, "img2img", query["limit"], query.get("before"))
-        return presenter.page("records", views, before, ("i2ihistory", user))
+        return presenter.asked().page("records", views, before, ("i2ihistory", user))
 
     return blp

@@ -11,6 +11,7 @@ from werkzeug.datastructures import ETags
 from app.api.http import prefer
 from app.api.http.openapi import Blueprint
 from app.api.http.representation import Presenter
+from app.api.http.sign_query import PARAMETER as SIGN
 from app.api.http.waiting import answered
 from app.api.schemas.path_parameters import ID, NAME, PROBLEMS_OF_A_FILE, TYPE
 from app.api.schemas.requests import CancelQuery, JobsQuery
@@ -54,20 +55,22 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     @blp.about("The jobs of a user · 查询用户任务", "List the jobs of a user in any state, or in one.")
     def list_jobs(query: dict[str, Any], user: str) -> dict[str, Any]:
         views, before = archive.jobs(user, query.get("status"), query["limit"], query.get("before"))
-        return presenter.page("jobs", views, before, ("jobs", user))
+        return presenter.asked().page("jobs", views, before, ("jobs", user))
 
     @blp.route("/jobs/<id>/<type>/<name>", parameters=[ID, TYPE, NAME])
     @blp.answers(200, Job, "The job as it is now, or at the end of the wait.", headers=_VERSION)
     @blp.also(304, "The job has not changed within the wait.")
-    @blp.problems(*PROBLEMS_OF_A_FILE)
+    @blp.problems(*PROBLEMS_OF_A_FILE, "no-signing-key")
     @blp.about(
-        "One job · 查询任务", "Get one job in any state, for example to follow its progress.", parameters=_HEADERS
+        "One job · 查询任务",
+        "Get one job in any state, for example to follow its progress.",
+        parameters=(*_HEADERS, SIGN),
     )
     def get_job(user: str, kind: Type, name: str) -> Response:
-        preference = prefer.parse(request.headers.getlist("Prefer"))
+        writer, preference = presenter.asked(), prefer.parse(request.headers.getlist("Prefer"))
         wait = min(preference.wait or 0, services.config.sync_timeout)
         reading = long_polls.job(Identity(user, kind, name), wait=wait, knows=_versions(request.if_none_match))
-        return answered(reading, lambda now: presenter.read(now, preference))
+        return answered(reading, lambda now: writer.read(now, preference))
 
     _add_cancelling(blp, services, presenter)
     return blp

@@ -11,6 +11,7 @@ from app.api.http import prefer
 from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.http.request import GatewayRequest
+from app.api.http.sign_query import PARAMETER as SIGN
 from app.api.http.waiting import answered
 from app.api.schemas import examples
 from app.api.schemas.requests import picture_request
@@ -34,6 +35,7 @@ _REFUSED = (
     "no-free-waiter",
     "no-catalogue",
     "no-default-model",
+    "no-signing-key",
     "database-unavailable",
     "storage-unavailable",
 )
@@ -92,14 +94,18 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     @blp.route("/txt2img", methods=["POST"])
     @blp.arguments(picture_request("txt2img", services.config, services.parameters), example=examples.TXT2IMG_REQUEST)
     @_contract(blp, examples.TXT2IMG_JOB, examples.QUEUED_TXT2IMG_JOB)
-    @blp.about("Text to image · 文生图接口", "Make pictures from a prompt.", parameters=_HEADERS)
+    @blp.about("Text to image · 文生图接口", "Make pictures from a prompt.", parameters=(*_HEADERS, SIGN))
     def create_txt2img(fields: dict[str, Any]) -> Response:
         return _post(services, presenter, "txt2img", fields)
 
     @blp.route("/img2img", methods=["POST"])
     @blp.arguments(picture_request("img2img", services.config, services.parameters), example=examples.IMG2IMG_REQUEST)
     @_contract(blp, examples.IMG2IMG_JOB, examples.QUEUED_IMG2IMG_JOB)
-    @blp.about("Image to image · 图生图接口", "Make pictures from a prompt and a reference image.", parameters=_HEADERS)
+    @blp.about(
+        "Image to image · 图生图接口",
+        "Make pictures from a prompt and a reference image.",
+        parameters=(*_HEADERS, SIGN),
+    )
     def create_img2img(fields: dict[str, Any]) -> Response:
         return _post(services, presenter, "img2img", fields)
 
@@ -130,6 +136,7 @@ def _contract(blp: Blueprint, finished: Mapping[str, Any], queued: Mapping[str, 
 def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str, Any]) -> Response:
     # The request itself, and no proxy: it is handed on.
     posted = cast("GatewayRequest", cast("Any", request)._get_current_object())  # noqa: SLF001 -- documented by werkzeug
+    writer = presenter.asked()
     preference = prefer.parse(posted.headers.getlist("Prefer"))
     key = posted.idempotency_key
     # Only a repeated key is compared, and a reference image is megabytes.
@@ -143,4 +150,4 @@ def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str
         wait=preference.seconds(services.config.sync_timeout),
         client=posted,
     )
-    return answered(posted_job, lambda view: presenter.posted(view, preference))
+    return answered(posted_job, lambda view: writer.posted(view, preference))

@@ -89,11 +89,15 @@ class SignedPicture(NamedTuple):
 
 
 class SignedStream(NamedTuple):
-    """What the URL of an event stream stands for; without type and name all jobs of the user."""
+    """What the URL of an event stream stands for; without type and name all jobs of the user.
+
+    ``sign`` stands in its query: for how long the URLs in the events are signed.
+    """
 
     user: str
     type: str | None = None
     name: str | None = None
+    sign: str | None = None
 
 
 def load_keys(configured: Mapping[str, bytes], instance: Path) -> Mapping[str, bytes]:
@@ -158,13 +162,20 @@ class Signing:
 
         :raises NoSigningKey: there is no key.
         """
-        if not self._kid:
-            raise NoSigningKey
+        self.check_key()
         end = int(time.time()) + seconds
         if isinstance(signed, SignedPicture):
             quarter = seconds // 4
             end = -(-end // quarter) * quarter
         return Signature(end, self._kid, self._signature(signed, end, self._kid))
+
+    def check_key(self) -> None:
+        """Look whether there is a key to sign with.
+
+        :raises NoSigningKey: there is none.
+        """
+        if not self._kid:
+            raise NoSigningKey
 
     def check(self, signed: SignedPicture | SignedStream, exp: str, kid: str, sig: str) -> int:
         """The end of a signed URL, seconds since 1970.
@@ -190,8 +201,7 @@ class Signing:
 
         :raises NoSigningKey: there is no key.
         """
-        if not self._kid:
-            raise NoSigningKey
+        self.check_key()
         return str(self._sessions.dumps(token_id))
 
     def token_of(self, cookie: str) -> str | None:

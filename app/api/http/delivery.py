@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, cast
@@ -24,6 +25,9 @@ from app.gateway.archive import File
 #: A stored file never changes under its name, so a cache may keep it for a year (31536000 s, the most that RFC 2616, section
 #: 14.21, allowed); it is somebody's own picture, so only the client's own cache may.
 _CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
+_KEPT_FOR_LONG: Final = {"Cache-Control": _CACHE_CONTROL}
+#: How long nginx may serve the picture of a signed URL without asking, so also how long after it was deleted.
+_NGINX_SECONDS: Final = 60
 #: A picture opened in a browser's tab is never taken for a page of the gateway's origin.
 _POLICY: Final = "default-src 'none'; sandbox"
 #: The internal location of deploy/nginx/sd-gateway.conf.
@@ -41,16 +45,18 @@ class Delivery:
     def __init__(self, data_folder: Path | None) -> None:
         self._data_folder = data_folder
 
-    def send(self, file: File, *, download: bool = False) -> Response:
+    def send(self, file: File, *, download: bool = False, until: float | None = None) -> Response:
         """The answer to a GET or HEAD of a file, with conditions and ranges as RFC 9110 has them.
 
         :param download: whether a browser is to save it rather than show it.
+        :param until: of a signed URL, the :func:`time.time` at which it expires. Then the bytes are sent from here, and nginx keeps
+            them for a moment, which it does not do where an answer only names a file.
         :raises FileGone: it was deleted a moment ago.
         :raises PreconditionFailed: If-Match names another version.
         :raises InvalidRequest: a condition is too long.
         """
         conditional = conditions.present(request.environ)
-        by_nginx = self._data_folder is not None and request.method == "GET" and bool(file.place)
+        by_nginx = self._data_folder is not None and request.method == "GET" and bool(file.place) and until is None
         if by_nginx and not conditional:
             return self._leave_to_nginx(file, download=download)
         if conditional:
@@ -59,7 +65,7 @@ class Delivery:
             conditions.tidy(request.environ)
             conditions.judge(request.environ, file.etag, *_measured(file))
         response = _answer(file, conditional=conditional, by_nginx=by_nginx, download=download)
-        response.headers["Cache-Control"] = _CACHE_CONTROL
+        response.headers.update(_KEPT_FOR_LONG if until is None else _kept(until))
         response.headers["Content-Security-Policy"] = _POLICY
         if response.headers.pop("X-Sendfile", None):
             _hand_over(response, self._inside(file))
@@ -87,6 +93,12 @@ class Delivery:
     def _inside(self, file: File) -> str:
         """The file's path below the internal location of nginx."""
         return _INTERNAL + quote(file.place.removeprefix(f"{self._data_folder}/"))
+
+
+def _kept(until: float) -> dict[str, str]:
+    """How long the picture of a signed URL may be kept: by its client until the URL expires, by nginx for a moment."""
+    left = max(int(until - time.time()), 0)
+    return {"Cache-Control": f"private, max-age={left}", "X-Accel-Expires": str(min(left, _NGINX_SECONDS))}
 
 
 def _both_read_alike(asked: Request, etag: str) -> bool:

@@ -47,11 +47,19 @@ _BY_METHOD: Final[Mapping[str, Scope]] = {"GET": "read", "HEAD": "read", "POST":
 _BY_ENDPOINT: Final[Mapping[str, Scope]] = {"queue.list_webuis": "admin", "sign.create_signed_urls": "read"}
 #: The endpoints whose body names a user.
 _POSTS: Final = frozenset(("generation.create_txt2img", "generation.create_img2img"))
-#: The endpoints for which a signature may stand in for a token.
-_PICTURES: Final = frozenset(("files.get_image",))
-_STREAMS: Final = frozenset(("events.list_job_events", "events.list_user_events"))
-_OF_THE_SIGNATURE: Final = frozenset(("exp", "kid", "sig"))
-_OF_A_PICTURE: Final = frozenset(("size", "format", "download"))
+#: The endpoints for which a signature may stand in for a token, and what is signed then.
+_SIGNED: Final[Mapping[str, type[SignedPicture | SignedStream]]] = {
+    "files.get_image": SignedPicture,
+    "events.list_job_events": SignedStream,
+    "events.list_user_events": SignedStream,
+}
+_OF_THE_SIGNATURE: Final = ("exp", "kid", "sig")
+#: What else a signed URL may hold, all of which is signed.
+_QUERY: Final[Mapping[type, frozenset[str]]] = {
+    SignedPicture: frozenset(("size", "format", "download")),
+    SignedStream: frozenset(("sign",)),
+}
+_READ: Final[frozenset[Scope]] = frozenset(("read",))
 _SAFE: Final = frozenset(("GET", "HEAD"))
 
 
@@ -144,34 +152,24 @@ class Guard:
         """The caller for whom a signature stands in; None for a URL without one, or one that can't be signed."""
         if not request.environ.get("QUERY_STRING") or "sig" not in request.args:
             return None
-        path: dict[str, Any] = request.view_args or {}
-        if request.endpoint in _PICTURES:
-            given = self._once(_OF_THE_SIGNATURE | _OF_A_PICTURE)
-            signed: SignedPicture | SignedStream = SignedPicture(
-                path["id"],
-                path["type"],
-                path["filename"],
-                given.get("size"),
-                given.get("format"),
-                given.get("download"),
-            )
-        elif request.endpoint in _STREAMS:
-            given = self._once(_OF_THE_SIGNATURE)
-            signed = SignedStream(path["id"], path.get("type"), path.get("name"))
-        else:
+        kind = signed_kind(request.endpoint)
+        if kind is None:
             return None
-        until = self._signing.check(signed, *(given.get(name, "") for name in ("exp", "kid", "sig")))
-        return Caller(None, (signed.user,), frozenset(("read",)), float(until))
+        query = self._once(_QUERY[kind])
+        found = signed(kind, request.view_args or {}, query)
+        until = self._signing.check(found, *(query.get(name, "") for name in _OF_THE_SIGNATURE))
+        return Caller(None, (found.user,), _READ, float(until))
 
     @staticmethod
     def _once(known: frozenset[str]) -> dict[str, str]:
-        """The query, in which each of these stands at most once, and nothing else.
+        """The query, in which each of these and of the signature's parts stands at most once, and nothing else.
 
         :raises BadSignature: it is another one.
         """
-        if not known.issuperset(request.args) or len(list(request.args.items(multi=True))) != len(request.args):
+        given = request.args
+        if not known.union(_OF_THE_SIGNATURE).issuperset(given) or len(list(given.items(multi=True))) != len(given):
             raise BadSignature
-        return request.args.to_dict()
+        return given.to_dict()
 
     # -- what outlasts the judgement ---------------------------------------------------------------------------------
 
@@ -208,14 +206,43 @@ def caller() -> Caller:
     return cast("Caller", g.caller)
 
 
+def signed_kind(endpoint: str | None) -> type[SignedPicture | SignedStream] | None:
+    """What a signature stands for at an endpoint; None where there is none."""
+    return _SIGNED.get(endpoint or "")
+
+
+def signed_query(kind: type) -> frozenset[str]:
+    """The parameters that a signed URL may hold besides its signature."""
+    return _QUERY[kind]
+
+
+def signed(
+    kind: type[SignedPicture | SignedStream], path: Mapping[str, Any], query: Mapping[str, str]
+) -> SignedPicture | SignedStream:
+    """What the URL with these members of its path and this query stands for."""
+    if kind is SignedPicture:
+        of_query = (query.get("size"), query.get("format"), query.get("download"))
+        return SignedPicture(path["id"], path["type"], path["filename"], *of_query)
+    return SignedStream(path["id"], path.get("type"), path.get("name"), query.get("sign"))
+
+
+def check_user(user: str) -> None:
+    """Check a user.
+
+    :raises NotFound: the caller may not act for him.
+    """
+    if not caller().acts_for(user):
+        raise _nothing()
+
+
 def check_posted_user(document: Any) -> None:
     """Check the user that a body names.
 
     :raises NotFound: the caller may not act for him.
     """
     user = document.get("id") if isinstance(document, dict) else None
-    if isinstance(user, str) and request.endpoint in _POSTS and not caller().acts_for(user):
-        raise _nothing()
+    if isinstance(user, str) and request.endpoint in _POSTS:
+        check_user(user)
 
 
 def _nothing() -> NotFound:
@@ -228,6 +255,8 @@ def _named_users() -> list[str]:
     if isinstance(request.routing_exception, MethodNotAllowed):
         adapter = request_ctx.url_adapter
         methods = request.routing_exception.valid_methods
-        path = adapter.match(method=next(iter(methods)))[1] if adapter is not None and methods else None
+        path = (
+            adapter.match(method=next(iter(methods)), websocket=False)[1] if adapter is not None and methods else None
+        )
     users = [path["id"]] if path and "id" in path else []
     return users + request.args.getlist("id") if request.environ.get("QUERY_STRING") else users

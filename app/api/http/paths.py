@@ -25,7 +25,11 @@ def check(request: Request) -> None:
     :raises UnknownType: the type is not one of :data:`app.parameters.TYPES`.
     """
     _check_encoding(request.environ)
-    values = request.view_args or {}
+    check_values(request.view_args or {})
+
+
+def check_values(values: dict[str, Any]) -> None:
+    """Check the members of a path, and hand ``id`` and ``type`` on as ``user`` and ``kind``; raises as :func:`check` does."""
     if "id" in values:
         values["user"] = _user(values.pop("id"))
     if "type" in values:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from flask import Request
+from werkzeug.datastructures import MultiDict
 
 from app.api.http.refusals import ValidationFailed
 
@@ -53,12 +54,14 @@ class PictureQuery:
 
         :raises ValidationFailed: a value is none that may be asked for, or stands there twice.
         """
-        if not request.environ.get("QUERY_STRING"):
-            return _AS_STORED
+        return self.parse(request.args) if request.environ.get("QUERY_STRING") else _AS_STORED
+
+    def parse(self, query: MultiDict[str, str]) -> Asked:
+        """The same of a query that is no request's."""
         found: dict[str, Any] = {}
         errors: dict[str, list[str]] = {}
         for name, values in self._values.items():
-            given = request.args.getlist(name)
+            given = query.getlist(name)
             if len(given) > 1:
                 errors[name] = ["Must be given only once."]
             elif given and given[0] not in values:
@@ -89,8 +92,3 @@ class PictureQuery:
             {"in": "query", "name": name, "schema": schema, "description": description}
             for name, (schema, description) in schemas.items()
         )
-
-
-def thumbnail_query(sizes: Sequence[int]) -> str:
-    """What follows the URL of a picture in that of its thumbnail."""
-    return f"?size={min(sizes)}&format=webp"

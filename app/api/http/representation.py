@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
@@ -13,26 +13,42 @@ from urllib.parse import quote, urlencode
 from flask import Response, jsonify, request
 
 from app import problems
-from app.api.http import cursor
+from app.api.http import cursor, sign_query
 from app.api.http.prefer import Preference
 from app.api.http.problems import respond
 from app.gateway.feeds import StreamEvent
+from app.gateway.signing import SignedPicture, Signing
 from app.gateway.waiting import Reading
 from app.jobs.queue import Cursor
 
 _NO_PREFERENCE: Final = Preference()
+_THUMBNAIL_FORMAT: Final = "webp"
 
 
 @dataclass(frozen=True)
 class Presenter:
     """Writes answers; ``public_url`` stands before every URL, and when it is empty they are rooted paths.
 
-    ``thumbnail`` is the query that makes a thumbnail's URL of a picture's.
+    ``thumbnail_size`` is the longest side of a thumbnail, pixels. With ``lifetime`` seconds the URLs of pictures are signed.
     """
 
     public_url: str
     sync_timeout: float
-    thumbnail: str
+    thumbnail_size: int
+    signing: Signing
+    lifetime: int | None = None
+
+    def asked(self) -> Presenter:
+        """The presenter that signs URLs as the present request asks for it (``?sign=``).
+
+        :raises ValidationFailed: it asks for it in a wrong way.
+        :raises NoSigningKey: nothing can be signed.
+        """
+        lifetime = sign_query.read(request)
+        if lifetime is None:
+            return self
+        self.signing.check_key()
+        return replace(self, lifetime=lifetime)
 
     def job(self, view: Mapping[str, Any]) -> dict[str, Any]:
         """The job object of the contract."""
@@ -45,15 +61,23 @@ class Presenter:
         image = view["init_image"]
         return {
             **view,
-            "images": [self._picture(images, entry) for entry in view["images"]],
-            "init_image": None if image is None else self._picture(images, image),
+            "images": [self._picture(view, images, entry) for entry in view["images"]],
+            "init_image": None if image is None else self._picture(view, images, image),
             "error": None if view["error"] is None else problems.problem(**view["error"]),
             "url": f"{root}/jobs/{user}/{view['type']}/{view['name']}",
         }
 
-    def _picture(self, folder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-        url = folder + entry["filename"]
-        return {"filename": entry["filename"], "url": url, "thumbnail_url": url + self.thumbnail, **entry}
+    def _picture(self, view: Mapping[str, Any], folder: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        name = entry["filename"]
+        url = folder + name
+        thumbnail_url = f"{url}?size={self.thumbnail_size}&format={_THUMBNAIL_FORMAT}"
+        if self.lifetime is not None:
+            of_user = (view["id"], view["type"], name)
+            size = str(self.thumbnail_size)
+            url += "?" + self.signing.sign(SignedPicture(*of_user), self.lifetime).query
+            small = SignedPicture(*of_user, size, _THUMBNAIL_FORMAT)
+            thumbnail_url += "&" + self.signing.sign(small, self.lifetime).query
+        return {"filename": name, "url": url, "thumbnail_url": thumbnail_url, **entry}
 
     def read(self, reading: Reading, preference: Preference = _NO_PREFERENCE) -> Response:
         """One job with its version; 304 for a client that has this version already.
@@ -126,7 +150,7 @@ class Presenter:
         return respond(**error, url=self._job_url(view))
 
     def _next(self, path: Sequence[str], before: str) -> str:
-        kept = {name: request.args[name] for name in ("id", "limit", "status") if name in request.args}
+        kept = {name: request.args[name] for name in ("id", "limit", "status", sign_query.NAME) if name in request.args}
         return self._url(*path) + "?" + urlencode({**kept, "before": before})
 
     def _job_url(self, view: Mapping[str, Any]) -> str:

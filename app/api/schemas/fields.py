@@ -9,7 +9,8 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
-from app.api.http import cursor
+from app.api.http import cursor, sign_query
+from app.api.http.refusals import ValidationFailed
 from app.api.http.strictjson import is_finite
 from app.parameters import LARGEST_SEED, LONGEST_USER_ID, user_id_fault
 
@@ -196,6 +197,17 @@ class PageLimit(_Judged, fields.Integer):
         if not re.fullmatch(r"[0-9]{1,9}", value) or not 1 <= int(value) <= LARGEST_PAGE:
             raise ValidationError(f"Must be an integer from 1 to {LARGEST_PAGE}.")
         return int(value)
+
+
+class SignSeconds(_Judged, fields.Integer):
+    """The lifetime of signed URLs, from the query; seconds."""
+
+    def judge(self, value: Any) -> int:
+        """Load the value."""
+        try:
+            return sign_query.parse(value)
+        except ValidationFailed as error:
+            raise ValidationError(error.errors[sign_query.NAME]) from error
 
 
 class Cursor(_Judged, fields.String):

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validates_schema
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate, validates_schema
 
+from app.api.http import sign_query
+from app.api.schemas import examples
 from app.api.schemas.fields import (
     DEFAULT_PAGE,
     LARGEST_PAGE,
@@ -21,10 +23,12 @@ from app.api.schemas.fields import (
     PageLimit,
     QueueCursor,
     Seed,
+    SignSeconds,
     Text,
     UserId,
 )
 from app.config import PREFIX, Config
+from app.gateway.signing import LONGEST, SHORTEST
 from app.jobs.model import STATUSES
 from app.parameters import (
     DEFAULT_HR_SCALE,
@@ -39,6 +43,9 @@ from app.parameters import (
 
 #: Faults that one answer lists; a body may hold thousands of unknown fields.
 _MOST_FAULTS = 20
+#: URLs that are signed at once, and characters of each.
+_MOST_URLS = 500
+_LONGEST_URL = 2000
 #: The kinds of fields whose bounds are part of their own rules.
 _UNBOUNDED: Mapping[str, Callable[..., fields.Field[Any]]] = MappingProxyType(
     {"user id": UserId, "boolean": JsonBoolean, "seed": Seed, "image": OneImage}
@@ -165,6 +172,7 @@ class PageQuery(_Limited):
     """The query of a list of jobs, newest first."""
 
     before = Cursor(metadata={"description": "The cursor of a next URL."})
+    sign = SignSeconds(metadata=sign_query.METADATA)
 
 
 class JobsQuery(PageQuery):
@@ -177,6 +185,26 @@ class SessionRequest(Schema):
     """The body that begins a session."""
 
     token = fields.String(required=True, metadata={"description": "The token, as it was shown when it was made."})
+
+
+class SignRequest(Schema):
+    """The body that asks for signed URLs."""
+
+    paths = fields.List(
+        fields.String(validate=validate.Length(max=_LONGEST_URL)),
+        required=True,
+        validate=validate.Length(max=_MOST_URLS),
+        metadata={
+            "description": "The `url`, `thumbnail_url` or path of pictures, and the paths of event streams.",
+            "example": [f"/get_images/{examples.USER}/txt2img/{examples.IMAGE}?size=320"],
+        },
+    )
+    seconds = JsonInteger(
+        lowest=SHORTEST,
+        highest=LONGEST,
+        required=True,
+        metadata={"description": "For how long they are to be valid; at most 3600 for event streams.", "example": 3600},
+    )
 
 
 class QueueQuery(_Limited):

@@ -378,3 +378,20 @@ class Session(Answer):
     users = _texts("The users of the token; a `*` at the end stands for all that begin so.")
     scopes = _texts("What it allows.")
     seconds = fields.Integer(required=True, metadata={"description": "How long the session lasts."})
+
+
+_SIGNATURE = "exp=1795000500&kid=1&sig=BL9cYPSZ8Jrkj1JyQZ2mGtqxPRBBZEIIRWHXpLWo4_E"
+
+
+class SignedUrls(Answer):
+    """URLs that need no token."""
+
+    EXAMPLES: ClassVar = {
+        "signed": {
+            "urls": [
+                f"/get_images/{examples.USER}/txt2img/{examples.IMAGE}?size=320&{_SIGNATURE}",
+            ]
+        }
+    }
+
+    urls = _texts("Valid until `exp`, seconds since 1970.")
