@@ -80,7 +80,8 @@ def queries(gateway: Gateway) -> list[object]:
 
 
 def problem_of(response: TestResponse) -> tuple[int, str | None]:
-    return response.status_code, response.json["type"] if "problem" in response.mimetype else None
+    is_problem = response.mimetype == "application/problem+json" and bool(response.data)
+    return response.status_code, response.json["type"] if is_problem else None
 
 
 def paths(app: Flask) -> Iterator[tuple[str, str]]:

@@ -71,8 +71,9 @@ def test_the_examples_of_all_other_endpoints_work_with_the_names_of_a_record(
         for method in ("get", "delete"):
             if method in item:
                 status, answer = try_example(house, method, path, item.get("parameters", ()), made["txt2img"])
-                documented = item[method]["responses"]["200"]
-                assert status == 200, (method, path, answer)
+                answers = item[method]["responses"]
+                documented = answers.get("200")
+                assert status == (200 if documented else 204), (method, path, answer)
                 if answer is not None:
                     assert shape(answer) in [shape(example) for example in examples(document, documented)], (
                         path,
@@ -92,11 +93,12 @@ def try_example(
     values = {parameter["name"]: parameter["example"] for parameter in parameters}
     assert values.get("id", record["id"]) == record["id"]
     with house.http.request(method, path.format(**{**values, **names}), stream=True) as answer:
-        if answer.headers["Content-Type"].startswith("text/event-stream"):
+        kind = answer.headers.get("Content-Type", "")
+        if kind.startswith("text/event-stream"):
             # That of a user has no end.
             return answer.status_code, None
         answer.content  # noqa: B018 -- read before the connection is given back
-    return answer.status_code, answer.json() if answer.headers["Content-Type"].startswith("application/json") else None
+    return answer.status_code, answer.json() if kind.startswith("application/json") else None
 
 
 def test_the_docs_page_loads_nothing_from_elsewhere(house: Gateway) -> None:

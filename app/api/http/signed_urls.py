@@ -75,7 +75,7 @@ class UrlSigner:
 
 def _route(path: str, adapter: MapAdapter) -> tuple[str, Mapping[str, Any]]:
     """The endpoint of a path and its members; nothing for a path that is none."""
-    if "%2f" in path.lower() or not path.startswith("/"):
+    if "%2f" in path.lower() or not path.startswith("/") or path.startswith("//"):
         return "", {}
     try:
         endpoint, values = adapter.match(unquote(path, errors="strict"), method="GET")
