@@ -42,11 +42,18 @@ class Unreachable(WebuiError):
 
 
 class NotAnswering(WebuiError):
-    """A light question (never a generation) got no usable answer, though a connection was made."""
+    """A light question (never a generation) got no usable answer, though a connection was made.
+
+    :param status: of the answer, where that is why it is of no use.
+    """
 
     slug = "webui-unreachable"
     retryable = True
     detail = "The WebUI does not answer properly."
+
+    def __init__(self, detail: str | None = None, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(detail)
 
 
 class ConnectionBroken(WebuiError):
