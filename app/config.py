@@ -50,10 +50,16 @@ DEFAULT_INSTANCE = "instance" if CHECKOUT is not None else "sd-gateway"
 
 
 class CannotStart(Exception):
-    """The text is one line that names the setting or the folder, and says what to do."""
+    """The text is one line that names the setting or the folder, and says what to do.
 
-    def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
+    :param what: what is wrong, or the whole text.
+    :param advice: what to do, where that is told apart.
+    """
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        self.what = what
+        self.advice = advice
+        super().__init__(" ".join(f"{what} {advice}".split()))
 
 
 class ConfigError(CannotStart):

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, func, or_, select, text
+from sqlalchemy import and_, select, text
 
 from app.jobs.errors import ReadOnlyDatabase
 from app.jobs.slots import ALIVE_SECONDS, keys_of
 from app.jobs.sql.inspected import InspectedDatabase
-from app.jobs.sql.schema import JOBS, SLOTS, TOKENS, WORKERS, db_now
+from app.jobs.sql.schema import JOBS, SLOTS, WORKERS, db_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +74,6 @@ class Inspection:
         with self._database.read() as connection:
             rows = connection.execute(select(SLOTS.c.key, SLOTS.c.owner).where(gone))
             return [HeldSlot(row.key, row.owner.partition("/")[0]) for row in rows]
-
-    def tokens(self) -> tuple[int, int]:
-        """The number of tokens that were made, and of those that are valid now."""
-        valid = and_(TOKENS.c.revoked_at.is_(None), or_(TOKENS.c.expires_at.is_(None), TOKENS.c.expires_at > db_now()))
-        with self._database.read() as connection:
-            made, usable = (
-                connection.execute(select(func.count()).select_from(TOKENS).where(*chosen)).scalar_one()
-                for chosen in ((), (valid,))
-            )
-        return made, usable
 
 
 def outside(theirs: float, earliest: float, latest: float) -> float:
