@@ -2,7 +2,7 @@
 
 Every knob of the gateway is one row of :data:`SETTINGS`: its name, its default, the function that reads its text, and one
 sentence for people. :func:`load` turns environment variables and ``instance/settings.toml`` into one immutable
-:class:`Config`; an unknown or malformed setting raises :class:`ConfigError`, which names it.
+:class:`Config`; an unknown or malformed setting raises :class:`ConfigError`, which names it. :func:`read` names them all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -50,10 +50,16 @@ DEFAULT_INSTANCE = "instance" if CHECKOUT is not None else "sd-gateway"
 
 
 class CannotStart(Exception):
-    """The text is one line that names the setting or the folder, and says what to do."""
+    """The text is one line that names the setting or the folder, and says what to do.
 
-    def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
+    :param what: what is wrong, or the whole text.
+    :param advice: what to do, where that is told apart.
+    """
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        self.what = what
+        self.advice = advice
+        super().__init__(" ".join(f"{what} {advice}".split()))
 
 
 class ConfigError(CannotStart):
@@ -528,49 +534,87 @@ def _defaults(instance: Path) -> dict[str, str]:
     return defaults
 
 
-def _read_file(path: Path) -> dict[str, str]:
+class _Faults:
+    """What is wrong with the settings, gathered while they are read."""
+
+    def __init__(self) -> None:
+        #: One line each, which names the setting.
+        self.texts: list[str] = []
+        #: See :attr:`Reading.doubtful`.
+        self.doubtful: set[str] = set()
+
+    def add(self, text: str, *doubtful: str) -> None:
+        self.texts.append(text)
+        self.doubtful.update(doubtful)
+
+    def add_unknown(self, names: Sequence[str], known: Mapping[str, str], place: str = "") -> None:
+        """Settings that stand in no row of the table.
+
+        :param known: the spellings that are known there, each with the name of its setting.
+        :param place: what goes before the text: where they stand.
+        """
+        near = {other for name in names for other in difflib.get_close_matches(name.upper(), known, n=1)}
+        advice = f"did you mean {', '.join(sorted(near))}?" if near else "the README lists all settings"
+        self.add(f"{place}unknown setting {', '.join(names)}; {advice}", *(known[name] for name in near))
+
+
+def _read_file(path: Path, faults: _Faults) -> dict[str, str]:
     """The settings of ``settings.toml``; keys are the names of the table, with or without ``SDG_``, in any case."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from error
+        everything = (setting.name for setting in SETTINGS if setting.name != INSTANCE)
+        faults.add(f"{path} can't be read: {getattr(error, 'strerror', None) or error}", *everything)
+        return {}
     known = {name: setting.name for setting in SETTINGS for name in (setting.name, setting.name.removeprefix(PREFIX))}
     values: dict[str, str] = {}
     for key, value in table.items():
-        if key.upper() not in known:
-            raise ConfigError(f"{path}: {_unknown([key], known)}")
-        if known[key.upper()] == INSTANCE:
-            raise ConfigError(
-                f"{path}: {INSTANCE} can only be set in the environment, for this file lies in that folder"
-            )
-        try:
-            values[known[key.upper()]] = _toml_text(value)
-        except ValueError as error:
-            raise ConfigError(f"{path}: {key} {error}") from error
+        name = known.get(key.upper())
+        if name is None:
+            faults.add_unknown([key], known, f"{path}: ")
+        elif name == INSTANCE:
+            faults.add(f"{path}: {INSTANCE} can only be set in the environment, for this file lies in that folder")
+        else:
+            try:
+                values[name] = _toml_text(value)
+            except ValueError as error:
+                faults.add(f"{path}: {key} {error}", name)
     return values
 
 
-def _reject_unknown(environ: Mapping[str, str]) -> None:
-    known = {setting.name for setting in SETTINGS}
+def _texts(environ: Mapping[str, str], instance: Path, faults: _Faults) -> dict[str, str]:
+    """The text of every setting, from the environment over ``settings.toml`` over the defaults."""
+    texts = _defaults(instance) | _read_file(instance / "settings.toml", faults)
+    given = {name: environ[name] for name in texts if environ.get(name, "") != "" and name != INSTANCE}
+    known = {setting.name: setting.name for setting in SETTINGS}
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in {*known, CRASH_AT})
     if unknown:
-        raise ConfigError(_unknown(unknown, known))
+        faults.add_unknown(unknown, known)
+        # Before what is wrong in the file: so it is the first one that is told.
+        faults.texts.insert(0, faults.texts.pop())
+    faults.doubtful -= given.keys()
+    return texts | given
 
 
-def _unknown(names: Sequence[str], known: Iterable[str]) -> str:
-    """The complaint about settings that stand in no row of the table."""
-    near = {other for name in names for other in difflib.get_close_matches(name.upper(), known, n=1)}
-    advice = f"did you mean {', '.join(sorted(near))}?" if near else "the README lists all settings"
-    return f"unknown setting {', '.join(names)}; {advice}"
-
-
-def _texts(environ: Mapping[str, str], instance: Path) -> dict[str, str]:
-    """The text of every setting, from the environment over ``settings.toml`` over the defaults."""
-    _reject_unknown(environ)
-    texts = _defaults(instance) | _read_file(instance / "settings.toml")
-    return texts | {name: environ[name] for name in texts if environ.get(name, "") != "" and name != INSTANCE}
+def _parse(texts: Mapping[str, str], defaults: Mapping[str, str], faults: _Faults) -> dict[str, Any]:
+    """The value of every setting by its field in :class:`Config`; that of its default where it can't be read."""
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        try:
+            values[setting.field] = setting.parse(texts[setting.name].strip())
+        except ValueError as error:
+            faults.add(f"{setting.name}: {error}", setting.name)
+            values[setting.field] = setting.parse(defaults[setting.name])
+    try:
+        values["webuis"] = parse_webui_urls(values["webui_urls"], values["host_id"])
+    except ValueError as error:
+        faults.add(f"{WEBUI_URLS}: {error}", WEBUI_URLS)
+        values["webuis"] = parse_webui_urls(defaults[WEBUI_URLS], values["host_id"])
+    if values["accel"] and not _only_this_machine_reaches(values["bind"]):
+        faults.add("SDG_ACCEL: needs SDG_BIND to be a loopback address or a Unix socket, so that only nginx reaches it")
+    return values
 
 
 def effective() -> dict[str, str]:
@@ -579,7 +623,7 @@ def effective() -> dict[str, str]:
     :raises ConfigError: for an unknown or malformed setting, naming it.
     """
     load()
-    texts = _texts(os.environ, _instance(os.environ))
+    texts = _texts(os.environ, _instance(os.environ), _Faults())
     shown = {name: without_secrets(text) for name, text in texts.items()}
     shown |= {setting.name: "…" for setting in SETTINGS if setting.secret and texts[setting.name]}
     return shown | {WEBUI_URLS: ",".join(without_secrets(url) for url in texts[WEBUI_URLS].split(","))}
@@ -598,27 +642,38 @@ def without_secrets(url: str) -> str:
     return scheme + separator + re.sub(r"^.*@", "…@", rest)
 
 
-def load(environ: Mapping[str, str] | None = None, instance: Path | None = None) -> Config:
-    """Read the environment over ``settings.toml`` over the defaults.
+@dataclass(frozen=True)
+class Reading:
+    """The settings as far as they can be read."""
+
+    #: With the default in place of what can't be read.
+    config: Config
+    #: One line for each fault, which names the setting.
+    faults: tuple[str, ...]
+    #: Settings whose value is not known: those that can't be read, and those that a misspelt name may stand for.
+    doubtful: frozenset[str]
+
+
+def read(environ: Mapping[str, str] | None = None, instance: Path | None = None) -> Reading:
+    """Read the environment over ``settings.toml`` over the defaults, and find all faults in them.
 
     :param environ: instead of the process's environment, for tests.
     :param instance: instead of the folder that ``SDG_INSTANCE`` names, for tests.
-    :raises ConfigError: for an unknown or malformed setting, naming it.
     """
     environ = os.environ if environ is None else environ
-    texts = _texts(environ, instance or _instance(environ))
-    values: dict[str, Any] = {}
-    for setting in SETTINGS:
-        try:
-            values[setting.field] = setting.parse(texts[setting.name].strip())
-        except ValueError as error:
-            raise ConfigError(f"{setting.name}: {error}") from error
-    try:
-        webuis = parse_webui_urls(values["webui_urls"], values["host_id"])
-    except ValueError as error:
-        raise ConfigError(f"{WEBUI_URLS}: {error}") from error
-    if values["accel"] and not _only_this_machine_reaches(values["bind"]):
-        raise ConfigError(
-            "SDG_ACCEL: needs SDG_BIND to be a loopback address or a Unix socket, so that only nginx reaches it"
-        )
-    return Config(**values, webuis=webuis, crash_at=environ.get(CRASH_AT, ""))
+    instance = instance or _instance(environ)
+    faults = _Faults()
+    values = _parse(_texts(environ, instance, faults), _defaults(instance), faults)
+    config = Config(**values, crash_at=environ.get(CRASH_AT, ""))
+    return Reading(config, tuple(faults.texts), frozenset(faults.doubtful))
+
+
+def load(environ: Mapping[str, str] | None = None, instance: Path | None = None) -> Config:
+    """Read the settings as :func:`read` does, whose parameters these are.
+
+    :raises ConfigError: for an unknown or malformed setting, naming it.
+    """
+    reading = read(environ, instance)
+    if reading.faults:
+        raise ConfigError(reading.faults[0])
+    return reading.config

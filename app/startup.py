@@ -109,23 +109,29 @@ def places(config: Config) -> str:
 
 def explain(error: Exception, config: Config) -> str:
     """A text for :class:`app.config.CannotStart` about one of :data:`ERRORS`."""
+    return " ".join(filter(None, diagnose(error, config)))
+
+
+def diagnose(error: Exception, config: Config) -> tuple[str, str]:
+    """What is wrong when one of :data:`ERRORS` was raised, and what to do, which may be nothing to say."""
+    database = f"SDG_DATABASE_URL: {without_secrets(config.database_url)}"
     match error:
         case DatabaseUnavailable():
             advice = _WRITABLE if config.database_url.startswith("sqlite") else "PostgreSQL must run and be reachable."
-            text = f"SDG_DATABASE_URL: {without_secrets(config.database_url)} can't be used{_because(error)}. {advice}"
+            found = f"{database} can't be used{_because(error)}.", advice
         case ReadOnlyDatabase():
-            text = f"SDG_DATABASE_URL: {without_secrets(config.database_url)} can only be read. {error}"
+            found = f"{database} can only be read.", str(error)
         case SchemaTooNew():
-            text = f"SDG_DATABASE_URL: {error} Start the version that wrote it, or use another database."
+            found = f"SDG_DATABASE_URL: {error}", "Start the version that wrote it, or use another database."
         case Mismatch():
-            text = f"{places(config)}: {error}"
+            found = f"{places(config)}: {error.what}", error.advice
         case StorageFailed():
-            text = f"SDG_DATA_DIR: {config.data_dir} can't be used{_because(error)}. {_WRITABLE}"
+            found = f"SDG_DATA_DIR: {config.data_dir} can't be used{_because(error)}.", _WRITABLE
         case RecordsError():
-            text = f"SDG_DATA_DIR: {config.data_dir} can't be made{_because(error)}. {_WRITABLE}"
+            found = f"SDG_DATA_DIR: {config.data_dir} can't be made{_because(error)}.", _WRITABLE
         case _:
-            text = str(error)
-    return text
+            found = str(error), ""
+    return found
 
 
 def _because(error: Exception) -> str:

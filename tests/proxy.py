@@ -44,9 +44,9 @@ class Proxy(ABC):
 
 
 class TcpProxy(Proxy):
-    """Forwards the connections of a loopback port to a Unix socket, until it is told to stop doing so."""
+    """Forwards the connections of a loopback port to a Unix socket or another port, until it is told to stop doing so."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path | int) -> None:
         self._target = target
         self._silent = threading.Event()
         #: Raised by one to cut every connection that is older.
@@ -69,10 +69,11 @@ class TcpProxy(Proxy):
 
     def serve(self, client: socket.socket) -> None:
         cuts = self._cuts
-        with socket.socket(socket.AF_UNIX) as server:
+        by_path = isinstance(self._target, Path)
+        with socket.socket(socket.AF_UNIX if by_path else socket.AF_INET) as server:
             silenced = self._silent.is_set()
             if not silenced:
-                server.connect(str(self._target))
+                server.connect(str(self._target) if by_path else ("127.0.0.1", self._target))
             while cuts == self._cuts:
                 readable, _, _ = select.select([client] if silenced else [client, server], [], [], _SELECT_SECONDS)
                 silenced = silenced or self._silent.is_set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import os
 import shutil
@@ -224,12 +225,15 @@ class TestSettings:
     def test_they_are_printed_without_user_names_and_passwords(self, run: Callable[..., Result]) -> None:
         webuis = "big=https://ada:hunter2@gpu1:7860/sub, http://bob:secret@gpu2:7860"
         database = "postgresql://carl:pass@db/sdg?password=geheim&sslmode=require"
-        result = run("config", SDG_WEBUI_URLS=webuis, SDG_DATABASE_URL=database, SDG_MAX_STEPS="99")
+        keys = f"one:{base64.b64encode(bytes(range(32))).decode()}"
+        given = {"SDG_WEBUI_URLS": webuis, "SDG_DATABASE_URL": database, "SDG_MAX_STEPS": "99", "SDG_SECRET_KEYS": keys}
+        result = run("config", **given)
         assert result.exit_code == 0
         lines = dict(line.split("=", 1) for line in result.stdout.splitlines())
         assert lines["SDG_WEBUI_URLS"] == "big=https://…@gpu1:7860/sub, http://…@gpu2:7860"
         assert lines["SDG_DATABASE_URL"] == "postgresql://…@db/sdg?password=…&sslmode=require"
         assert (lines["SDG_MAX_STEPS"], lines["WEB_CONCURRENCY"]) == ("99", "2")
+        assert lines["SDG_SECRET_KEYS"] == "…"
 
     def test_a_bad_one_is_named(self, run: Callable[..., Result]) -> None:
         result = run("config", SDG_THREADS="many")

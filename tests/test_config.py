@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.config import CHECKOUT, SETTINGS, ConfigError, WebuiAddress, load
+from app.config import CHECKOUT, SETTINGS, ConfigError, WebuiAddress, load, read
 
 
 def webuis(urls: str, tmp_path: Path, host: str = "box") -> tuple[WebuiAddress, ...]:
@@ -218,3 +218,26 @@ def test_every_setting_has_one_sentence_and_one_field() -> None:
         assert setting.sentence.endswith("."), setting.name
         assert setting.sentence.count("\n") == 0
     assert len({setting.field for setting in SETTINGS}) == len(SETTINGS)
+
+
+def test_every_fault_is_found_and_what_is_not_known_for_it(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("max_side = true\ntreads = 8\nmax_steps = 7\n")
+    reading = read({"SDG_WEBUI_URL": "http://x:1", "SDG_BIND": "8000", "SDG_THREADS": "5"}, tmp_path)
+    assert [
+        next(name for name in ("WEBUI_URL", "max_side", "treads", "BIND") if name in text) for text in reading.faults
+    ] == [
+        "WEBUI_URL",
+        "max_side",
+        "treads",
+        "BIND",
+    ]
+    # The misspelt name of the file means a setting that the environment gives.
+    assert reading.doubtful == {"SDG_WEBUI_URLS", "SDG_MAX_SIDE", "SDG_BIND"}
+    assert (reading.config.threads, reading.config.max_steps, reading.config.max_side) == (5, 7, 2048)
+
+
+def test_of_a_file_that_can_not_be_read_only_the_environment_is_known(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("threads = ")
+    reading = read({"SDG_MAX_SIDE": "512"}, tmp_path)
+    assert len(reading.faults) == 1
+    assert reading.doubtful == {setting.name for setting in SETTINGS} - {"SDG_MAX_SIDE", "SDG_INSTANCE"}

@@ -14,6 +14,7 @@ APP = Path(__file__).resolve().parent.parent / "app"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("app.api", "app.cli"),
+    ("app.doctor",),
     ("app.startup", "app.services"),
     ("app.gateway",),
     ("app.jobs", "app.webui", "app.records", "app.simulator", "app.migrations", "app.serving"),

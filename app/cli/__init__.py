@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from app import startup
+from app.cli.doctor import doctor
 from app.cli.opening import existing_config, loaded, make_instance, services_of, with_services
 from app.cli.tokens import tokens
 from app.config import effective, load
@@ -79,6 +80,9 @@ def config() -> None:
     """Print the effective settings, without user names, passwords and keys."""
     for name, text in loaded(effective).items():
         click.echo(f"{name}={text}")
+
+
+main.add_command(doctor)
 
 
 @main.command()

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.parameters import TYPES
@@ -23,6 +24,24 @@ _REMEMBERED = 4096
 _IN_USE = (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOTDIR)
 #: Fits no record: stands for the day folder of a type that has none.
 _NO_DAY = "0000-00-00"
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a file system has left for users that are not root; ``free_inodes`` is None where it makes them as it needs them."""
+
+    free_bytes: int
+    free_inodes: int | None
+
+
+def room_at(path: Path) -> Room:
+    """The room on the file system of a file or folder.
+
+    :raises OSError: it can't be reached.
+    """
+    found = os.statvfs(path)
+    # A file system without a fixed number of inodes reports 0 of 0.
+    return Room(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
 
 
 class DataFolder:
@@ -57,19 +76,23 @@ class DataFolder:
         :raises StoreUnavailable: when the folder is missing, not writable, or its disk has no room or no inodes left.
         """
         try:
-            room = os.statvfs(self.root)
+            room = room_at(self.root)
         except OSError as error:
             raise StoreUnavailable("The data folder cannot be reached.") from error
-        if not self.root.is_dir() or not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
+        if not self.is_writable:
             raise StoreUnavailable("The data folder cannot be written.")
-        # A file system without a fixed number of inodes reports 0 of 0.
-        if room.f_bavail * room.f_frsize < LEAST_FREE or (room.f_files and not room.f_favail):
+        if room.free_bytes < LEAST_FREE or room.free_inodes == 0:
             raise StoreUnavailable("The disk of the data folder is full.")
 
     @property
     def exists(self) -> bool:
         """Whether the data folder is there."""
         return self.root.is_dir()
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the data folder is there and this process may read and write it."""
+        return self.root.is_dir() and os.access(self.root, os.R_OK | os.W_OK | os.X_OK)
 
     @property
     def has_users(self) -> bool:

@@ -64,8 +64,8 @@ def room_for_connections(config: Config) -> int:
     if soft < others + served:
         raise CannotStart(
             f"SDG_THREADS, SDG_MAX_WAITERS, SDG_MAX_STREAMS: {config.threads} threads, {config.max_waiters} waiting clients and "
-            f"{config.max_streams} streams need {others + served} open files, and the limit is {soft}. "
-            "Raise it (ulimit -Hn, LimitNOFILE of systemd), or set fewer of them."
+            f"{config.max_streams} streams need {others + served} open files, and the limit is {soft}.",
+            "Raise it (ulimit -Hn, LimitNOFILE of systemd), or set fewer of them.",
         )
     return min(soft - others, served + _CONNECTIONS_BESIDES)
 

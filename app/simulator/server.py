@@ -65,6 +65,11 @@ class _Handler(WSGIRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The header Date, by the server's own clock."""
+        ahead = self.server.app.extensions["simulator"].settings.clock_ahead  # type: ignore[attr-defined]
+        return super().date_time_string((time.time() if timestamp is None else timestamp) + ahead)
+
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 -- the name is the base class's
         """Say nothing: a test's output is for the test."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from app.simulator.faults import FAULT_KINDS
 
@@ -64,6 +66,9 @@ class SimulatorSettings:
     :ivar hashing: False is ``--no-hashing``: no model ever has a hash.
     :ivar lacks_options: options that the server does not have.
     :ivar frozen_options: ``GET /options`` omits the options that are registered late, although overrides of them work.
+    :ivar flags: command-line flags as ``GET /cmd-flags`` shows them, by their names with underscores.
+    :ivar task_ids: False: it ignores ``force_task_id``, as versions before 1.8 do.
+    :ivar clock_ahead: seconds by which its clock is ahead of this machine's, as the header ``Date`` shows it.
     """
 
     seconds_per_image: float = 0.2
@@ -79,6 +84,9 @@ class SimulatorSettings:
     hashing: bool = True
     lacks_options: tuple[str, ...] = ()
     frozen_options: bool = False
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    task_ids: bool = True
+    clock_ahead: float = 0.0
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOUR_TABLE:

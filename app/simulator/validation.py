@@ -415,14 +415,15 @@ _TAIL = (
 )
 
 
-def generation_fields(flavour: Flavour, kind: str) -> tuple[Field, ...]:
-    """The request model of ``txt2img`` or ``img2img``."""
+def generation_fields(flavour: Flavour, kind: str, *, task_ids: bool = True) -> tuple[Field, ...]:
+    """The request model of ``txt2img`` or ``img2img``; without ``task_ids`` that of versions before 1.8."""
+    task_id = _when(task_ids, _TASK_ID)
     if kind == "txt2img":
         denoising = Field("denoising_strength", "float")
-        return (*_processing(flavour, denoising), *_hires(flavour), _TASK_ID, _SAMPLER_INDEX, *_TAIL)
+        return (*_processing(flavour, denoising), *_hires(flavour), *task_id, _SAMPLER_INDEX, *_TAIL)
     denoising = Field("denoising_strength", "float", 0.75, nullable=False)
     echo = Field("include_init_images", "bool", default=False, nullable=False)
-    task = (_TASK_ID, *_when(flavour.forge, Field("hr_distilled_cfg", "float", 3.5)), _SAMPLER_INDEX)
+    task = (*task_id, *_when(flavour.forge, Field("hr_distilled_cfg", "float", 3.5)), _SAMPLER_INDEX)
     return (*_processing(flavour, denoising), *_INIT, *task, echo, *_TAIL)
 
 

@@ -307,7 +307,7 @@ class Webui:
         if reply.status == _NOT_FOUND and may_lack:
             return None
         if reply.status != _OK:
-            raise NotAnswering(_why(reply.status))
+            raise NotAnswering(_why(reply.status), reply.status)
         try:
             # A route that answers null is there all the same.
             answer: object = bounds.parse(reply.body, _QUESTION_VALUES)

@@ -7,6 +7,7 @@ sent, a host name or a credential.
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
@@ -42,11 +43,18 @@ class Unreachable(WebuiError):
 
 
 class NotAnswering(WebuiError):
-    """A light question (never a generation) got no usable answer, though a connection was made."""
+    """A light question (never a generation) got no usable answer, though a connection was made.
+
+    :param status: of the answer, where that is why it is of no use.
+    """
 
     slug = "webui-unreachable"
     retryable = True
     detail = "The WebUI does not answer properly."
+
+    def __init__(self, detail: str | None = None, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(detail)
 
 
 class ConnectionBroken(WebuiError):
@@ -246,6 +254,35 @@ def reason(error: WebuiError) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return str(cause.strerror)
     return "its answer is not a WebUI's" if str(error) == NotAnswering.detail else str(error).rstrip(".")
+
+
+#: What to do about the causes of failed questions, where there is more to say than about any other.
+_REMEDIES: Final[Mapping[type[BaseException], str]] = {
+    ssl.SSLCertVerificationError: "Give it a certificate that this machine trusts for that host name, or let a proxy on its own "
+    "machine do TLS.",
+    ssl.SSLError: "If it speaks plain HTTP, write http:// in SDG_WEBUI_URLS.",
+    ConnectionRefusedError: "Start the WebUI, or correct its address in SDG_WEBUI_URLS.",
+    socket.gaierror: "Correct the host name in SDG_WEBUI_URLS, or add it to the name server.",
+    TimeoutError: "Correct its address in SDG_WEBUI_URLS, or open the firewall between here and there.",
+    JobTimeout: "If it does not answer its own page either, restart it.",
+    ConnectionBroken: "If its address begins with http:// and it has a certificate, write https://. Look at its log.",
+}
+_REMEDIES_OF_STATUSES: Final[Mapping[int, str]] = {
+    401: "Write the user and password of its --api-auth into its address: http://user:password@host:port.",
+    403: "Write the user and password of its --api-auth, or of the proxy in front, into its address: http://user:password@host:port.",
+    404: "Start it with --api. If it is just starting, ask again in a minute.",
+}
+
+
+def remedy(error: WebuiError) -> str:
+    """What the operator can do about the cause of a light question that failed."""
+    if isinstance(error, NotAnswering) and error.status is not None and error.status in _REMEDIES_OF_STATUSES:
+        return _REMEDIES_OF_STATUSES[error.status]
+    for cause in _causes(error):
+        for kind, text in _REMEDIES.items():
+            if isinstance(cause, kind):
+                return text
+    return "Look at what answers at that address, and at its log."
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -42,10 +42,11 @@ _MOST_INTERIM_ANSWERS = 100
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer that arrived whole: the HTTP status and the body's bytes."""
+    """An answer that arrived whole: the HTTP status, the body's bytes and the header ``Date``, empty where there is none."""
 
     status: int
     body: bytes
+    date: str = ""
 
 
 class Exchange:
@@ -325,7 +326,7 @@ def send(
     try:
         with clock.limit(exchange, limits.seconds), sender.send(request, stream=True, timeout=timeout) as response:
             exchange.answered(response.status_code)
-            reply = Reply(response.status_code, _read(response, limits.body))
+            reply = Reply(response.status_code, _read(response, limits.body), response.headers.get("Date", ""))
             whole = bool(reply.body) or _says_empty(response)
     except (AnswerTooLarge, Withheld):
         raise

@@ -9,6 +9,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -657,3 +658,36 @@ def test_expect_continue(fast: SimulatorServer) -> None:
         line.sendall(body)
         answers.readline()
         assert answers.readline().startswith(b"HTTP/1.1 200")
+
+
+class TestProcess:
+    """What the server tells of itself as a program."""
+
+    @pytest.mark.parametrize("task_ids", [True, False])
+    def test_its_document_names_the_fields_that_it_takes(self, task_ids: bool) -> None:
+        webui = client(task_ids=task_ids)
+        document = webui.get("/openapi.json").json
+        assert {"/sdapi/v1/txt2img", "/internal/progress"} <= set(document["paths"])
+        for schema in document["components"]["schemas"].values():
+            assert ("force_task_id" in schema["properties"], "prompt" in schema["properties"]) == (task_ids, True)
+        draw(webui, force_task_id="mine")
+        done = webui.post("/internal/progress", json={"id_task": "mine", "live_preview": False}).json
+        assert done["completed"] == task_ids
+
+    def test_no_two_starts_took_the_same_times(self) -> None:
+        one, other = client(), client()
+        first, again, second = (webui.get("/internal/profile-startup").json for webui in (one, one, other))
+        assert first == again != second
+        assert client("nowebui").get("/internal/profile-startup").status_code == 404
+
+    def test_its_flags_hold_the_password(self) -> None:
+        webui = client(auth=("ada", "hunter2"), flags={"share": True})
+        basic = "Basic " + base64.b64encode(b"ada:hunter2").decode()
+        flags = webui.get("/sdapi/v1/cmd-flags", headers={"Authorization": basic}).json
+        assert (flags["api_auth"], flags["share"], flags["listen"]) == ("ada:hunter2", True, False)
+        assert client("forge").get("/sdapi/v1/cmd-flags").status_code == 500
+
+    def test_its_clock_may_be_wrong(self) -> None:
+        with SimulatorServer(SimulatorSettings(clock_ahead=3600.0)) as server:
+            date = requests.get(server.url + "/sdapi/v1/options", timeout=5).headers["Date"]
+        assert parsedate_to_datetime(date).timestamp() - time.time() == pytest.approx(3600, abs=60)

@@ -80,6 +80,11 @@ class Database:
         return self._path.parent if self.is_sqlite and self.url.database else None
 
     @property
+    def file(self) -> Path | None:
+        """The SQLite file; None for PostgreSQL."""
+        return self._path if self.is_sqlite and self.url.database else None
+
+    @property
     def exists(self) -> bool:
         """Whether there is something to connect to; a SQLite file that was never written does not count."""
         if not self.is_sqlite:
@@ -196,15 +201,17 @@ class Database:
                 self.rewrite()
         self._migrated = self._file()
 
-    def refuse_newer(self) -> None:
+    def refuse_newer(self) -> str | None:
         """Refuse a schema that only a newer version knows. A database that does not exist is not made.
 
+        :returns: its schema; None where the database is missing or empty.
         :raises DatabaseUnavailable: when it can't be read.
         :raises SchemaTooNew: when the database has a newer schema.
         """
-        if self.exists:
-            with self.read() as connection:
-                _refuse_newer(connection, ScriptDirectory.from_config(_alembic()))
+        if not self.exists:
+            return None
+        with self.read() as connection:
+            return _refuse_newer(connection, ScriptDirectory.from_config(_alembic()))
 
     def open_migrated(self) -> None:
         """Use an existing database as it is, without migrating it.

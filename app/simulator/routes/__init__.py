@@ -11,11 +11,12 @@ from app.simulator.routes.extras import ExtrasRoutes
 from app.simulator.routes.generation import GenerationRoutes
 from app.simulator.routes.images import ImageRoutes
 from app.simulator.routes.middleware import Middleware
+from app.simulator.routes.process import ProcessRoutes
 from app.simulator.routes.status import StatusRoutes
 from app.simulator.settings import SimulatorSettings
 from app.simulator.simulator import Simulator
 
-_GROUPS = (GenerationRoutes, ExtrasRoutes, ImageRoutes, StatusRoutes, CatalogueRoutes, ControlRoutes)
+_GROUPS = (GenerationRoutes, ExtrasRoutes, ImageRoutes, StatusRoutes, CatalogueRoutes, ProcessRoutes, ControlRoutes)
 
 
 def create_simulator(settings: SimulatorSettings) -> Flask:

@@ -27,7 +27,8 @@ class GenerationRoutes:
         self._flavour = simulator.flavour
         self._studio = simulator.studio
         kinds = ("txt2img", "img2img")
-        self._fields = {kind: validation.generation_fields(self._flavour, kind) for kind in kinds}
+        task_ids = simulator.settings.task_ids
+        self._fields = {kind: validation.generation_fields(self._flavour, kind, task_ids=task_ids) for kind in kinds}
 
     def routes(self) -> list[Route]:
         """Both routes."""
@@ -43,7 +44,7 @@ class GenerationRoutes:
         background = str(self._studio.options["img2img_background_color"])
         self._studio.run(
             job,
-            fields["force_task_id"] or task_id(kind),
+            fields.get("force_task_id") or task_id(kind),
             lambda: None if kind == "txt2img" else read_inputs(job, self._flavour, background),
             fault,
             self._studio.models.lost((fields.get("override_settings") or {}).get("sd_model_checkpoint")),
