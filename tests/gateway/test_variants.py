@@ -26,6 +26,7 @@ from app.services import Services
 from app.simulator import SimulatorServer
 from tests.inprocess import FIELDS, USER, hurry, png_base64, simulator, until
 from tests.records import profiles
+from tests.system.test_machine import fill, mount, unmount
 
 MEDIA_TYPES = {"webp": "image/webp", "jpeg": "image/jpeg", "png": "image/png"}
 LONG_AGO = 2 * 3600
@@ -553,6 +554,31 @@ class TestWhereNothingCanBeKept:
         assert (ranged.status_code, ranged.data) == (206, first.data[3:10])
         assert "a variant of a picture can't be kept" in caplog.text
         assert site.client.delete(url.partition("?")[0].replace("/get_images/", "/delete/")).status_code == 200
+
+    def test_a_full_disk(self, make: Callable[..., Site], disk: Path) -> None:
+        site = make(disk / "data")
+        url = site.url(width=512, height=512)
+        kept = site.get(f"{url}?size=160")
+        ballast = fill(disk)
+        assert site.get(f"{url}?size=160").headers == kept.headers
+        for query in ("size=320", "size=160&format=webp", "format=jpeg"):
+            assert opened(site.get(f"{url}?{query}")).format
+        assert len(site.variants()) == 1
+        assert site.client.delete(url.replace("/get_images/", "/delete/")).status_code == 200
+        assert site.variants() == []
+        ballast.unlink()
+        assert site.get(f"{site.url()}?size=160").status_code == 200
+        assert len(site.variants()) == 1
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with little room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={2 * 2**20}", "tmpfs", folder)
+    yield folder
+    unmount(folder)
 
 
 class TestMaintenance:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.system.harness import NGINX, Answer, Gateway, Nginx, Stage, ask, picture
 from tests.system.sse import EventClient
-from tests.system.test_pictures import REQUESTS, USER, refused, request_of
+from tests.system.test_pictures import ITS_FILE, REQUESTS, USER, VARIANT, refused, request_of
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
@@ -90,15 +90,66 @@ def same(one: Answer, other: Answer) -> None:
     assert (one.status, first, one.body) == (other.status, second, other.body)
 
 
-@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize(
+    ("size", "query"),
+    [
+        ("small", ""),
+        ("large", ""),
+        ("large", VARIANT),
+        ("large", "?download=true"),
+        ("small", "?format=png&download=true"),
+    ],
+    ids=["small", "large", "variant", "download", "whole variant"],
+)
 @pytest.mark.parametrize("case", REQUESTS)
-def test_both_ways_answer_alike(ways: Ways, jobs: dict[str, dict[str, Any]], case: str, size: str) -> None:
-    url = jobs[size]["images"][0]["url"]
+def test_both_ways_answer_alike(ways: Ways, jobs: dict[str, dict[str, Any]], case: str, size: str, query: str) -> None:
+    url = jobs[size]["images"][0]["url"] + query
     plain = dict(ask(ways.plain.url, "HEAD", url).headers)
     method, path, given = request_of(case, url, plain)
     direct = ask(ways.plain.url, method, path, given)
     assert direct.status == REQUESTS[case][-1]
     same(direct, ask(ways.nginx.url, method, path, given))
+
+
+#: Some of the printable characters, which a proxy may write in another way.
+_ODD_USERS = (
+    "~",
+    "a+b",
+    "a%2520b",
+    "a?b#c",
+    "a;b=c&d",
+    "'\"<>",
+    "[a]{b}|^`",
+    "é",
+    "e\u0301",
+    "...",
+    " ",
+    "%",
+    "用户:甲@x,y!$*()",
+)
+
+
+def test_variants_of_odd_users_are_the_same_both_ways(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    """Also when nginx is the first to ask, so that the variant is made for it."""
+    for user in _ODD_USERS:
+        [image] = ways.plain.succeeded(ways.plain.post(id=user, width=64, height=64))["images"]
+        for url in (image["url"], image["thumbnail_url"], f"{image['url']}?format=jpeg&download=true"):
+            through = ask(ways.nginx.url, "GET", url)
+            assert through.status == 200, user
+            same(ask(ways.plain.url, "GET", url), through)
+
+
+def test_a_variant_is_sent_by_nginx(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:
+    image = jobs["large"]["images"][0]
+    url = image["url"] + VARIANT
+    # What was made just now, too.
+    for _ in range(2):
+        status, fields, body = ask(ways.accelerated.url, "GET", url)
+        place = ways.plain.find(image["filename"] + ITS_FILE).relative_to(ways.plain.data)
+        assert (status, body, dict(fields)["X-Accel-Redirect"]) == (200, b"", f"/sd-gateway-files/{place}")
+        place.is_relative_to(".variants")
+        assert ask(ways.nginx.url, "GET", f"/sd-gateway-files/{place}").status == 404
+        ways.plain.find(image["filename"] + ITS_FILE).unlink()
 
 
 def test_both_ways_refuse_alike(ways: Ways, jobs: dict[str, dict[str, Any]]) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from PIL import Image
 
-from tests.system.harness import Gateway, Line, Simulator, Stage, ask, picture, until
+from tests.system.harness import Gateway, Line, Simulator, Stage, ask, at_once, children, picture, until
 
 USER = "看图 a@b"
 
@@ -95,20 +100,27 @@ REQUESTS: dict[str, tuple[str, dict[str, str], int]] = {
 }
 
 
+#: The query of a variant, and what the name of its file ends with.
+VARIANT, ITS_FILE = "?size=320&format=jpeg", ".jpg"
+
+
 def request_of(case: str, url: str, headers: dict[str, str]) -> tuple[str, str, dict[str, str]]:
     """Method, path and header of a case, about a picture that answers with these headers."""
     method, fields, _ = REQUESTS[case]
     given = {
         name: value.format(etag=headers["ETag"], modified=headers["Last-Modified"]) for name, value in fields.items()
     }
-    return method, url + ("?any" if case == "a query" else ""), given
+    return method, url + (("&any" if "?" in url else "?any") if case == "a query" else ""), given
 
 
+@pytest.mark.parametrize(("query", "its_file"), [("", ""), (VARIANT, ITS_FILE)], ids=["picture", "variant"])
 @pytest.mark.parametrize("case", REQUESTS)
-def test_conditions_ranges_and_methods(house: Gateway, jobs: dict[str, dict[str, Any]], case: str) -> None:
-    url = jobs["small"]["images"][0]["url"]
-    stored = house.find(url.rpartition("/")[2]).read_bytes()
+def test_conditions_ranges_and_methods(
+    house: Gateway, jobs: dict[str, dict[str, Any]], case: str, query: str, its_file: str
+) -> None:
+    url = jobs["large"]["images"][0]["url"] + query
     plain = dict(ask(house.url, "HEAD", url).headers)
+    stored = house.find(jobs["large"]["images"][0]["filename"] + its_file).read_bytes()
     method, path, given = request_of(case, url, plain)
     answer = ask(house.url, method, path, given)
     assert answer.status == REQUESTS[case][-1]
@@ -121,6 +133,51 @@ def test_conditions_ranges_and_methods(house: Gateway, jobs: dict[str, dict[str,
         assert stored not in answer.body
     if answer.status == 412 and method == "GET":
         assert answer.problem == "precondition-failed"
+
+
+def test_a_variant_is_made_once_by_all_processes(house: Gateway) -> None:
+    """Many kept connections, which the kernel has spread over both processes, ask for it at the same moment."""
+    lines = [Line(house.url) for _ in range(16)]
+    room = house.data / ".variants" / ".room"
+    for format_ in ("webp", "png"):
+        image = house.succeeded(house.post(id=USER, width=1024, height=512))["images"][0]
+        url = f"{image['url']}?size=768&format={format_}"
+        assert ask(house.url, "GET", f"{image['url']}?format=jpeg").status == 200
+        before = int(room.read_text("ascii"))
+        answers = at_once([partial(line.ask, "GET", url) for line in lines])
+        assert {answer.status for answer in answers} == {200}
+        # Each making gives another tag, and is counted.
+        assert len({dict(answer.headers)["ETag"] for answer in answers}) == 1
+        kept = house.find(f"{image['filename']}.{format_}")
+        assert {answer.body for answer in answers} == {kept.read_bytes()}
+        assert int(room.read_text("ascii")) - before == -(-kept.stat().st_size // 4096) * 4096
+    for line in lines:
+        line.close()
+
+
+def test_a_variant_of_a_picture_that_is_deleted_meanwhile_is_not_kept(stage: Stage, simulator: Simulator) -> None:
+    """One process is suspended while it makes the variant; the other one deletes the record."""
+    failpoints = stage.folder / "failpoints"
+    gateway = stage.gateway([simulator], SDG_TEST_CRASH_AT=failpoints)
+    stop = failpoints.with_name("failpoints.stop")
+    for point in ("before fsync file", "before rename .webp", "after rename .webp"):
+        job = gateway.succeeded(gateway.post())
+        stop.write_text(point)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask, gateway.url, "GET", job["images"][0]["thumbnail_url"])
+            until(lambda: not stop.exists(), "the process is suspended")
+            [pid] = until(lambda: [pid for pid in children(gateway.running.pid) if is_stopped(pid)], "it is stopped")
+            deleted = gateway.http.delete(job["url"].replace("/jobs/", "/delete/"))
+            os.kill(pid, signal.SIGCONT)
+            assert deleted.status_code == 200
+            assert answer.result().problem == "file-missing", point
+        assert gateway.files() <= {".room", ".making-room"}, point
+        assert not list((gateway.data / ".variants").glob("*/*")), point
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is suspended by a signal (proc_pid_stat(5))."""
+    return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] == "T"
 
 
 def refused(jobs: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -143,6 +200,12 @@ def refused(jobs: dict[str, dict[str, Any]]) -> dict[str, str]:
         f"/get_images/%2e/txt2img/{filename}": "validation-failed",
         f"/get_images/%5c/txt2img/{filename}": "validation-failed",
         f"/get_images/{'x' * 65}/txt2img/{filename}": "validation-failed",
+        f"/get_images/{user}/txt2img/{filename}?size=1": "validation-failed",
+        f"/get_images/{user}/txt2img/{filename}?size=99999": "validation-failed",
+        f"/get_images/{user}/txt2img/{filename}?size=160&size=160": "validation-failed",
+        f"/get_images/{user}/txt2img/{filename}?format=svg": "validation-failed",
+        f"/get_images/{user}/txt2img/{filename}?download=": "validation-failed",
+        f"/get_images/{user}/txt2img/{jobs['small']['name']}-9-0.png?size=160": "job-not-found",
     }
 
 
