@@ -73,7 +73,11 @@ def _register_endpoints(app: Application, services: Services) -> None:
 
 
 def _finish(response: Response) -> Response:
-    response.headers.update(problems.HEADERS)
+    """Add the header fields of every answer. Not by ``setdefault``, which takes three times as long, for every small picture."""
+    own = {name for name, _ in response.headers}
+    for name, value in problems.HEADERS.items():
+        if name not in own:
+            response.headers.add(name, value)
     return response
 
 
