@@ -10,6 +10,7 @@ from flask import Response, request
 from app import problems
 from app.api import docs, events, files, health, history, jobs, options, posts, queue
 from app.api.application import Application
+from app.api.http import cors
 from app.api.http.bodies import MEBIBYTE
 from app.api.http.delivery import Delivery
 from app.api.http.openapi import Api
@@ -17,6 +18,7 @@ from app.api.http.problems import register_handlers
 from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.schemas.responses import InitImage, Webui, args
+from app.runtime.cors import CrossOrigin
 from app.services import Services
 
 EXTENSION = "sd-gateway"
@@ -35,6 +37,7 @@ def init_app(app: Application, services: Services) -> None:
     app.config[MAX_BODY] = services.config.max_body_mb * MEBIBYTE
     app.config[BODY_TURNS] = threading.BoundedSemaphore(_LARGE_AT_ONCE)
     register_handlers(app)
+    cors.init_app(app, CrossOrigin(services.config.cors_origins))
     app.after_request(_finish)
     app.teardown_request(_release_body)
     app.register_blueprint(docs.blueprint())
