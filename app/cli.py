@@ -19,6 +19,7 @@ from app.jobs.errors import JobsError
 from app.parameters import TYPES
 from app.records.errors import RecordsError
 from app.runtime.malloc import give_memory_back
+from app.runtime.modes import make_folders
 from app.services import Services
 from app.serving.checks import failure_to_bind
 from app.serving.program import Gunicorn
@@ -94,7 +95,7 @@ def serve(context: click.Context, gunicorn_options: tuple[str, ...]) -> None:
     instance = _loaded(load).instance
     program = Gunicorn(gunicorn_options, context.command_path)
     try:
-        instance.mkdir(parents=True, exist_ok=True)
+        make_folders(instance)
     except OSError as error:
         raise click.ClickException(f"SDG_INSTANCE: {instance} can't be made: {error.strerror}.") from error
     program.run()
