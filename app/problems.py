@@ -17,8 +17,18 @@ from typing import Any
 
 from app.runtime.jsontext import dumps
 
-#: The header of every answer, a problem or not.
-HEADERS: Mapping[str, str] = MappingProxyType({"X-Content-Type-Options": "nosniff"})
+#: The header fields of every answer, a problem or not, unless it has a field of the same name of its own. No answer is taken for
+#: another media type, runs or loads anything, is shown in a frame, or is kept by a cache; and no URL, which may be a signed one, is
+#: told to another site.
+HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "X-Frame-Options": "DENY",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cache-Control": "no-store",
+    }
+)
 #: RFC 9457, section 6.1.
 MEDIA_TYPE = "application/problem+json"
 

@@ -11,6 +11,7 @@ from app import startup
 from app.config import CannotStart, Config, load
 from app.gateway.tokens import TokenError
 from app.jobs.errors import JobsError
+from app.runtime.modes import make_folders
 from app.services import Services
 
 _T = TypeVar("_T")
@@ -37,7 +38,7 @@ def loaded(read: Callable[[], _T]) -> _T:
 def make_instance(config: Config) -> None:
     """Make the instance folder if it is missing."""
     try:
-        config.instance.mkdir(parents=True, exist_ok=True)
+        make_folders(config.instance)
     except OSError as error:
         raise click.ClickException(f"SDG_INSTANCE: {config.instance} can't be made: {error.strerror}.") from error
 

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from app.runtime import modes
+
 _PREFIX: Final = ".wake-"
 #: What sockaddr_un holds on Linux is 108 bytes (unix(7)); longer paths go round through an open folder.
 _LONGEST_PATH: Final = 100
@@ -44,9 +46,12 @@ class Notifier:
         self._folder = folder
         self._on_message = on_message
         self._name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-        folder.mkdir(parents=True, exist_ok=True)
+        modes.make_folders(folder)
         self._folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # Linux makes the file of a socket with the mode of the socket; other systems refuse, and leave it to the umask.
+        with contextlib.suppress(OSError):
+            os.fchmod(self._socket.fileno(), modes.PRIVATE_FILE)
         self._socket.bind(self._address(self._name))
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sender.setblocking(False)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.records.layout import fresh_temporary_filename, temporary_filename
+from app.runtime import modes
 from app.runtime.failpoints import UNWATCHED, Failpoints
 
 #: What link(2) answers on file systems that have no hard links, such as exFAT.
@@ -123,7 +124,7 @@ def _write_temporary(folder: int, filename: str, data: bytes, failpoints: Failpo
 
 def _write_durably(path: str | Path, data: bytes, failpoints: Failpoints, folder: int | None = None) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with os.fdopen(os.open(path, flags, 0o666, dir_fd=folder), "wb") as file:
+    with os.fdopen(os.open(path, flags, modes.FILE, dir_fd=folder), "wb") as file:
         file.write(data)
         file.flush()
         with failpoints.around("fsync file"):

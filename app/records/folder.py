@@ -14,6 +14,7 @@ from app.records import layout as names
 from app.records.atomic import create_file, sync_folder
 from app.records.errors import MissingFile, StoreUnavailable
 from app.records.files import IS_OURS, entries_of, translated
+from app.runtime import modes
 from app.runtime.failpoints import UNWATCHED, Failpoints
 
 #: With less room than this (bytes) the disk counts as full: no picture of a usual size fits any more.
@@ -66,7 +67,7 @@ class DataFolder:
         :raises StoreUnavailable: when that can't be done.
         """
         try:
-            self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            modes.make_folders(self.root)
         except OSError as error:
             raise StoreUnavailable("The data folder cannot be made.") from error
 
@@ -139,7 +140,7 @@ class DataFolder:
             raise StoreUnavailable("The data folder has lost its id: its disk may not be mounted.")
         for step in (folder.parent.parent, folder.parent, folder):
             with suppress(FileExistsError):
-                step.mkdir(mode=0o755)
+                step.mkdir(mode=modes.FOLDER)
                 made = True
         if made:
             self._flush_parents(folder)
@@ -170,7 +171,7 @@ class DataFolder:
     def _note_removal(self) -> None:
         # A time that is given is stored to the nanosecond; that of "now" steps by milliseconds.
         now = time.time_ns()
-        os.close(os.open(self._removals, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        os.close(os.open(self._removals, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, modes.FILE))
         os.utime(self._removals, ns=(now, now))
 
     # Removing.

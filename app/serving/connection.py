@@ -35,6 +35,9 @@ _HTTP_1_1: Final = (1, 1)
 #: RFC 3986, section 3.2.2, with an optional port.
 _HOST: Final = re.compile(r"(\[[0-9A-Za-z:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 
+#: The field in a head that could not be parsed.
+_ORIGIN: Final = re.compile(rb"\norigin:[ \t]*([^\r\n]*?)[ \t]*\r?\n", re.IGNORECASE)
+
 
 class ClientRequest(Request):  # type: ignore[misc]  # gunicorn ships no types
     """A request whose connection is closed after the answer if its body has not arrived by then."""
@@ -129,7 +132,7 @@ class Connection:
         self.began = datetime.now(UTC)
         self.request: ClientRequest | None = None
         self.waits: Parked | Streamed | None = None
-        #: What has arrived of the next head, and perhaps of what follows it.
+        #: What has arrived of the next head, and perhaps of what follows it; empty once it is parsed.
         self.head = bytearray()
         self.too_long = False
         #: Whether a request was served and no byte of the next one has arrived.
@@ -163,17 +166,23 @@ class Connection:
 
     def next_request(self) -> ClientRequest:
         """Parse the head."""
-        head = bytes(self.head)
-        self.head.clear()
         # gunicorn would look for the rest of the last request's body.
         self.parser.mesg = None
         if self.too_long:
             raise LimitRequestHeaders(f"the head has more than {_HEAD_BYTES} bytes")
-        self.parser.unreader.unread(head)
+        self.parser.unreader.unread(bytes(self.head))
         request: ClientRequest = next(self.parser)
+        self.head.clear()
         self.request = request
         request.check_head()
         return request
+
+    def origin(self) -> str | None:
+        """The ``Origin`` of the request that is refused, whether its head could be parsed or not."""
+        if not self.head and self.request is not None:
+            return next((value for name, value in self.request.headers if name == "ORIGIN"), None)
+        found = _ORIGIN.search(self.head)
+        return None if found is None else found[1].decode("latin-1")
 
     def may_send_on(self) -> bool:
         """Whether the client may still be sending a body that nobody reads."""

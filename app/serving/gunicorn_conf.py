@@ -17,6 +17,7 @@ from gunicorn.util import import_app  # type: ignore[import-untyped]
 # Whatever is imported of app imports all of it: here in the master, once for all processes and before the first one is forked.
 # Nothing is opened or started by that.
 from app.config import CannotStart, load, sockets_are_handed_over
+from app.runtime.cors import CrossOrigin
 from app.runtime.malloc import give_memory_back
 from app.serving.checks import await_address, room_for_connections
 
@@ -128,6 +129,7 @@ def post_worker_init(worker: Any) -> None:
     services.listens_at(_addresses(worker.sockets))
     services.start(worker=_config.worker == "embedded")
     worker.on_stopping = services.drain_soon
+    worker.cross_origin = CrossOrigin(_config.cors_origins)
     worker.sdg_services = services
 
 

@@ -50,6 +50,7 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker  # type
 
 from app import problems
 from app.config import CannotStart
+from app.runtime.cors import CrossOrigin
 from app.runtime.parking import PARKS, Parked, Streamed
 from app.serving.client_socket import BODY_SECONDS, SHORT_SECONDS, BodyTooSlow, ClientSocket, ClientWaits
 from app.serving.connection import BUFFER_BYTES, HEAD_SECONDS, ClientRequest, Connection, Ending
@@ -109,6 +110,8 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
         self._next_tick = self._accept_again = self._next_warning = 0.0
         #: Called once when the process begins to stop, for whatever reason; must return at once. gunicorn_conf.py sets it.
         self.on_stopping: Callable[[], object] = _nothing
+        #: The pages of other origins that may read what is refused here. gunicorn_conf.py sets it.
+        self.cross_origin = CrossOrigin(frozenset())
         self._lobby: Lobby[Connection]
         self.alive: bool
 
@@ -281,8 +284,23 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
             return
         self._stop_waiting(conn)
         with contextlib.suppress(OSError):
-            conn.sock.send(_refusal("request-timeout", "The head of the request did not arrive in time."))
+            conn.sock.send(self._refusal(conn, "request-timeout", "The head of the request did not arrive in time."))
         self._close(conn, unread=True)
+
+    def _refusal(self, conn: Connection, slug: str, detail: str) -> bytes:
+        """A whole answer, after which the connection ends."""
+        status, headers, body = problems.encoded(slug, detail)
+        if self.cross_origin.origins:
+            headers |= {"Vary": "Origin", **self.cross_origin.fields(conn.origin())}
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            "Server: gunicorn",
+            f"Date: {util.http_date()}",
+            "Connection: close",
+            f"Content-Length: {len(body)}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
     def _cap_keepalive(self, deadline: float) -> None:
         """Begin to stop: wait until then for what is not yet a request, and briefly for slow clients. gunicorn's waits for those as
@@ -330,7 +348,7 @@ class Worker(_ConnectionWorker):
         except (NoMoreData, StopIteration) as error:
             self.log.debug("A connection ends: %s", error)
         except BodyTooSlow as error:
-            self.handle_error(conn.request, conn.sock, conn.client, error)
+            self._refuse(conn, error)
         except OSError as error:
             # AnswerNotTaken, or the network's: nobody can be told. Any other is our own, such as of a disk.
             if isinstance(error, ConnectionError | TimeoutError) or error.errno in _NETWORK_ERRORS:
@@ -339,7 +357,7 @@ class Worker(_ConnectionWorker):
                 self.log.exception("An answer broke off.")
             return Ending.RESET
         except Exception as error:  # noqa: BLE001  # it is logged and answered
-            self.handle_error(conn.request, conn.sock, conn.client, error)
+            self._refuse(conn, error)
         return Ending.CLOSE
 
     def _next_request(self, conn: Connection) -> ClientRequest:
@@ -412,21 +430,17 @@ class Worker(_ConnectionWorker):
                 answer.close()
         return None
 
-    def handle_error(self, req: Any, client: ClientSocket, addr: Any, exc: Exception) -> None:
-        """Answer a request that the application has not seen with a problem; gunicorn's answers in HTML.
-
-        Signature and callers are gunicorn's.
-        """
-        del addr
-        slug = _slug(exc)
+    def _refuse(self, conn: Connection, error: Exception) -> None:
+        """Answer a request that the application has not seen with a problem; gunicorn's ``handle_error`` answers in HTML."""
+        slug = _slug(error)
         if slug == problems.INTERNAL_ERROR:
-            self.log.error("Error handling request %s", getattr(req, "uri", None), exc_info=exc)
+            self.log.error("Error handling request %s", getattr(conn.request, "uri", None), exc_info=error)
             detail = "The gateway failed in an unexpected way; its log says why."
         else:
-            detail = f"The request can't be read as HTTP/1.1: {problems.shown(str(exc))}"
+            detail = f"The request can't be read as HTTP/1.1: {problems.shown(str(error))}"
             self.log.info("%s: %s", slug, detail)
         with contextlib.suppress(OSError):
-            client.sendall(_refusal(slug, detail))
+            conn.sock.sendall(self._refusal(conn, slug, detail))
 
 
 def _nothing() -> None:
@@ -449,20 +463,6 @@ def _slug(error: Exception) -> str:
     """The problem that an exception stands for: all of gunicorn's are the client's fault, but for those about our own header."""
     kinds = (kind for kind in _SLUGS if isinstance(error, kind))
     return _SLUGS.get(next(kinds, Exception), problems.INTERNAL_ERROR)
-
-
-def _refusal(slug: str, detail: str) -> bytes:
-    """A whole answer, after which the connection ends."""
-    status, headers, body = problems.encoded(slug, detail)
-    lines = [
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-        "Server: gunicorn",
-        f"Date: {util.http_date()}",
-        "Connection: close",
-        f"Content-Length: {len(body)}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 class Logger(GunicornLogger):  # type: ignore[misc]  # gunicorn ships no types

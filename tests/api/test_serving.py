@@ -33,7 +33,6 @@ def test_every_method_that_the_worker_replaces_exists_and_takes_the_same() -> No
         "accept",
         "finish_request",
         "handle",
-        "handle_error",
         "handle_quit",
         "handle_request",
         "init_process",

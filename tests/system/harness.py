@@ -69,6 +69,15 @@ PICTURE: dict[str, Any] = {
     "batch_size": 1,
 }
 
+#: What every problem says besides, whoever answers.
+PROBLEM_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+}
+
 _T = TypeVar("_T")
 _P = TypeVar("_P", bound="Process")
 

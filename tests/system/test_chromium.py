@@ -5,16 +5,18 @@ Needs the package ``chromium`` of Debian. Without it the tests are skipped; in c
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.system.chromium import CHROMIUM, Chromium, Page
-from tests.system.harness import CHECKOUT, NGINX, UNFINISHED, Gateway, Nginx, Simulator, Stage, until
+from tests.system.harness import CHECKOUT, NGINX, UNFINISHED, Gateway, Nginx, Simulator, Stage, picture, until
 from tests.system.sse import EventClient
 
 #: Of an EventSource.
@@ -158,7 +160,7 @@ def test_progress_is_live_and_the_browser_stops_at_the_end(
 
 def test_a_browser_comes_back_when_there_was_no_room(chromium: Chromium, stage: Stage, simulator: Simulator) -> None:
     gateway = stage.gateway([simulator], processes=1, SDG_MAX_STREAMS=1)
-    with chromium.page(f"{gateway.url}/livez") as page:
+    with chromium.page(f"{gateway.url}/docs") as page:
         with EventClient(gateway.url, "/jobs/other/events") as other:
             other.upto("snapshot")
             watch = Watch(page, "/jobs/user/events")
@@ -234,3 +236,87 @@ def test_no_event_is_missed_over_crashes(chromium: Chromium, stage: Stage, slow:
         assert last["name"] not in storm.deleted
         assert of_job.jobs() == {last["name"]: left[last["name"]]}
         assert told_once_and_in_order(of_job.heard())
+
+
+#: Fetches a URL as a page of another origin, with fields that a browser must ask for first.
+_FETCH = """
+(async (url, options) => {
+  try {
+    const answer = await fetch(url, options);
+    const body = await answer.text();
+    return {status: answer.status, length: body.length, body: body.slice(0, 2000), headers: Object.fromEntries(answer.headers)};
+  } catch (error) {
+    return {error: error.name};
+  }
+})
+"""
+
+
+def fetched(page: Page, url: str, method: str = "GET", body: object = None, **fields: str) -> dict[str, Any]:
+    """What a page may read of an answer; ``error`` alone if the browser keeps it from the page."""
+    options = {"method": method, "headers": {name.replace("_", "-"): value for name, value in fields.items()}}
+    if body is not None:
+        options |= {"body": json.dumps(body)}
+    found: dict[str, Any] = page.evaluate(f"{_FETCH}({json.dumps(url)}, {json.dumps(options)})")
+    return found
+
+
+def test_a_page_of_another_origin_may_call_it_if_its_origin_is_listed(
+    chromium: Chromium, stage: Stage, simulator: Simulator
+) -> None:
+    if NGINX is None:
+        pytest.skip("nginx is not installed")
+    # The page is one of the simulator's: another port is another origin.
+    gateway = stage.gateway([simulator], SDG_AUTH="none", SDG_CORS_ORIGINS=simulator.url, SDG_ACCEL="nginx")
+    listed = {'# "https://app.example.com" $http_origin;': f'"{simulator.url}" $http_origin;'}
+    nginx = stage.nginx(gateway, gateway.data, changes=listed)
+    with chromium.page(f"{simulator.url}/sdapi/v1/samplers") as page:
+        given = {"Content_Type": "application/json", "Authorization": "Bearer nobody", "Idempotency_Key": "once"}
+        for door in (gateway.url, nginx.url):
+            # It waits for its picture, so that its answer is one that was parked.
+            posted = fetched(page, f"{door}/txt2img", "POST", picture(), **given)
+            assert posted["status"] == 200, posted
+            job = json.loads(posted["body"])
+            later = fetched(
+                page, f"{door}/txt2img", "POST", picture(), **{**given, "Idempotency_Key": door}, Prefer="respond-async"
+            )
+            assert (later["status"], later["headers"]["preference-applied"]) == (202, "respond-async")
+            gateway.finished(later["headers"]["location"])
+            shown = fetched(page, f"{door}{job['url']}")
+            again = fetched(page, f"{door}{job['url']}", Prefer="wait=1", If_None_Match=shown["headers"]["etag"])
+            assert (shown["status"], again["status"]) == (200, 304)
+            refused = fetched(page, f"{door}/txt2img", "POST", picture(width=1), **given)
+            assert (refused["status"], json.loads(refused["body"])["type"]) == (422, "validation-failed")
+            assert fetched(page, f"{door}/jobs/user/nothing/x")["status"] == 404
+            assert fetched(page, f"{door}/jobs/user/txt2img/{job['name']}/events")["status"] == 200
+        # gunicorn refuses it before Flask has seen it.
+        assert fetched(page, f"{gateway.url}/livez?{'x' * 6000}")["status"] == 414
+        refusals_name_the_origin(gateway, simulator.url)
+        image = f"{nginx.url}{job['images'][0]['url']}"
+        assert fetched(page, image)["headers"]["etag"] == shown_etag(gateway, job)
+        part = fetched(page, image, Range="bytes=0-9")
+        assert (part["status"], part["length"], part["headers"]["content-range"][:10]) == (206, 10, "bytes 0-9/")
+        gateway.kill()
+        assert (away := fetched(page, f"{nginx.url}/livez"))["status"] == 502, away
+        assert "event: busy" in fetched(page, f"{nginx.url}/jobs/user/events")["body"]
+        gateway.restart()
+        assert fetched(page, f"{gateway.url}/livez")["status"] == 200
+    with chromium.page(f"{stage.simulator().url}/sdapi/v1/samplers") as page:
+        assert fetched(page, f"{gateway.url}/livez") == {"error": "TypeError"}
+
+
+def refusals_name_the_origin(gateway: Gateway, origin: str) -> None:
+    """What gunicorn refuses may be read by the listed origin alone, whether the head can be parsed or not."""
+    for head in ("GET /livez HTTP/1.1\r\n%s\r\n", "GET /livez HTTP/1.1\r\nHost: x\r\n%s : nonsense\r\n\r\n"):
+        for sent, name in ((origin, origin), ("https://evil.example.com", None), (f"{origin}.evil.com", None)):
+            with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as connection:
+                connection.sendall((head % f"ORIGIN: {sent} \r\n").encode())
+                answer = http.client.HTTPResponse(connection)
+                answer.begin()
+                assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (400, name)
+                assert answer.headers["Vary"] == "Origin"
+
+
+def shown_etag(gateway: Gateway, job: dict[str, Any]) -> str:
+    """The entity tag of a job's picture, as the gateway gives it."""
+    return str(gateway.http.request("HEAD", job["images"][0]["url"]).headers["ETag"])

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.system.harness import Gateway, picture
+from tests.system.harness import PROBLEM_HEADERS, Gateway, picture
 
 RECORD = "20260101T000000000-00000000"
 #: Methods and paths: those that read a body, those that take none, and those that there are not.
@@ -105,6 +105,8 @@ def check_refused(answer: Answer, method: str, statuses: range | tuple[int, ...]
     """The answer is a problem, whole and true to itself."""
     assert answer.status in statuses, answer
     assert answer.is_problem, answer
+    assert {name.lower(): value for name, value in PROBLEM_HEADERS.items()}.items() <= answer.headers.items()
+    assert answer.headers["server"] == "gunicorn"
     if method != "HEAD":
         problem = json.loads(answer.body)
         assert problem["status"] == answer.status

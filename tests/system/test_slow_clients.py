@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.system import hostile
-from tests.system.harness import Gateway, Simulator, Stage, children, picture, until
+from tests.system.harness import PROBLEM_HEADERS, Gateway, Simulator, Stage, children, picture, until
 
 THREADS = 12
 WAITERS = 4
@@ -74,9 +74,8 @@ def problem(answer: bytes, status: int) -> str:
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
     assert lines[0].startswith(b"http/1.1 %d " % status), answer
-    assert {b"content-type: application/problem+json", b"x-content-type-options: nosniff", b"connection: close"} <= {
-        *lines
-    }
+    fields = [f"{name}: {value}".lower().encode() for name, value in PROBLEM_HEADERS.items()]
+    assert {b"content-type: application/problem+json", b"connection: close", *fields} <= {*lines}
     members = json.loads(body)
     assert members["status"] == status
     assert members["title"]

@@ -31,6 +31,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from app.jobs.errors import DatabaseUnavailable, SchemaTooNew, SchemaTooOld
 from app.jobs.sql import postgresql
 from app.jobs.sql.schema import CLOCK
+from app.runtime import modes
 from app.runtime.failpoints import UNWATCHED, Failpoints
 
 _LOG = logging.getLogger(__name__)
@@ -183,7 +184,10 @@ class Database:
         """
         if self.folder is not None:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                modes.make_folders(self.folder)
+                with contextlib.suppress(FileExistsError):
+                    # SQLite would leave its mode to the umask.
+                    os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, modes.PRIVATE_FILE))
             except OSError as error:
                 raise DatabaseUnavailable from error
         config = _alembic()

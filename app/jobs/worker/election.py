@@ -11,6 +11,8 @@ import os
 import threading
 from pathlib import Path
 
+from app.runtime import modes
+
 
 class HostLock:
     """An exclusive lock for the life of this process."""
@@ -25,8 +27,8 @@ class HostLock:
 
         :raises OSError: the file can't be opened.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        modes.make_folders(self._path.parent)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, modes.FILE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except BaseException:
