@@ -23,6 +23,7 @@ from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.http.signed_urls import UrlSigner
 from app.api.schemas.responses import InitImage, Webui, args
+from app.runtime import request_ids
 from app.services import Services
 
 EXTENSION = "sd-gateway"
@@ -96,6 +97,7 @@ def _register_endpoints(app: Application, services: Services) -> None:
 
 def _finish(response: Response) -> Response:
     response.headers.update(problems.HEADERS)
+    response.headers[request_ids.HEADER] = request.environ[request_ids.ENVIRON]
     return response
 
 

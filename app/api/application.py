@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flask import Flask, Response, request
 from flask.json.provider import DefaultJSONProvider
@@ -10,7 +10,11 @@ from flask.typing import ResponseReturnValue
 
 from app.api.http import paths
 from app.api.http.request import GatewayRequest
+from app.runtime import request_ids
 from app.runtime.jsontext import dumps
+
+if TYPE_CHECKING:
+    from flask.ctx import RequestContext
 
 
 class _Json(DefaultJSONProvider):
@@ -31,6 +35,15 @@ class Application(Flask):
 
     request_class = GatewayRequest
     json_provider_class = _Json
+
+    def request_context(self, environ: dict[str, Any]) -> RequestContext:
+        """The context of a request, or of the rest of one that has waited: its thread serves the request with that id from now on.
+
+        The id is put into the environ, so that one that is made here is the same after the wait.
+        """
+        environ[request_ids.ENVIRON] = request = request_ids.taken(environ.get(request_ids.ENVIRON))
+        request_ids.begin(request)
+        return super().request_context(environ)
 
     def dispatch_request(self) -> ResponseReturnValue:
         """Check body and path, then answer as Flask does: raise the routing error, or call the view.

@@ -11,6 +11,7 @@ import click
 
 from app import startup
 from app.cli.opening import loaded, make_instance, with_services
+from app.cli.speaking import note
 from app.config import load
 from app.gateway.tokens import INCLUDED, NewToken
 from app.jobs.tokens import Scope, Token
@@ -123,7 +124,7 @@ def rotate(token_id: str, overlap: int) -> None:
 
 
 def _show_new(new: NewToken) -> None:
-    click.echo(f"the token {new.token.id} ({new.token.name}); it is not shown again:", err=True)
+    note(f"the token {new.token.id} ({new.token.name}); it is not shown again:")
     click.echo(new.text)
 
 

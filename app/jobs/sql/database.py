@@ -108,7 +108,12 @@ class Database:
         return engine
 
     def _create_sqlite(self, **options: Any) -> Engine:
-        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **options)
+        engine = create_engine(
+            self.url,
+            hide_parameters=True,
+            connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False},
+            **options,
+        )
         # A connection that is made anew would make a new file, where the old one is gone.
         event.listen(engine, "do_connect", lambda *_: self._refuse_another_file())
         event.listen(engine, "connect", _prepare_sqlite)
