@@ -570,6 +570,7 @@ class Nginx(Process):
         self.http = Http(self.url)
         prefix = folder / name
         prefix.mkdir()
+        WATCH.log(prefix / "access.log")
         shipped = CHECKOUT / "deploy/nginx"
         main = {
             "user www-data;": f"daemon off; user {user};" if os.geteuid() == 0 else "daemon off;",
