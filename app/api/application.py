@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from flask import Flask, Response, request
 from flask.json.provider import DefaultJSONProvider
@@ -12,9 +13,6 @@ from app.api.http import paths
 from app.api.http.request import GatewayRequest
 from app.runtime import request_ids
 from app.runtime.jsontext import dumps
-
-if TYPE_CHECKING:
-    from flask.ctx import RequestContext
 
 
 class _Json(DefaultJSONProvider):
@@ -36,14 +34,11 @@ class Application(Flask):
     request_class = GatewayRequest
     json_provider_class = _Json
 
-    def request_context(self, environ: dict[str, Any]) -> RequestContext:
-        """The context of a request, or of the rest of one that has waited: its thread serves the request with that id from now on.
-
-        The id is put into the environ, so that one that is made here is the same after the wait.
-        """
-        environ[request_ids.ENVIRON] = request = request_ids.taken(environ.get(request_ids.ENVIRON))
-        request_ids.begin(request)
-        return super().request_context(environ)
+    def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """Serve a request under its id, which the environ tells from then on: also after a wait."""
+        environ[request_ids.ENVIRON] = request_id = request_ids.taken(environ.get(request_ids.ENVIRON))
+        with request_ids.serving(request_id):
+            return super().wsgi_app(environ, start_response)
 
     def dispatch_request(self) -> ResponseReturnValue:
         """Check body and path, then answer as Flask does: raise the routing error, or call the view.

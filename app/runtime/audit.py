@@ -35,6 +35,8 @@ def keep(instance: Path, log_format: str) -> None:
         _LOG.removeHandler(handler)
         handler.close()
     _LOG.addHandler(file)
+    # Whatever the log leaves out.
+    _LOG.setLevel(logging.INFO)
 
 
 class AuditFile(logging.handlers.WatchedFileHandler):
