@@ -237,3 +237,31 @@ def test_without_the_setting_there_is_no_access_log(house: Gateway) -> None:
     house.http.get("/livez", headers={"X-Request-ID": "quiet"})
     assert "request=quiet" not in house.text()
     assert "app.access" not in house.text()
+
+
+SECRET = "the lighthouse of 7731 secrets"
+#: Malformed requests with a secret in every place that an error could quote.
+TELLTALES = (
+    f'{{"prompt": "{SECRET}"}}\r\n\r\n',
+    f"GET /{SECRET} HTTP/1.1\r\nHost: x\r\n\r\n",
+    f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization Bearer {SECRET}\r\n\r\n",
+    f"GET / HTTP/1.1\r\nHost: {SECRET}\r\n\r\n",
+    f"GET /?sig={SECRET.replace(' ', '')} HTTP/{SECRET}\r\nHost: x\r\n\r\n",
+    f"POST /txt2img HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {SECRET}\r\n\r\n",
+    (
+        "POST /txt2img HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        f'{{"prompt": "{SECRET}"}}\r\n'
+    ),
+    f"POST /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2;{SECRET}\r\n{SECRET}\r\n",
+)
+
+
+@pytest.mark.parametrize("telltale", range(len(TELLTALES)))
+def test_what_is_malformed_is_told_without_quoting_it(house: Gateway, telltale: int) -> None:
+    before = len(house.text())
+    head, _ = raw(house, TELLTALES[telltale].encode())
+    assert head[0].startswith("HTTP/1.1 4")
+    [request] = [line.partition(": ")[2] for line in head if line.startswith("X-Request-ID")]
+    until(lambda: f"request={request}" in house.text()[before:], "a line about it")
+    written = house.text()[before:]
+    assert not re.search(r"lighthouse|7731", written), written
