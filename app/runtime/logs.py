@@ -34,10 +34,8 @@ from app.runtime.redaction import redacted
 ACCESS: Final = "app.access"
 AUDIT: Final = "app.audit"
 
-#: Members of a WSGI environ that the application sets for the access log: the public part of the client's token, and the client's
-#: address where a proxy that is trusted names it. They outlive the wait of a request (app/serving/connection.py).
+#: The member of a WSGI environ that holds the id of the client's token, which the application sets for the access log.
 TOKEN: Final = "sd_gateway.token"  # noqa: S105 -- a name
-CLIENT: Final = "sd_gateway.client"
 
 _QUOTED: Final = re.compile(r'[\s"\\=]')
 #: Loggers of which the text does not show the name.

@@ -69,7 +69,7 @@ def write(
             "status": status,
             "bytes": sent,
             "seconds": None if began is None else round(time.monotonic() - began, 4),
-            "client": known.get(logs.CLIENT) or (peer[0] if isinstance(peer, tuple) else None),
+            "client": known.get("REMOTE_ADDR") or (peer[0] if isinstance(peer, tuple) else None),
             "token": known.get(logs.TOKEN),
         },
     )

@@ -56,8 +56,8 @@ class ClientRequest(Request):  # type: ignore[misc]  # gunicorn ships no types
         return self._id
 
     def keep(self, environ: Mapping[str, Any]) -> None:
-        """Keep what the application has set in the environ: its own members, by their prefix."""
-        self.known = {name: value for name, value in environ.items() if name.startswith("sd_gateway.")}
+        """Keep what the application has set in the environ: its own members, by their prefix, and the client's address."""
+        self.known = {name: value for name, value in environ.items() if name.startswith(("sd_gateway.", "REMOTE_ADDR"))}
 
     def body_is_over(self) -> bool:
         """Whether the next byte begins the next request. Decided once, when the answer's ``Connection`` field is written."""
