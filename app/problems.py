@@ -15,6 +15,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
+from app.runtime import request_ids
 from app.runtime.jsontext import dumps
 
 #: The header fields of every answer, a problem or not, unless it has a field of the same name of its own. No answer is taken for
@@ -139,12 +140,12 @@ def problem(slug: str, detail: str, **extra: Any) -> dict[str, Any]:
 def encoded(
     slug: str, detail: str, *, retry_after: float | None = None, **extra: Any
 ) -> tuple[int, dict[str, str], bytes]:
-    """A problem as status, header and body of an answer; parameters as :func:`problem` has them.
+    """A problem as status, header and body of an answer, with the id of the request; parameters as :func:`problem` has them.
 
     :param retry_after: seconds after which another try makes sense; None for those of the table. Header and body tell up to a fifth
         more, at random, so that clients that were refused together don't come back together.
     """
-    body = problem(slug, detail, **extra)
+    body = problem(slug, detail, **extra, request=request_ids.current())
     headers = {"Content-Type": MEDIA_TYPE, **HEADERS}
     if body["status"] == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = CHALLENGE

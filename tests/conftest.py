@@ -17,6 +17,7 @@ from app.jobs.sql.database import Database
 from app.simulator import SimulatorServer
 from tests.inprocess import Gateway, simulator
 from tests.postgresql import PostgresServer, programs
+from tests.system.leaks import WATCH
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,6 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
     here = Path(__file__).parent
     items.sort(key=lambda item: item.path.parent not in (here / "system", here / "crash"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_is_logged() -> Iterator[None]:
+    """Search the logs of all processes that tests have started, when all of them have ended; what is found fails the last test."""
+    yield
+    WATCH.check()
 
 
 @pytest.fixture

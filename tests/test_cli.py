@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
+import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -39,6 +41,7 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 
     def invoke(*arguments: str, **settings: str) -> Result:
         environ = {
+            "SDG_INSTANCE": str(place),
             "SDG_DATA_DIR": str(place / "data"),
             "SDG_DATABASE_URL": f"sqlite:///{place}/gateway.db",
             "SDG_HOST_ID": "testhost",
@@ -128,6 +131,40 @@ class TestRecords:
         places = f"database sqlite:///{place}/gateway.db, data folder {place}/data\n"
         said = f"{places}Error: The job database can't be used at the moment.\n"
         assert (result.exit_code, result.stderr) == (1, said)
+
+
+@pytest.mark.usefixtures("record")
+class TestAudit:
+    def test_what_a_command_changes_is_told_with_the_user_who_ran_it(
+        self, run: Callable[..., Result], place: Path
+    ) -> None:
+        folder = place / "data" / "u-0123456789abcdef" / "txt2img" / "2026-11-22"
+        folder.mkdir(parents=True)
+        (folder / STRAY).touch()
+        os.utime(folder / STRAY, (0, 0))
+        for command in (
+            "records sweep --dry-run",
+            "queue resume",
+            "records verify",
+            "queue list",
+            "queue cancel u1 --waiting",
+        ):
+            assert run(*command.split()).exit_code == 0, command
+        assert not (place / "audit.log").exists()
+        for command in ("queue pause", "queue pause", "queue resume", "records sweep", "records sweep"):
+            assert run(*command.split()).exit_code == 0, command
+        by = pwd.getpwuid(os.getuid()).pw_name
+        said = [line.partition(" app.audit: ")[2] for line in (place / "audit.log").read_text("utf-8").splitlines()]
+        assert said == [
+            f"event=queue-paused by={by}",
+            f"event=queue-resumed by={by}",
+            f"event=files-swept count=1 by={by}",
+        ]
+
+    def test_it_is_json_where_the_log_is(self, run: Callable[..., Result], place: Path) -> None:
+        assert run("queue", "pause", SDG_LOG_FORMAT="json").exit_code == 0
+        [line] = (place / "audit.log").read_text("utf-8").splitlines()
+        assert json.loads(line)["event"] == "queue-paused"
 
 
 @pytest.mark.usefixtures("_handlers")

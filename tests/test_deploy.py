@@ -71,6 +71,7 @@ def test_nginxs_problems_are_those_of_the_gateway_or_its_own_and_documented() ->
     assert {document["status"] for document in documents} >= {400, 404, 413, 414, 429, 431, 500, 502, 503, 504}
     api = (ROOT / "docs/api.md").read_text("utf-8")
     for document in documents:
+        assert document.pop("request") == "$sd_gateway_request"
         assert sorted(document.keys() - {"retry_after"}) == ["detail", "status", "title", "type"]
         assert ("retry_after" in document) == (document["status"] in (429, 503))
         slug, entry = document["type"], PROBLEMS.get(document["type"])

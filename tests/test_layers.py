@@ -34,6 +34,7 @@ OWNERS = {
     "urllib3": ("app.webui",),
     "gunicorn": ("app.serving", "app.api.http"),
     "orjson": ("app.runtime",),
+    "pythonjsonlogger": ("app.runtime",),
     "PIL": ("app.records", "app.simulator"),
     "sqlalchemy": ("app.jobs", "app.migrations"),
     "alembic": ("app.jobs", "app.migrations"),

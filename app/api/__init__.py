@@ -24,6 +24,7 @@ from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.http.signed_urls import UrlSigner
 from app.api.schemas.responses import InitImage, Webui, args
+from app.runtime import request_ids
 from app.runtime.cors import CrossOrigin
 from app.services import Services
 
@@ -103,6 +104,7 @@ def _finish(response: Response) -> Response:
     for name, value in problems.HEADERS.items():
         if name not in own:
             response.headers.add(name, value)
+    response.headers[request_ids.HEADER] = request.environ[request_ids.ENVIRON]
     return response
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from flask import Flask, Response, request
@@ -10,6 +11,7 @@ from flask.typing import ResponseReturnValue
 
 from app.api.http import paths
 from app.api.http.request import GatewayRequest
+from app.runtime import request_ids
 from app.runtime.jsontext import dumps
 
 
@@ -31,6 +33,12 @@ class Application(Flask):
 
     request_class = GatewayRequest
     json_provider_class = _Json
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        """Serve a request under its id, which the environ tells from then on: also after a wait."""
+        environ[request_ids.ENVIRON] = request_id = request_ids.taken(environ.get(request_ids.ENVIRON))
+        with request_ids.serving(request_id):
+            return super().wsgi_app(environ, start_response)
 
     def dispatch_request(self) -> ResponseReturnValue:
         """Check body and path, then answer as Flask does: raise the routing error, or call the view.

@@ -43,6 +43,14 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "The state of the gateway": "网关状态",
         "The session of a browser": "浏览器会话",
         "URLs that need no token": "无需令牌的链接",
+        # The id of a request
+        "The id of the request, 1 to 64 letters, digits, dots, dashes or underscores; otherwise one is made.": (
+            "请求的编号：1 到 64 个字母、数字、点、连字符或下划线；否则由网关生成。"
+        ),
+        "The id of the request, which the log of the gateway names too.": "请求的编号，网关日志中同样标明。",
+        "The id of the request that was answered with it, as in X-Request-ID; absent in a job's error.": (
+            "以此 problem 应答的请求的编号，与 X-Request-ID 相同；任务的 error 中没有此项。"
+        ),
         # Texts of the endpoints: summaries, descriptions, parameters and answers
         "The seconds for which the URLs of the pictures are to be valid without a token.": "图片链接无需令牌即可使用的秒数。",
         "Make URLs of pictures and of event streams that are valid without a token, for some time. Whether they exist is not "

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Response, request
 
 from app.api.http.delivery import Delivery
-from app.api.http.guard import caller
+from app.api.http.guard import caller, note_change
 from app.api.http.openapi import Blueprint
 from app.api.http.picture_query import PictureQuery
 from app.api.schemas.path_parameters import FILENAME, ID, PROBLEMS_OF_A_FILE, PROBLEMS_OF_A_SIGNED_URL, TYPE
@@ -106,4 +106,6 @@ def _add_records(blp: Blueprint, services: Services) -> None:
         "Delete a whole record by its name, or one image by its file name. An unfinished job is cancelled and leaves nothing.",
     )
     def delete_files(user: str, kind: Type, filename: str) -> dict[str, Any]:
-        return {"deleted": archive.delete(user, kind, filename)}
+        deleted = archive.delete(user, kind, filename)
+        note_change("files-deleted", user, type=kind, file=filename)
+        return {"deleted": deleted}

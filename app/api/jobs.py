@@ -9,6 +9,7 @@ from flask import Response, request
 from werkzeug.datastructures import ETags
 
 from app.api.http import prefer
+from app.api.http.guard import note_change
 from app.api.http.openapi import Blueprint
 from app.api.http.representation import Presenter
 from app.api.http.sign_query import PARAMETER as SIGN
@@ -92,7 +93,9 @@ def _add_cancelling(blp: Blueprint, services: Services, presenter: Presenter) ->
         "Cancel a job that waits, or have one that runs stopped: that ends when its WebUI has replied.",
     )
     def cancel_job(user: str, kind: Type, name: str) -> Response:
-        return presenter.read(archive.cancel(user, kind, name))
+        reading = archive.cancel(user, kind, name)
+        note_change("job-cancelled", user, type=kind, job=name)
+        return presenter.read(reading)
 
     @blp.route("/jobs/<id>/cancel", methods=["POST"], parameters=[ID])
     @blp.arguments(CancelQuery, location="query")
@@ -100,4 +103,6 @@ def _add_cancelling(blp: Blueprint, services: Services, presenter: Presenter) ->
     @blp.problems("validation-failed", "not-found", "database-unavailable")
     @blp.about("Cancel all waiting jobs of a user · 取消用户所有排队中的任务", "Cancel all jobs of a user that wait.")
     def cancel_queued_jobs(_query: dict[str, Any], user: str) -> dict[str, Any]:
-        return {"cancelled": archive.cancel_queued(user)}
+        count = archive.cancel_queued(user)
+        note_change("jobs-cancelled", user, count=count)
+        return {"cancelled": count}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import signal
 import sys
@@ -15,12 +14,14 @@ import click
 from app import startup
 from app.cli.doctor import doctor
 from app.cli.opening import existing_config, loaded, make_instance, services_of, with_services
+from app.cli.speaking import Refusal, note, system_user
 from app.cli.tokens import tokens
-from app.config import effective, load
+from app.config import effective, instance_folder, load, log_format
 from app.gateway.maintenance import Maintenance, Report
 from app.jobs.errors import JobsError
 from app.parameters import TYPES
 from app.records.errors import RecordsError
+from app.runtime import audit, logs
 from app.runtime.malloc import give_memory_back
 from app.services import Services
 from app.serving.checks import failure_to_bind
@@ -34,9 +35,8 @@ def main() -> None:
     """A service in front of AUTOMATIC1111 Stable Diffusion WebUI servers."""
     # What was imported stays: don't look for garbage among it, neither now nor at the end.
     gc.freeze()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # The database itself says when it was migrated, and from which schema.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logs.configure(log_format())
+    audit.keep(instance_folder(), log_format())
 
 
 def _stop_signal() -> Callable[[], None]:
@@ -90,11 +90,11 @@ def worker() -> None:
     """Run a worker of its own, for SDG_WORKER=external."""
     services = services_of(startup.open_services)
     if services.config.worker != "external":
-        raise click.ClickException("SDG_WORKER is not 'external': the web processes run the worker themselves.")
+        raise Refusal("SDG_WORKER is not 'external': the web processes run the worker themselves.")
     wait_for_stop = _stop_signal()
     give_memory_back()
     services.start(worker=True, elected=False)
-    click.echo(f"working for {len(services.config.webuis)} WebUIs", err=True)
+    note(f"working for {len(services.config.webuis)} WebUIs")
     wait_for_stop()
     services.drain()
 
@@ -162,10 +162,10 @@ def simulate(host: str, port: int, **values: Any) -> None:
         raise click.UsageError(str(error)) from error
     failure = failure_to_bind(host, port)
     if failure is not None:
-        raise click.ClickException(f"can't listen at {host}:{port}: {failure.strerror}. Choose another --port.")
+        raise Refusal(f"can't listen at {host}:{port}: {failure.strerror}. Choose another --port.")
     wait_for_stop = _stop_signal()
     with SimulatorServer(settings, host=host, port=port) as server:
-        click.echo(f"simulated WebUI ({settings.flavour}) at {server.url}", err=True)
+        note(f"simulated WebUI ({settings.flavour}) at {server.url}")
         wait_for_stop()
 
 
@@ -181,15 +181,15 @@ def _report(run: Callable[[Maintenance], Report], words: str) -> Report:
     """Run over the data folder, say what was found, and return it."""
     services = services_of(startup.open_existing)
     services.database.be_patient()
-    click.echo(startup.places(services.config), err=True)
+    note(startup.places(services.config))
     try:
         report = run(services.maintenance)
     except (JobsError, RecordsError) as error:
-        raise click.ClickException(str(error)) from error
+        raise Refusal(str(error)) from error
     finally:
         services.database.close()
     for problem in report.problems:
-        click.echo(problem, err=True)
+        note(problem)
     click.echo(words.format(count=report.count, problems=len(report.problems)))
     return report
 
@@ -200,9 +200,11 @@ def sweep(dry_run: bool) -> None:
     """Remove the files that belong to no record; exits 1 when it finds something that no row in the database accounts for."""
     done = "would be removed" if dry_run else "removed"
     report = _report(lambda maintenance: maintenance.sweep(dry_run=dry_run), f"{{count}} stray files {done}")
+    if report.count and not dry_run:
+        audit.audit("files-swept", count=report.count, by=system_user())
     if report.unindexed:
         advice = "They were left alone; 'sd-gateway records reindex' adds them."
-        click.echo(f"{report.unindexed} records have no row in the database. {advice}", err=True)
+        note(f"{report.unindexed} records have no row in the database. {advice}")
     if report.unindexed or report.problems:
         sys.exit(1)
 
@@ -230,25 +232,28 @@ def adopt(dry_run: bool) -> None:
     """Make the database belong to the data folder after either was restored or replaced; a missing database is made."""
     config = existing_config()
     value = loaded(lambda: startup.adopt(config, dry_run=dry_run))
-    click.echo(startup.places(config), err=True)
+    note(startup.places(config))
     click.echo(f"database and data folder {'would' if dry_run else 'now'} carry the id {value}")
     if not dry_run:
-        click.echo("'sd-gateway records reindex' adds the records that only the folder knows.", err=True)
+        note("'sd-gateway records reindex' adds the records that only the folder knows.")
 
 
 @records.command()
 def upkeep() -> None:
     """Remove what deleted records and expired keys have left; the worker does the same in small steps."""
     services = services_of(startup.open_existing)
-    click.echo(startup.places(services.config), err=True)
+    note(startup.places(services.config))
     try:
         done = services.upkeep.run()
     except (JobsError, RecordsError) as error:
-        raise click.ClickException(str(error)) from error
+        raise Refusal(str(error)) from error
     finally:
         services.database.close()
     for what, count in done.items():
         click.echo(f"{what}: {count}")
+    removed = ", ".join(f"{count} {what}" for what, count in done.items() if count)
+    if removed:
+        audit.audit("upkeep-done", removed=removed, by=system_user())
 
 
 @main.group()
@@ -260,6 +265,8 @@ def queue() -> None:
 def pause() -> None:
     """Start no more jobs: what runs is finished, requests are accepted and wait, also over restarts."""
     paused = with_services(lambda services: services.tables.queue.pause())
+    if paused:
+        audit.audit("queue-paused", by=system_user())
     click.echo("the queue is paused" if paused else "the queue was paused already")
 
 
@@ -267,6 +274,8 @@ def pause() -> None:
 def resume() -> None:
     """Start jobs again."""
     resumed = with_services(Services.resume_queue)
+    if resumed:
+        audit.audit("queue-resumed", by=system_user())
     click.echo("jobs are started again" if resumed else "the queue was not paused")
 
 
@@ -289,9 +298,12 @@ def cancel(user: str, type_: str | None, name: str | None, *, waiting: bool) -> 
         raise click.UsageError("Name one job by TYPE and NAME, or say --waiting.")
     if type_ is None or name is None:
         count = with_services(lambda services: services.archive.cancel_queued(user))
+        if count:
+            audit.audit("jobs-cancelled", user=user, count=count, by=system_user())
         click.echo(f"{count} jobs cancelled")
     else:
         job = with_services(lambda services: services.archive.cancel(user, type_, name).view)
+        audit.audit("job-cancelled", user=user, job=name, type=type_, by=system_user())
         asked = "is asked to end" if job["status"] == "running" else f"is {job['status']}"
         click.echo(f"the job {asked}")
 

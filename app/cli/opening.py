@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import click
-
 from app import startup
+from app.cli.speaking import Refusal
 from app.config import CannotStart, Config, load
 from app.gateway.tokens import TokenError
 from app.jobs.errors import JobsError
@@ -21,7 +20,7 @@ def existing_config() -> Config:
     """The settings, for a command that works in an instance folder: it must be there."""
     config = loaded(load)
     if not config.instance.is_dir():
-        raise click.ClickException(
+        raise Refusal(
             f"{config.instance} does not exist. Set SDG_INSTANCE to the gateway's folder, or make it with 'sd-gateway serve'."
         )
     return config
@@ -32,7 +31,7 @@ def loaded(read: Callable[[], _T]) -> _T:
     try:
         return read()
     except CannotStart as error:
-        raise click.ClickException(str(error)) from error
+        raise Refusal(str(error)) from error
 
 
 def make_instance(config: Config) -> None:
@@ -40,7 +39,7 @@ def make_instance(config: Config) -> None:
     try:
         make_folders(config.instance)
     except OSError as error:
-        raise click.ClickException(f"SDG_INSTANCE: {config.instance} can't be made: {error.strerror}.") from error
+        raise Refusal(f"SDG_INSTANCE: {config.instance} can't be made: {error.strerror}.") from error
 
 
 def services_of(open_them: Callable[[Config], Services]) -> Services:
@@ -58,6 +57,6 @@ def with_services(
         services.start(worker=False)
         return action(services)
     except (JobsError, TokenError) as error:
-        raise click.ClickException(str(error)) from error
+        raise Refusal(str(error)) from error
     finally:
         services.drain()

@@ -11,9 +11,11 @@ import click
 
 from app import startup
 from app.cli.opening import loaded, make_instance, with_services
+from app.cli.speaking import note, system_user
 from app.config import load
 from app.gateway.tokens import INCLUDED, NewToken
 from app.jobs.tokens import Scope, Token
+from app.runtime import audit
 from app.services import Services
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -73,7 +75,9 @@ def create(name: str, users: Sequence[str], scopes: list[Scope], expires: int | 
     def make(services: Services) -> NewToken:
         return services.create_token(name=name, users=list(users), scopes=scopes, seconds=expires)
 
-    _show_new(with_services(make, startup.open_services))
+    new = with_services(make, startup.open_services)
+    _note("token-created", new.token)
+    _show_new(new)
 
 
 @tokens.command("list")
@@ -111,6 +115,8 @@ def show(token_id: str) -> None:
 def revoke(token_id: str) -> None:
     """Make the token with this ID invalid for good; its streams and waiting requests end within 10 s."""
     revoked = with_services(lambda services: services.revoke_token(token_id))
+    if revoked:
+        audit.audit("token-revoked", token=token_id, by=system_user())
     click.echo("the token is revoked" if revoked else "the token was revoked already")
 
 
@@ -119,11 +125,19 @@ def revoke(token_id: str) -> None:
 @click.option("--overlap", type=_Duration(), default="24h", show_default=True, help="How long the old one stays valid.")
 def rotate(token_id: str, overlap: int) -> None:
     """Make a new token in place of the one with this ID, and print it."""
-    _show_new(with_services(lambda services: services.rotate_token(token_id, overlap)))
+    new = with_services(lambda services: services.rotate_token(token_id, overlap))
+    _note("token-rotated", new.token, replaces=token_id)
+    _show_new(new)
+
+
+def _note(event: str, token: Token, replaces: str | None = None) -> None:
+    """Write the line of the audit log about a new token."""
+    users, scopes = " ".join(token.users), ",".join(sorted(token.scopes))
+    audit.audit(event, token=token.id, name=token.name, users=users, scopes=scopes, replaces=replaces, by=system_user())
 
 
 def _show_new(new: NewToken) -> None:
-    click.echo(f"the token {new.token.id} ({new.token.name}); it is not shown again:", err=True)
+    note(f"the token {new.token.id} ({new.token.name}); it is not shown again:")
     click.echo(new.text)
 
 

@@ -24,6 +24,7 @@ from app.records.errors import BadImage, RecordsError
 from app.records.images import Reference, ReferenceReader
 from app.records.layout import init_filename, new_name
 from app.records.store import RecordStore
+from app.runtime import request_ids
 from app.webui.errors import NoDefaultModel, UnknownNames
 from app.webui.resolve import Resolved, resolve
 
@@ -173,6 +174,7 @@ class Acceptance:
             init_image=_init_image(name, reference) if reference is not None else None,
             requirements=resolved.requirements.to_json(),
             cost=_cost(type_, resolved),
+            request=request_ids.current(),
         )
         return _Draft(new, reference)
 

@@ -49,9 +49,14 @@ class Caller:
         """Whether he may see and do what concerns this user."""
         return allows(self.users, user)
 
+    @property
+    def is_admin(self) -> bool:
+        """Whether he has an operator's token."""
+        return self.token is not None and "admin" in self.scopes
+
     def names(self, user: str | None) -> Callable[[str], bool]:
         """Whose jobs the queue shows him by name: of one user whom he asks for; with an operator's token, of all his users."""
-        if self.token is not None and "admin" in self.scopes:
+        if self.is_admin:
             return self.acts_for
         return lambda other: other == user
 

@@ -1,19 +1,16 @@
 """The transitions of jobs, announced in one place: to listeners, and as one log line each.
 
-A transition is announced once, after the commit that made it true. Its log line is a list of ``key=value`` pairs, always in this
-order::
+A transition is announced once, after the commit that made it true. Its log line has these fields, always in this order, written as
+:mod:`app.runtime.logs` writes them::
 
-    event=stored user=u1 job=20261122T061530123-9f2c4e7a type=txt2img webui=big attempt=1 seconds=4.210
+    event=stored user=u1 job=20261122T061530123-9f2c4e7a type=txt2img webui=big attempt=1 seconds=4.210 request=5f0c7a1e9b3d2468
 
-A value that holds anything but printable characters without spaces, quotes, backslashes and ``=`` is written as a JSON string, so
-a user id with a line break can't forge a line.
+The request is the one that the job came with, whoever changed it since.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import threading
 import time
 from collections import deque
@@ -22,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from app.jobs.model import Job
+from app.runtime import logs
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,7 +29,6 @@ Event = Literal[
 
 #: Events whose ``seconds`` are counted from the acceptance of the job.
 _SINCE_ACCEPTANCE: Final = ("claimed", "stored", "failed", "cancelled")
-_QUOTED: Final = re.compile(r'[\s"\\=]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,27 +127,15 @@ def log(transition: Transition) -> None:
     if transition.event in _SINCE_ACCEPTANCE:
         seconds = max(time.time() - job.created_at / 1000, 0.0)
     fields = {
-        "event": transition.event,
         "user": job.user_id,
         "job": job.name,
         "type": job.type,
         "webui": transition.webui,
         "attempt": transition.attempt,
-        "seconds": None if seconds is None else f"{seconds:.3f}",
+        "seconds": None if seconds is None else round(seconds, 3),
         "slug": transition.slug,
         "file": transition.file,
+        "request": job.request,
     }
     level = logging.WARNING if transition.event == "failed" else logging.INFO
-    _LOG.log(level, " ".join(f"{key}={_text(value)}" for key, value in fields.items() if value is not None))
-
-
-def _text(value: object) -> str:
-    text = str(value)
-    if text and text.isprintable() and not _QUOTED.search(text):
-        return text
-    return '"' + "".join(map(_escaped, text)) + '"'
-
-
-def _escaped(character: str) -> str:
-    """The character as it stands in a JSON string; everything that is not printable by its number."""
-    return character if character.isprintable() and character not in '"\\' else json.dumps(character)[1:-1]
+    logs.write(_LOG, level, transition.event, fields)

@@ -56,6 +56,8 @@ class NewJob:
     cost: float
     #: Seconds from acceptance after which it is cancelled, unless it has ended; None for never.
     cancel_after: float | None = None
+    #: The id of the request that it came with; None for a record that is read from the folder.
+    request: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class Job(NamedTuple):
     #: When a client, or the deadline, asked for its end; it is never queued or claimed again then. Seconds by the database's clock.
     cancel_at: float | None = None
     deadline: float | None = None
+    #: The id of the request that it came with; None from before there was one.
+    request: str | None = None
 
     @classmethod
     def of(cls, row: Sequence[Any]) -> Self:

@@ -332,6 +332,7 @@ def _row_of(new: NewJob) -> dict[str, Any]:
         "user_id": new.user_id, "type": new.type, "name": new.name, "status": "queued", "created_at": new.created_at,
         "args": to_json(new.args), "init_image": to_json(new.init_image) if new.init_image else None, "simulated": False,
         "cost": new.cost, "claims": 0, "attempts": 0, "losses": 0, "one_by_one": False, "pending_unlink": False,
+        "request": new.request,
     }  # fmt: skip
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from enum import Enum
 from math import inf
+from types import MappingProxyType
 from typing import Any, Final
 
 from gunicorn.http.errors import (  # type: ignore[import-untyped]  # the package ships no types
@@ -19,6 +20,7 @@ from gunicorn.http.errors import (  # type: ignore[import-untyped]  # the packag
 from gunicorn.http.message import Request  # type: ignore[import-untyped]
 from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 
+from app.runtime import request_ids
 from app.runtime.parking import Parked, Streamed
 from app.serving.client_socket import ClientSocket
 
@@ -44,6 +46,21 @@ class ClientRequest(Request):  # type: ignore[misc]  # gunicorn ships no types
 
     version: tuple[int, int]
     _over: bool | None = None
+    _id: str | None = None
+    #: Members of the environ that the application has set, for the rest of a request that has waited.
+    known: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def id(self) -> str:
+        """The id of the request: the client's, if it gave one, else one of our own."""
+        if self._id is None:
+            given = self._fields("X-REQUEST-ID")
+            self._id = request_ids.taken(given[0] if len(given) == 1 else None)
+        return self._id
+
+    def keep(self, environ: Mapping[str, Any]) -> None:
+        """Keep what the application has set in the environ: its own members, by their prefix, and the client's address."""
+        self.known = {name: value for name, value in environ.items() if name.startswith(("sd_gateway.", "REMOTE_ADDR"))}
 
     def body_is_over(self) -> bool:
         """Whether the next byte begins the next request. Decided once, when the answer's ``Connection`` field is written."""
@@ -128,8 +145,8 @@ class Connection:
     def __init__(self, sock: ClientSocket, client: Any, server: Any, cfg: Any) -> None:
         self.sock, self.client, self.server = sock, client, server
         self.parser: Any = _Parser(cfg, sock, client)
-        #: The request that is being served, since when, and what it waits for, or streams.
-        self.began = datetime.now(UTC)
+        #: The request that is being served, since when (monotonic), and what it waits for, or streams.
+        self.began = 0.0
         self.request: ClientRequest | None = None
         self.waits: Parked | Streamed | None = None
         #: What has arrived of the next head, and perhaps of what follows it; empty once it is parsed.

@@ -9,14 +9,14 @@ import gc
 import os
 import signal
 import sys
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from gunicorn.glogging import CONFIG_DEFAULTS  # type: ignore[import-untyped]  # the package ships no types
 from gunicorn.util import import_app  # type: ignore[import-untyped]
 
 # Whatever is imported of app imports all of it: here in the master, once for all processes and before the first one is forked.
 # Nothing is opened or started by that.
-from app.config import CannotStart, load, sockets_are_handed_over
+from app.config import CannotStart, load, log_format, sockets_are_handed_over
+from app.runtime import audit, logs
 from app.runtime.cors import CrossOrigin
 from app.runtime.malloc import give_memory_back
 from app.serving.checks import await_address, room_for_connections
@@ -29,7 +29,7 @@ try:
     # For all processes: their limit of open files is the master's. What they need for their own files is left out.
     worker_connections = room_for_connections(_config)
 except CannotStart as error:
-    sys.exit(f"sd-gateway: {error}")
+    sys.exit(logs.last_words(log_format(), f"sd-gateway: {error}"))
 
 wsgi_app = "app:create_app()"
 _TRIAL: Final = "app.startup:try_services"
@@ -42,7 +42,7 @@ worker_class = "app.serving.gunicorn_worker.Worker"
 forwarder_headers = ""
 # And the scheme, from any client on this machine. What a proxy says of its client is the application's to believe.
 secure_scheme_headers: dict[str, str] = {}
-# No work for an access log that is not written.
+# Its own access log, which its options may ask for, must show no secrets.
 logger_class = "app.serving.gunicorn_worker.Logger"
 threads = _config.threads
 # Waiting clients hold their connection; the kernel's queue takes what arrives in a burst.
@@ -56,40 +56,23 @@ graceful_timeout = int(_config.drain_timeout) + 10
 control_socket_disable = True
 accesslog = None
 errorlog = "-"
-# gunicorn's own loggers as they are, and the gateway's beside them, whose lines name the module.
-logconfig_dict = {
-    "formatters": {
-        "generic": CONFIG_DEFAULTS["formatters"]["generic"],
-        "app": {
-            "format": "%(asctime)s [%(process)d] [%(levelname)s] %(name)s: %(message)s",
-            "datefmt": "[%Y-%m-%d %H:%M:%S %z]",
-        },
-    },
-    "handlers": {
-        **CONFIG_DEFAULTS["handlers"],
-        "app": {"class": "logging.StreamHandler", "formatter": "app", "stream": "ext://sys.stderr"},
-    },
-    "loggers": {
-        "gunicorn.error": {
-            "level": "INFO",
-            "handlers": ["error_console"],
-            "propagate": False,
-            "qualname": "gunicorn.error",
-        },
-        # The database itself says when it was migrated.
-        "alembic": {"level": "WARNING", "handlers": ["error_console"], "propagate": False, "qualname": "alembic"},
-        "app": {"level": "INFO", "handlers": ["app"], "propagate": False, "qualname": "app"},
-    },
-}
+logconfig_dict = logs.settings(_config.log_format, access_log=_config.access_log)
+logs.catch_everything()
+audit.keep(_config.instance, _config.log_format)
+
+
+def _refuse(message: str) -> NoReturn:
+    """End the master, which can't start."""
+    sys.exit(logs.last_words(_config.log_format, message))
 
 
 def on_starting(server: Any) -> None:
     """Refuse to start, in one line, with what no process could work with."""
     if server.cfg.is_ssl:
-        sys.exit("sd-gateway can't speak TLS: let nginx or another proxy in front of it do so.")
+        _refuse("sd-gateway can't speak TLS: let nginx or another proxy in front of it do so.")
     if server.cfg.preload_app:
         # A database connection and the worker's threads do not survive the fork.
-        sys.exit("sd-gateway can't run with --preload: each process must open its own database connections.")
+        _refuse("sd-gateway can't run with --preload: each process must open its own database connections.")
     # Sockets that systemd or an earlier master hands over are bound already.
     handed_over = server.master_pid != 0 or sockets_are_handed_over() or server.cfg.reuse_port
     try:
@@ -99,7 +82,7 @@ def on_starting(server: Any) -> None:
         if server.cfg.uid == os.geteuid():
             import_app(_TRIAL)(_config)
     except CannotStart as error:
-        sys.exit(f"sd-gateway: {error}")
+        _refuse(f"sd-gateway: {error}")
 
 
 def when_ready(server: Any) -> None:
@@ -108,7 +91,7 @@ def when_ready(server: Any) -> None:
         for warning in import_app(_EXPOSURE)(_config, _addresses(server.LISTENERS)):
             server.log.warning("%s", warning)
     except CannotStart as error:
-        sys.exit(f"sd-gateway: {error}")
+        _refuse(f"sd-gateway: {error}")
     interrupts = iter([signal.SIGTERM])
     signal.signal(signal.SIGINT, lambda *_: server.SIG_QUEUE.put_nowait(next(interrupts, signal.SIGINT)))
 

@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from math import inf
@@ -50,8 +50,11 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker  # type
 
 from app import problems
 from app.config import CannotStart
+from app.runtime import request_ids
 from app.runtime.cors import CrossOrigin
 from app.runtime.parking import PARKS, Parked, Streamed
+from app.runtime.redaction import redacted
+from app.serving import access_log
 from app.serving.client_socket import BODY_SECONDS, SHORT_SECONDS, BodyTooSlow, ClientSocket, ClientWaits
 from app.serving.connection import BUFFER_BYTES, HEAD_SECONDS, ClientRequest, Connection, Ending
 from app.serving.lobby import WATCHES_CLIENTS, Lobby
@@ -98,6 +101,11 @@ _SLUGS: Final = {
     TimeoutError: "request-timeout",
 }
 
+#: Header fields that gunicorn's own access log could be told to show.
+_HIDDEN: Final = frozenset(
+    ("{authorization}i", "{cookie}i", "{http_authorization}e", "{http_cookie}e", "{set-cookie}o")
+)
+
 
 class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships no types
     """The main thread of a process: connections without a request, in the lobby, or closing."""
@@ -117,7 +125,7 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
 
     def init_process(self) -> None:
         """Make the lobby of this process, after the fork. gunicorn's also runs the process until its end."""
-        self._lobby = Lobby(self.method_queue.defer, self._resume, self._close, self._release)
+        self._lobby = Lobby(self.method_queue.defer, self._resume, self._close, self._drop)
         super().init_process()
 
     def run(self) -> None:
@@ -258,6 +266,13 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
         else:
             conn.sock.close()
 
+    def _drop(self, conn: Connection) -> None:
+        """Close the connection of a client that is gone. One that waited still has a request, which the access log tells of now."""
+        if conn.request is not None and access_log.wanted():
+            with request_ids.serving(conn.request.id):
+                access_log.write(conn.request, conn.client, access_log.CLIENT_GONE, 0, conn.began, conn.request.known)
+        self._release(conn)
+
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Wait for events, but no longer than until the time limits must be checked."""
         tick = _TICK_SECONDS if self._waiting or self._accept_again else timeout
@@ -283,12 +298,13 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
             self._release(conn)
             return
         self._stop_waiting(conn)
-        with contextlib.suppress(OSError):
+        with request_ids.serving(request_ids.taken(None)), contextlib.suppress(OSError):
+            _note_refusal(None, conn.client, "request-timeout")
             conn.sock.send(self._refusal(conn, "request-timeout", "The head of the request did not arrive in time."))
         self._close(conn, unread=True)
 
     def _refusal(self, conn: Connection, slug: str, detail: str) -> bytes:
-        """A whole answer, after which the connection ends."""
+        """A whole answer to the request that this thread serves, after which the connection ends."""
         status, headers, body = problems.encoded(slug, detail)
         if self.cross_origin.origins:
             headers |= {"Vary": "Origin", **self.cross_origin.fields(conn.origin())}
@@ -298,6 +314,7 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
             f"Date: {util.http_date()}",
             "Connection: close",
             f"Content-Length: {len(body)}",
+            f"{request_ids.HEADER}: {request_ids.current()}",
             *(f"{name}: {value}" for name, value in headers.items()),
         ]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
@@ -344,7 +361,9 @@ class Worker(_ConnectionWorker):
         clients that are slow.
         """
         try:
-            return self.handle_request(conn.request if conn.waits else self._next_request(conn), conn)
+            request = conn.request if conn.waits and conn.request else self._next_request(conn)
+            request_ids.begin(request.id)
+            return self.handle_request(request, conn)
         except (NoMoreData, StopIteration) as error:
             self.log.debug("A connection ends: %s", error)
         except BodyTooSlow as error:
@@ -358,6 +377,8 @@ class Worker(_ConnectionWorker):
             return Ending.RESET
         except Exception as error:  # noqa: BLE001  # it is logged and answered
             self._refuse(conn, error)
+        finally:
+            request_ids.begin(None)
         return Ending.CLOSE
 
     def _next_request(self, conn: Connection) -> ClientRequest:
@@ -378,7 +399,7 @@ class Worker(_ConnectionWorker):
         if waited is None:
             self._count(req, conn)
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg)
-        environ |= {"wsgi.multithread": True, PARKS: WATCHES_CLIENTS}
+        environ |= {"wsgi.multithread": True, PARKS: WATCHES_CLIENTS, request_ids.ENVIRON: req.id, **req.known}
         if not self.alive or not self.cfg.keepalive:
             response.force_close()
         try:
@@ -390,7 +411,7 @@ class Worker(_ConnectionWorker):
             if not response.headers_sent:
                 raise
             # What was sent is no whole answer; with a reset nobody takes it for one.
-            self.log.exception("Error handling request %s", req.uri)
+            self.log.exception("Error handling request %s", req.path)
             return Ending.RESET
         finally:
             if not isinstance(conn.waits, Parked):
@@ -401,7 +422,7 @@ class Worker(_ConnectionWorker):
 
     def _count(self, req: Any, conn: Connection) -> None:
         """Begin to serve a request, the last one if it is as many as the process is to serve (``max_requests``)."""
-        conn.began = datetime.now(UTC)
+        conn.began = time.monotonic()
         self.cfg.pre_request(self, req)
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
@@ -411,40 +432,60 @@ class Worker(_ConnectionWorker):
     def _send(self, response: Any, answer: Any, environ: dict[str, Any], conn: Connection) -> Parked | Streamed | None:
         """Write an answer, and a line of the access log. What goes on without a thread is returned, of a stream behind its head."""
         if isinstance(answer, Parked):
+            response.req.keep(environ)
             return answer
         if isinstance(answer, Streamed):
             # Its line says when it began; it may go on for an hour.
             _begin_stream(response, answer)
-            self.log.access(response, response.req, environ, datetime.now(UTC) - conn.began)
+            self._note_access(response, environ, conn)
             return answer
         try:
             if isinstance(answer, environ["wsgi.file_wrapper"]):
                 response.write_file(answer)
+                if response.req.method != "HEAD" and not response.sent:
+                    # gunicorn does not count what the kernel sends.
+                    response.sent = response.response_length
             else:
                 for item in answer:
                     response.write(item)
             response.close()
         finally:
-            self.log.access(response, response.req, environ, datetime.now(UTC) - conn.began)
+            self._note_access(response, environ, conn)
             if hasattr(answer, "close"):
                 answer.close()
         return None
 
     def _refuse(self, conn: Connection, error: Exception) -> None:
         """Answer a request that the application has not seen with a problem; gunicorn's ``handle_error`` answers in HTML."""
-        slug = _slug(error)
-        if slug == problems.INTERNAL_ERROR:
-            self.log.error("Error handling request %s", getattr(conn.request, "uri", None), exc_info=error)
-            detail = "The gateway failed in an unexpected way; its log says why."
-        else:
-            detail = f"The request can't be read as HTTP/1.1: {problems.shown(str(error))}"
-            self.log.info("%s: %s", slug, detail)
-        with contextlib.suppress(OSError):
-            conn.sock.sendall(self._refusal(conn, slug, detail))
+        slug, req = _slug(error), conn.request
+        with request_ids.serving(request_ids.taken(None) if req is None else req.id):
+            if slug == problems.INTERNAL_ERROR:
+                self.log.error("Error handling request %s", getattr(req, "path", None), exc_info=error)
+                detail = "The gateway failed in an unexpected way; its log says why."
+            else:
+                detail = f"The request can't be read as HTTP/1.1: {problems.shown(str(error))}"
+                # Not the detail: it shows what was sent, which may be a part of a body or a header field with a token.
+                self.log.info("%s: the request can't be read as HTTP/1.1 (%s)", slug, type(error).__name__)
+            _note_refusal(req, conn.client, slug)
+            with contextlib.suppress(OSError):
+                conn.sock.sendall(self._refusal(conn, slug, detail))
+
+    def _note_access(self, response: Any, environ: dict[str, Any], conn: Connection) -> None:
+        """Write the lines of a request to the access logs that were asked for: ours, and gunicorn's by its own options."""
+        if access_log.wanted():
+            access_log.write(response.req, conn.client, response.status_code, response.sent, conn.began, environ)
+        if self.cfg.accesslog or self.cfg.syslog:
+            self.log.access(response, response.req, environ, timedelta(seconds=time.monotonic() - conn.began))
 
 
 def _nothing() -> None:
     """Stands where gunicorn_conf.py has set nothing."""
+
+
+def _note_refusal(req: Any, peer: Any, slug: str) -> None:
+    """Write the line of a request that the application has not seen."""
+    if access_log.wanted():
+        access_log.write(req, peer, problems.PROBLEMS[slug].status, 0, None, {})
 
 
 def _begin_stream(response: Any, streamed: Streamed) -> None:
@@ -466,9 +507,10 @@ def _slug(error: Exception) -> str:
 
 
 class Logger(GunicornLogger):  # type: ignore[misc]  # gunicorn ships no types
-    """gunicorn's logger, which with a ``logconfig_dict`` would put every line of an access log together and then drop it."""
+    """gunicorn's logger; what its own access log shows, where one is asked for by its options, holds no secrets."""
 
-    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:
-        """Write a line to the access log, where one was asked for."""
-        if self.cfg.accesslog or self.cfg.syslog:
-            super().access(resp, req, environ, request_time)
+    def atoms(self, resp: Any, req: Any, environ: Any, request_time: Any) -> dict[str, Any]:
+        """The values that an access log may show, by their names in its format."""
+        shown = super().atoms(resp, req, environ, request_time)
+        shown |= dict.fromkeys(_HIDDEN & shown.keys(), "…")
+        return {name: redacted(value) if isinstance(value, str) else value for name, value in shown.items()}

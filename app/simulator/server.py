@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
+import sys
 import threading
 import time
 from typing import Any, Self
@@ -14,6 +16,8 @@ from app.simulator.faults import REFUSE
 from app.simulator.routes import create_simulator
 from app.simulator.settings import SimulatorSettings
 from app.simulator.simulator import Simulator
+
+_LOG = logging.getLogger(__name__)
 
 #: Seconds between two looks of the accept loop at whether it should end.
 _POLL = 0.02
@@ -131,6 +135,12 @@ def _lines(server: BaseWSGIServer) -> _Lines:
     return lines
 
 
+def _log_error(_request: object, _client: object) -> None:
+    """Log an exception that ends a connection, unless it is the connection that has ended."""
+    if not isinstance(sys.exc_info()[1], ConnectionError):
+        _LOG.exception("a request could not be answered")
+
+
 class SimulatorServer:
     """A simulator on a port of its own (0: a free one, bound at once); a context manager starts and stops it."""
 
@@ -197,6 +207,8 @@ class SimulatorServer:
     def _bind(self, port: int) -> BaseWSGIServer:
         server = make_server(self._host, port, self._app, threaded=True, request_handler=_Handler)
         server.simulator_lines = self._lines  # type: ignore[attr-defined]
+        # The server's own writes to standard error.
+        server.handle_error = _log_error  # type: ignore[assignment, method-assign]
         return server
 
     def _serve(self, server: BaseWSGIServer) -> None:

@@ -231,18 +231,33 @@ def test_the_document_is_openapi_3_0_and_every_reference_leads_somewhere(client)
         assert all(entry["required"] for entry in item.get("parameters", ()))
 
 
+def test_every_operation_takes_the_id_of_a_request_and_every_answer_has_it(client):
+    document = client.get("/openapi.json").json
+    for path, method, operation in operations(document):
+        [asked] = [entry for entry in operation["parameters"] if entry["name"] == "X-Request-ID"]
+        assert (asked["in"], asked["schema"], asked.get("required")) == ("header", {"type": "string"}, None), path
+        for status, answer in operation["responses"].items():
+            assert answer["headers"]["X-Request-ID"] == {"$ref": "#/components/headers/X-Request-ID"}, (
+                method,
+                path,
+                status,
+            )
+    assert document["components"]["headers"].keys() == {"X-Request-ID"}
+
+
 def test_the_queries_and_headers_are_documented(client):
     paths = client.get("/openapi.json").json["paths"]
 
     def named(path, method="get"):
-        return {entry["name"] for entry in paths[path][method].get("parameters", ())}
+        found = {entry["name"] for entry in paths[path][method].get("parameters", ())}
+        return found - {"X-Request-ID"}
 
     assert named("/t2ihistory/{id}") == named("/i2ihistory/{id}") == {"limit", "before", "sign"}
     assert named("/jobs/{id}") == {"limit", "before", "status", "sign"}
     of_posts = {"Prefer", "Idempotency-Key", "Cancel-After", "sign"}
     assert named("/txt2img", "post") == named("/img2img", "post") == of_posts
     accepted = paths["/txt2img"]["post"]["responses"]["202"]
-    assert {"Location", "Preference-Applied"} == set(accepted["headers"])
+    assert {"Location", "Preference-Applied", "X-Request-ID"} == set(accepted["headers"])
     assert "Retry-After" in paths["/txt2img"]["post"]["responses"]["503"]["headers"]
 
 

@@ -105,6 +105,7 @@ def test_a_failed_job_is_its_problem_with_the_url_of_the_job(client, services, s
         "status": response.status_code,
         "detail": "Said the WebUI.",
         "url": JOB_URL,
+        "request": response.headers["X-Request-ID"],
         **({} if told is None else {"retry_after": int(told)}),
     }
 

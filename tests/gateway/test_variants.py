@@ -58,7 +58,10 @@ class Site:
 
     @property
     def client(self) -> FlaskClient:
-        return self.app.test_client()
+        client = self.app.test_client()
+        # The same for all, so that whole headers can be compared.
+        client.environ_base["HTTP_X_REQUEST_ID"] = "r"
+        return client
 
     def job(self, type_: str = "txt2img", **fields: Any) -> dict[str, Any]:
         """A succeeded job of one small picture."""

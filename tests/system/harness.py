@@ -37,6 +37,7 @@ import pytest
 import requests
 
 from tests.system.launcher import Launched, can_start, launcher
+from tests.system.leaks import WATCH
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 #: The command as pip installed it beside the interpreter.
@@ -160,6 +161,7 @@ class Http:
 
     def request(self, method: str, path: str, *, timeout: float = 60.0, **options: Any) -> requests.Response:
         """``path`` is a rooted path, percent-encoded, as the gateway gives it in every ``url``."""
+        WATCH.sent(options.get("json"))
         with requests.Session() as session:
             session.trust_env = False
             return session.request(method, self.base + path, timeout=timeout, allow_redirects=False, **options)
@@ -221,6 +223,8 @@ class Process:
         self.command = list(command)
         self.environ = environ
         self.log = folder / f"{name}.log"
+        WATCH.log(self.log)
+        WATCH.settings(environ)
         #: Started by the operating system and not by the launcher, as a person would do it.
         self.cold = ALL_COLD
         self._running: subprocess.Popen[bytes] | Launched | None = None
@@ -311,6 +315,7 @@ def run(
         for file in (output, errors):
             file.seek(0)
             texts.append(file.read().decode())
+    WATCH.output(" ".join(command), texts[1])
     return subprocess.CompletedProcess(command, code, *texts)
 
 
@@ -574,6 +579,7 @@ class Nginx(Process):
         self.http = Http(self.url)
         prefix = folder / name
         prefix.mkdir()
+        WATCH.log(prefix / "access.log")
         shipped = CHECKOUT / "deploy/nginx"
         main = {
             "user www-data;": f"daemon off; user {user};" if os.geteuid() == 0 else "daemon off;",

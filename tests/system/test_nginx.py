@@ -6,17 +6,19 @@ Two gateways share one database and one data folder: one is asked directly, the 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.system.harness import NGINX, Answer, Gateway, Nginx, Stage, ask, picture
+from tests.system import harness
+from tests.system.harness import NGINX, Answer, Gateway, Nginx, Stage, picture, until
 from tests.system.sse import EventClient
 from tests.system.test_pictures import ITS_FILE, REQUESTS, USER, VARIANT, refused, request_of
 
@@ -74,6 +76,11 @@ def jobs(house: Gateway) -> dict[str, dict[str, Any]]:
         "small": house.succeeded(house.send("txt2img", picture(id=USER, width=64, height=64))),
         "large": house.succeeded(house.send("txt2img", picture(id=USER, width=1024, height=1024))),
     }
+
+
+def ask(url: str, method: str, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+    """One request on a connection of its own, with an id of its own, so that two answers can be the same."""
+    return harness.ask(url, method, path, {"X-Request-ID": "the-same", **(headers or {})})
 
 
 def same(one: Answer, other: Answer) -> None:
@@ -365,3 +372,24 @@ def test_slow_readers_keep_nobody_waiting(ways: Ways, jobs: dict[str, dict[str, 
         reading.result()
     assert len(times) >= 3
     assert sorted(times)[len(times) // 2] < 1.0
+
+
+def test_a_request_has_one_id_in_nginx_and_the_gateway(ways: Ways) -> None:
+    for given, is_taken in (
+        ({"X-Request-ID": "order-4711"}, True),
+        ({"X-Request-ID": "two words"}, False),
+        ({}, False),
+    ):
+        answer = harness.ask(ways.nginx.url, "GET", "/jobs/a%2Fb?sig=0123456789", given)
+        request = dict(answer.headers)["X-Request-ID"]
+        assert json.loads(answer.body)["request"] == request
+        assert (request == given.get("X-Request-ID")) is is_taken
+        logged = until(
+            lambda request=request: [
+                line
+                for line in (ways.nginx.log.with_suffix("") / "access.log").read_text("utf-8").splitlines()
+                if line.endswith(f" {request}")
+            ],
+            "the line of the request in nginx's log",
+        )
+        assert '"GET /jobs/a%2Fb" 404' in logged[-1]

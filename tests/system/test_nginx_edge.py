@@ -187,6 +187,7 @@ def is_problem(answer: Answer, status: int, slug: str) -> None:
     told = problem.pop("retry_after", None)
     assert headers.get("Retry-After") == (None if told is None else str(told))
     assert (told is not None) == (status in (429, 503))
+    assert problem.pop("request") == headers["X-Request-ID"]
     assert sorted(problem) == ["detail", "title"]
 
 
@@ -288,6 +289,7 @@ def test_what_a_client_says_of_its_address_and_scheme_is_replaced(nginx: Nginx, 
     ask(nginx.url, "GET", "/answer", dict.fromkeys((*names, "Forwarded", "X-Real-IP", "X-Other"), "on"))
     headers = upstream.seen[-1][-1]
     known = {name: text for name, text in headers.items() if name.startswith(("X-", "Forwarded"))}
+    assert len(known.pop("X-Request-ID")) == 32
     assert known == {"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "http", "X-Other": "on"}
     assert "Connection" not in headers
 

@@ -22,6 +22,7 @@ from app.gateway.access import Caller
 from app.gateway.feeds import Feed, StreamEvent
 from app.gateway.revocation import Hold
 from app.jobs.revisions import Version
+from app.runtime import request_ids
 from app.runtime.jsontext import dumps
 from app.runtime.parking import PARKS, QUIET_SECONDS, Sink, Streamed
 
@@ -100,7 +101,7 @@ def encode(event: StreamEvent, data: Mapping[str, Any]) -> bytes:
 def _busy(error: Exception) -> Response:
     """A stream that only says why there is none: a browser comes back after that, but never after an answer of 503."""
     slug = str(getattr(error, "slug", problems.INTERNAL_ERROR))
-    problem = problems.problem(slug, str(error), retry_after=_RETRY_BUSY // 1000)
+    problem = problems.problem(slug, str(error), retry_after=_RETRY_BUSY // 1000, request=request_ids.current())
     body = f"retry: {_RETRY_BUSY}\n\n".encode() + encode(StreamEvent("busy", {}), problem)
     return Response(body, headers=_HEADERS)
 

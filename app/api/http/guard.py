@@ -22,6 +22,7 @@ from app.gateway.access import ANYBODY, Access, Caller
 from app.gateway.revocation import Hold, Revocation
 from app.gateway.signing import BadSignature, SignedPicture, SignedStream, Signing
 from app.jobs.tokens import Scope
+from app.runtime import audit
 
 #: The key of ``app.extensions`` that holds the guard, and the cookie of a session.
 EXTENSION: Final = "sd-gateway.guard"
@@ -224,6 +225,13 @@ def signed(
         of_query = (query.get("size"), query.get("format"), query.get("download"))
         return SignedPicture(path["id"], path["type"], path["filename"], *of_query)
     return SignedStream(path["id"], path.get("type"), path.get("name"), query.get("sign"))
+
+
+def note_change(event: str, user: str, **fields: Any) -> None:
+    """Write a line of the audit log about what was changed, where an operator's token was used for it."""
+    found = caller()
+    if found.is_admin:
+        audit.audit(event, user=user, **fields, by=f"token {found.token}")
 
 
 def check_user(user: str) -> None:

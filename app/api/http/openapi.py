@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, Final, NoReturn, Protocol, TypeVar, cast
 
 import flask_smorest  # type: ignore[import-untyped]  # the package ships no types
 from flask import Request, Response, current_app
@@ -22,6 +22,7 @@ from app.api.http.refusals import ValidationFailed
 from app.api.http.request import GatewayRequest
 from app.api.schemas.examples import problem_example
 from app.api.schemas.responses import Answer, Problem
+from app.runtime import request_ids
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -57,6 +58,20 @@ GUARDED = (
 )
 
 
+_METHODS: Final = ("get", "post", "put", "patch", "delete")
+#: Any text is taken for a request without an id, so the schema knows no pattern.
+_REQUEST_ID_ASKED: Final[Mapping[str, Any]] = {
+    "in": "header",
+    "name": request_ids.HEADER,
+    "description": "The id of the request, 1 to 64 letters, digits, dots, dashes or underscores; otherwise one is made.",
+    "schema": {"type": "string"},
+}
+_REQUEST_ID_ANSWERED: Final[Mapping[str, Any]] = {
+    "description": "The id of the request, which the log of the gateway names too.",
+    "schema": {"type": "string"},
+}
+
+
 class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types
     """The OpenAPI document and the registration of blueprints; errors are app.problems' business."""
 
@@ -64,7 +79,9 @@ class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types
 
     def document(self) -> dict[str, Any]:
         """The OpenAPI document, in both languages."""
-        return cast("dict[str, Any]", translate(self.spec.to_dict()))
+        document = self.spec.to_dict()
+        _document_request_ids(document)
+        return cast("dict[str, Any]", translate(document))
 
     def _openapi_json(self) -> Response:
         """Serve the document, which never changes after the start."""
@@ -182,6 +199,17 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
             by_status[problems.PROBLEMS[slug].status].append(slug)
         responses = {status: _problem_response(status, group) for status, group in sorted(by_status.items())}
         return cast("Decorator", self.doc(responses=responses))
+
+
+def _document_request_ids(document: dict[str, Any]) -> None:
+    """Add the header field that any request may carry and that every answer has."""
+    document["components"]["headers"] = {request_ids.HEADER: _REQUEST_ID_ANSWERED}
+    reference = {"$ref": f"#/components/headers/{request_ids.HEADER}"}
+    for item in document["paths"].values():
+        for operation in (item[method] for method in _METHODS if method in item):
+            operation["parameters"] = [*operation.get("parameters", ()), dict(_REQUEST_ID_ASKED)]
+            for response in operation["responses"].values():
+                response["headers"] = {**response.get("headers", {}), request_ids.HEADER: dict(reference)}
 
 
 def _examples(schema: type[Schema] | dict[str, Any] | None) -> dict[str, Any]:

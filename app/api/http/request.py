@@ -184,5 +184,7 @@ class GatewayRequest(flask.Request):
             raise
         except _BROKEN as error:
             # The client's doing, and mostly nobody is there any more to be told.
-            _LOG.info("the body of a request broke off: %.200s", error)
+            # Not the whole error: that of a malformed chunk shows what was sent.
+            why = (error.strerror or "") if isinstance(error, OSError) else ""
+            _LOG.info("the body of a request broke off: %s", why or type(error).__name__)
             raise InvalidRequest("The body broke off.") from error

@@ -13,6 +13,7 @@ from flask import Flask, Response, current_app, request
 from app.api.http.guard import Guard, caller, present_guard
 from app.gateway.access import Caller
 from app.gateway.revocation import Hold
+from app.runtime import request_ids
 from app.runtime.parking import PARKS, Awaited, Parked
 
 _Answer_co = TypeVar("_Answer_co", covariant=True)
@@ -102,7 +103,7 @@ class WaitingResponse(Response):
     def _resume(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes] | Parked:
         kept = {key: value for key, value in environ.items() if key not in _OF_THE_BODY}
         kept |= {"wsgi.input": io.BytesIO(), "CONTENT_LENGTH": "0", **self._client}
-        with self._app.request_context(kept):
+        with request_ids.serving(kept[request_ids.ENVIRON]), self._app.request_context(kept):
             response = self._made()
             return Parked(self._guarded, self._resume) if response is None else response(kept, start_response)
 

@@ -375,4 +375,4 @@ def problem_example(slug: str) -> dict[str, Any]:
 
     :param slug: a key of :data:`app.problems.PROBLEMS`.
     """
-    return problem(slug, **_PROBLEMS[slug], retry_after=PROBLEMS[slug].retry_after)
+    return problem(slug, **_PROBLEMS[slug], request="5f0c7a1e9b3d2468", retry_after=PROBLEMS[slug].retry_after)

@@ -69,6 +69,11 @@ class Problem(Answer):
         metadata={"description": "With unknown-name: what would be accepted, by field."},
     )
     url = fields.String(metadata={"description": "Of a POST whose job failed: the URL of the job."})
+    request = fields.String(
+        metadata={
+            "description": "The id of the request that was answered with it, as in X-Request-ID; absent in a job's error."
+        }
+    )
     retry_after = fields.Integer(
         metadata={
             "minimum": 1,

@@ -109,7 +109,12 @@ class Database:
         return engine
 
     def _create_sqlite(self, **options: Any) -> Engine:
-        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **options)
+        engine = create_engine(
+            self.url,
+            hide_parameters=True,
+            connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False},
+            **options,
+        )
         # A connection that is made anew would make a new file, where the old one is gone.
         event.listen(engine, "do_connect", lambda *_: self._refuse_another_file())
         event.listen(engine, "connect", _prepare_sqlite)
@@ -183,13 +188,7 @@ class Database:
         :raises ReadOnlyDatabase: when nothing can be written to it.
         """
         if self.folder is not None:
-            try:
-                modes.make_folders(self.folder)
-                with contextlib.suppress(FileExistsError):
-                    # SQLite would leave its mode to the umask.
-                    os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, modes.PRIVATE_FILE))
-            except OSError as error:
-                raise DatabaseUnavailable from error
+            _make_file(self._path)
         config = _alembic()
         with self._translated(), self._writer, self._writing.begin() as connection:
             if self.is_sqlite:
@@ -300,6 +299,19 @@ class Database:
         """Close the connections that nobody uses."""
         self.engine.dispose()
         self._watchdog.close()
+
+
+def _make_file(path: Path) -> None:
+    """Make the file of a new SQLite database and its folders; SQLite would leave its mode to the umask.
+
+    :raises DatabaseUnavailable: that can't be done.
+    """
+    try:
+        modes.make_folders(path.parent)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, modes.PRIVATE_FILE))
+    except OSError as error:
+        raise DatabaseUnavailable from error
 
 
 def _upgrade(connection: Connection, config: AlembicConfig) -> tuple[str | None, str | None]:

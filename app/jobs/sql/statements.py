@@ -186,7 +186,7 @@ ADD_REQUIREMENTS: Final = Prepared(insert(REQUIREMENTS).returning(REQUIREMENTS.c
 #: What an accepted job begins with; the rest of its row is empty.
 _ACCEPTED: Final = (
     "user_id", "type", "name", "status", "created_at", "args", "init_image", "simulated", "cost", "start_tag", "requirements_id",
-    "claims", "attempts", "losses", "one_by_one", "pending_unlink",
+    "claims", "attempts", "losses", "one_by_one", "pending_unlink", "request",
 )  # fmt: skip
 _DEADLINE: Final = db_now() + bindparam("p_cancel_after", type_=Float)
 ADD_JOB: Final = Prepared(insert(JOBS).values(rev=NEXT_REV, deadline=_DEADLINE).returning(*COLUMNS), _ACCEPTED)

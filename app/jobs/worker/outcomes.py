@@ -20,6 +20,7 @@ from app.jobs.table import SlotState
 from app.jobs.worker.attempt import Attempt
 from app.jobs.worker.backend import Answer, Backend, Checked, Retry
 from app.jobs.worker.context import WorkerContext
+from app.runtime import request_ids
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,14 +74,15 @@ class Outcomes:
     def _store(self, attempt: Attempt, answer: Answer) -> None:
         """Runs in the pool."""
         needed_repair = self._backend.needs_repair()
-        try:
-            verdict = self._verdict(attempt, answer)
-            if verdict is not None:
-                self._conclude(attempt.claim, verdict)
-        except Exception:
-            _LOG.exception("job %s could not be concluded", attempt.claim.job.name)
-        finally:
-            attempt.done()
+        with request_ids.serving(attempt.claim.job.request):
+            try:
+                verdict = self._verdict(attempt, answer)
+                if verdict is not None:
+                    self._conclude(attempt.claim, verdict)
+            except Exception:
+                _LOG.exception("job %s could not be concluded", attempt.claim.job.name)
+            finally:
+                attempt.done()
         if needed_repair:
             # The picture may have shown that the WebUI is whole again, or the runner waited for it before a repair.
             self._wake.set()

@@ -22,6 +22,7 @@ from app.jobs.worker.context import WorkerContext, new_task_id
 from app.jobs.worker.health import Health
 from app.jobs.worker.outcomes import Outcomes
 from app.jobs.worker.recovery import Recovery
+from app.runtime import request_ids
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,7 +92,8 @@ class Runner:
         """Send one job and free the slot; the attempt at the next job, which was claimed with that, or None."""
         following = None
         try:
-            answer = self._send(attempt)
+            with request_ids.serving(attempt.claim.job.request):
+                answer = self._send(attempt)
             if answer is not None:
                 following = self._free_slot(attempt, answer)
         finally:
