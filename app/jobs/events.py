@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from app.jobs.model import Job
@@ -47,6 +47,8 @@ class Transition:
     seconds: float | None = None
     slug: str | None = None
     file: str | None = None
+    #: When it was committed, :func:`time.time`: it may be logged later.
+    at: float = field(default_factory=time.time, compare=False)
 
     @property
     def is_end(self) -> bool:
@@ -125,7 +127,7 @@ def log(transition: Transition) -> None:
     """Write the line of a transition. ``seconds`` of claimed, stored and failed are counted from the acceptance of the job."""
     job, seconds = transition.job, transition.seconds
     if transition.event in _SINCE_ACCEPTANCE:
-        seconds = max(time.time() - job.created_at / 1000, 0.0)
+        seconds = max(transition.at - job.created_at / 1000, 0.0)
     fields = {
         "user": job.user_id,
         "job": job.name,

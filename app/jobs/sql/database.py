@@ -43,6 +43,7 @@ BUSY_TIMEOUT = 30
 LOG_BYTES = 2**24
 #: Idle connections that a process keeps in its pool.
 _KEPT_CONNECTIONS = 8
+_SQLITE_OPTIONS = {"timeout": BUSY_TIMEOUT, "check_same_thread": False}
 #: Any constant; PostgreSQL's advisory locks are numbers that programs agree on.
 _MIGRATION_LOCK = 0x5D6A7E
 
@@ -109,12 +110,7 @@ class Database:
         return engine
 
     def _create_sqlite(self, **options: Any) -> Engine:
-        engine = create_engine(
-            self.url,
-            hide_parameters=True,
-            connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False},
-            **options,
-        )
+        engine = create_engine(self.url, hide_parameters=True, connect_args=_SQLITE_OPTIONS, **options)
         # A connection that is made anew would make a new file, where the old one is gone.
         event.listen(engine, "do_connect", lambda *_: self._refuse_another_file())
         event.listen(engine, "connect", _prepare_sqlite)
