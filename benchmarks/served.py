@@ -1,7 +1,8 @@
 """Figure 5: stored pictures over HTTP, and what CPU time a request for one costs the server.
 
-20 kB through Flask, beside a bare app that calls send_file under gunicorn's own gthread worker; 1.5 MB behind nginx with
-``SDG_ACCEL=nginx``, beside nginx alone on the same file; and what many slow readers there leave of the gateway.
+20 kB through Flask, beside a bare app that calls send_file under gunicorn's own gthread worker; a variant of 20 kB that was made
+before, beside such a picture; the making of a thumbnail, beside Pillow alone; 1.5 MB behind nginx with ``SDG_ACCEL=nginx``, beside
+nginx alone on the same file; and what many slow readers there leave of the gateway.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from benchmarks import load, machine
+from benchmarks import load, machine, variants
 from benchmarks.harness import CHECKOUT, Bench, Gateway, Process, Server, Stage, free_port, until
 from benchmarks.report import SKIPPED, Row, judged, milliseconds, say
 from benchmarks.slow_readers import while_they_read
@@ -92,11 +93,19 @@ def run(bench: Bench) -> None:
         bare = _bare(stage, files)
         plain = _Way(gateway.port, urls[_SMALL], [gateway])
         bench.add(_row(_measure(bench, {"gateway": plain, "bare": bare}), f"pictures served, {_SMALL}", "bare", 1.8))
+        bench.add(_later_variant(bench, gateway, plain))
+        bench.add(variants.first(bench, gateway))
         if _NGINX is None:
             say("  not judged: there is no nginx on this machine")
             bench.add(Row(f"pictures served by SDG_ACCEL=nginx, {_BIG}", "", "nginx is not installed", "", SKIPPED))
             return
         _behind_nginx(bench, stage, gateway, urls[_BIG])
+
+
+def _later_variant(bench: Bench, gateway: Gateway, picture: _Way) -> Row:
+    made = _Way(gateway.port, variants.made_before(gateway, _SIZES[_SMALL]), [gateway])
+    found = _measure(bench, {"gateway": made, "picture": picture})
+    return _row(found, f"variants served that were made before, {_SMALL}", "picture", 1.1)
 
 
 def _behind_nginx(bench: Bench, stage: Stage, gateway: Gateway, url: str) -> None:

@@ -146,7 +146,7 @@ class Archive:
         :raises DamagedImage, TooLargeForFormat, StorageFailed: see :meth:`app.records.store.RecordStore.variant`.
         """
         self._media_type(user_id, type_, filename)
-        variant = Variant(size, extension or _parse(filename).extension or "png")
+        variant = Variant(size, extension or filename.rpartition(".")[2])
         stored = self._records.variant(user_id, type_, filename, variant)
         name = variant.shown_filename(filename)
         etag = f"{name}-{stored.modified_ns:x}"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from app.records.errors import RecordsError
+from app.runtime import modes
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,19 +86,19 @@ class Room:
 
         It never fails: a count that can't be kept is logged, and put right the next time that files are counted.
         """
-        try:
+        with _logged():
             if self._add(change) > self.most:
-                self.make()
-        except (OSError, RecordsError) as error:
-            _LOG.warning("the room of variants of pictures can't be counted: %s", error)
+                self._make()
 
     def make(self) -> None:
         """Count all files, and remove those that were used longest ago if they take too much room.
 
-        Nothing happens while another thread or process does it.
-
-        :raises OSError: the files can't be counted.
+        Nothing happens while another thread or process does it. Like :meth:`add` it never fails.
         """
+        with _logged():
+            self._make()
+
+    def _make(self) -> None:
         with _locked(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
             if alone is not None:
                 before = self._add(0)
@@ -138,6 +139,14 @@ class Room:
         return freed
 
 
+@contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RecordsError) as error:
+        _LOG.warning("the room of variants of pictures can't be counted: %s", error)
+
+
 def _last_minute(used: Counter[int], excess: int) -> tuple[int, int]:
     """The minute of the last files that must go for so many bytes, and how many bytes of that minute must."""
     left = excess
@@ -151,7 +160,7 @@ def _last_minute(used: Counter[int], excess: int) -> tuple[int, int]:
 @contextmanager
 def _locked(path: Path, how: int) -> Iterator[int | None]:
     """The descriptor of a file that this thread alone holds (flock(2)), made if it is missing; None where another one holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, modes.FILE)
     try:
         try:
             fcntl.flock(descriptor, how)

@@ -119,8 +119,7 @@ class RecordStore:
         :raises TooLargeForFormat: a side of it is.
         :raises StorageFailed: it can't be read.
         """
-        place = self.place(user_id, type_, filename)
-        return self.variants.get(Source(place, _parts(user_id, type_, filename)), variant)
+        return self.variants.get(Source(_parts(user_id, type_, filename)), variant)
 
     def read_init(self, user_id: str, type_: str, name: str) -> bytes:
         """The reference image of a job, a PNG.

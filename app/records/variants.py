@@ -40,6 +40,7 @@ from app.records.files import IS_OURS, entries_of, find, translated
 from app.records.layout import Variant
 from app.records.rendering import render
 from app.records.room import Kept, Room, note_use, room_of
+from app.runtime import modes
 from app.runtime.failpoints import UNWATCHED, Failpoints
 
 _LOG = logging.getLogger(__name__)
@@ -50,14 +51,15 @@ _AT_ONCE: Final = 2
 _MOST_TRIES: Final = 8
 #: Seconds after which a file on its way was left by a process that was killed.
 _LEFT_SECONDS: Final = 3600.0
-#: Why an image can't be opened for writing; it is then made without a lock, and mostly can't be kept.
+#: The log says so often that variants can't be kept.
+_COMPLAIN_SECONDS: Final = 60.0
+#: Why an image can't be opened for writing; most file systems lock it all the same.
 _READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Source(NamedTuple):
-    """An image: its path, and the names on the way to it from the data folder."""
+    """An image: the names of its user folder, its type, its day and its file."""
 
-    place: str
     parts: tuple[str, str, str, str]
 
     @property
@@ -93,17 +95,21 @@ class Variants:
         self._root = root / names.VARIANTS
         self._failpoints = failpoints
         self._turns = threading.BoundedSemaphore(_AT_ONCE)
+        self._complained_at = -_COMPLAIN_SECONDS
         self._room = Room(self._root, most, self._walk, self._remove_kept)
 
     def get(self, source: Source, variant: Variant) -> StoredVariant:
-        """A variant of an image that is there, made unless it was made before.
+        """A variant of an image, made unless it was made before.
 
         :raises MissingFile, DamagedImage, TooLargeForFormat, StorageFailed: see :meth:`app.records.store.RecordStore.variant`.
         """
         found = self._find(source, variant)
-        if found is not None:
+        if found is not None and _is_there(self._place(source)):
             return found
-        with _locked(source.place) as image:
+        place, status = find(self._data, source.parts)
+        if not stat.S_ISREG(status.st_mode):
+            raise MissingFile
+        with _locked(place) as image:
             # Whoever held the lock may have made it.
             return self._find(source, variant) or self._make(source, variant, image)
 
@@ -137,11 +143,14 @@ class Variants:
                     count += 1
                     if not dry_run:
                         self._remove_kept(kept.place)
-            if not dry_run and self._root.is_dir():
+            if not dry_run and self._is_ours():
                 self._room.make()
         return count
 
     # Finding and making.
+
+    def _place(self, source: Source) -> str:
+        return f"{self._data}/{'/'.join(source.parts)}"
 
     def _parts(self, source: Source, variant: Variant) -> tuple[str, ...]:
         return (names.VARIANTS, variant.folder, *source.folder, variant.filename(source.filename))
@@ -176,25 +185,33 @@ class Variants:
         # One that takes most of the room would be removed for the next one.
         if room > self._room.most // 2:
             return ""
-        folder, filename = Path(self._data, *parts[:-1]), parts[-1]
+        path = Path(self._data, *parts)
         try:
-            self._write(folder, filename, data)
+            self._write(path, data)
         except OSError as error:
-            _LOG.warning("a variant of a picture can't be kept: %s", error.strerror)
+            _remove_empty(path.parent)
+            self._complain(error)
             return ""
         self._room.add(room)
-        return f"{folder}/{filename}"
+        return str(path)
 
-    def _write(self, folder: Path, filename: str, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes) -> None:
         for left in reversed(range(_MOST_TRIES)):
             try:
-                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-                replace_file(folder, filename, data, self._failpoints)
+                _make_folder(self._root.parent, path.parent)
+                replace_file(path.parent, path.name, data, self._failpoints)
                 break
             except FileNotFoundError:
                 # Somebody removed the folder, which was empty until now, or the file on its way together with its image.
                 if not left:
                     raise
+
+    def _complain(self, error: OSError) -> None:
+        """Log that variants can't be kept, but not for each one."""
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAIN_SECONDS:
+            self._complained_at = now
+            _LOG.warning("a variant of a picture can't be kept, and is made anew each time: %s", error.strerror)
 
     def _check_there(self, source: Source) -> None:
         """Remove what was made of an image that has gone meanwhile.
@@ -204,19 +221,24 @@ class Variants:
         try:
             with translated("read"):
                 # Not stat: opening asks an NFS server, whatever this host remembers.
-                os.close(os.open(source.place, os.O_RDONLY | os.O_CLOEXEC))
+                os.close(os.open(self._place(source), os.O_RDONLY | os.O_CLOEXEC))
         except MissingFile:
             self.remove(source.folder, [source.filename])
             raise
 
     # Removing.
 
+    def _is_ours(self) -> bool:
+        """Whether the folder of variants is there and no link, which may lead out of the data folder."""
+        return self._root.is_dir() and not self._root.is_symlink()
+
     def _sizes(self) -> list[str]:
         return [entry.name for entry in entries_of(self._root) if names.is_size_folder(entry.name)]
 
     def _walk(self) -> Iterator[Kept]:
         """Every variant, and every file on its way to be one."""
-        yield from _walk(self._root, (names.is_size_folder, *IS_OURS))
+        if self._is_ours():
+            yield from _walk(self._root, (names.is_size_folder, *IS_OURS))
 
     def _is_stray(self, kept: Kept, now: float) -> bool:
         _, *folder, filename = Path(kept.place).relative_to(self._root).parts
@@ -229,6 +251,26 @@ class Variants:
         path = Path(place)
         path.unlink(missing_ok=True)
         _remove_empty(path.parent)
+
+
+def _make_folder(root: Path, folder: Path) -> None:
+    """Make a folder and what is missing above it, down from an existing one.
+
+    :raises NotADirectoryError: a symbolic link is on the way, which may lead out of the data folder.
+    """
+    for step in [*reversed(folder.relative_to(root).parents), folder.relative_to(root)][1:]:
+        place = root / step
+        with suppress(FileExistsError):
+            place.mkdir(mode=modes.FOLDER)
+        if not stat.S_ISDIR(place.lstat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def _is_there(place: str) -> bool:
+    with suppress(OSError):
+        os.lstat(place)
+        return True
+    return False
 
 
 @contextmanager
@@ -274,7 +316,7 @@ def _walk(folder: Path, ours: Sequence[Callable[[str], bool]]) -> Iterator[Kept]
 
 
 def _remove_variants(folder: Path, images: Iterable[str]) -> int:
-    """Remove the variants of images from one folder, durably; how much room that gave."""
+    """Remove the variants of images from one folder, durably, and the folder if it is empty; how much room that gave."""
     removed = freed = 0
     for filename in (filename for image in images for filename in names.variant_filenames(image)):
         place = f"{folder}/{filename}"
@@ -282,9 +324,10 @@ def _remove_variants(folder: Path, images: Iterable[str]) -> int:
             freed += room_of(os.lstat(place).st_size)
             os.unlink(place)  # noqa: PTH108 -- no Path for each name; see app/records/atomic.py
             removed += 1
+    left = _remove_empty(folder)
     if removed:
         with suppress(FileNotFoundError):
-            sync_folder(_remove_empty(folder))
+            sync_folder(left)
     return freed
 
 

@@ -558,6 +558,18 @@ class TestWhereNothingCanBeKept:
         assert "a variant of a picture can't be kept" in caplog.text
         assert site.client.delete(url.partition("?")[0].replace("/get_images/", "/delete/")).status_code == 200
 
+    def test_a_link_is_not_followed(self, make: Callable[..., Site], tmp_path: Path) -> None:
+        site = make()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (site.data / ".variants").symlink_to(elsewhere)
+        url = site.url()
+        for _ in range(2):
+            assert opened(site.get(f"{url}?size=160")).size == (64, 64)
+        assert site.services.maintenance.sweep().problems == []
+        assert site.client.delete(url.replace("/get_images/", "/delete/")).status_code == 200
+        assert list(elsewhere.iterdir()) == []
+
     def test_a_full_disk(self, make: Callable[..., Site], disk: Path) -> None:
         site = make(disk / "data")
         url = site.url(width=512, height=512)
@@ -567,8 +579,9 @@ class TestWhereNothingCanBeKept:
         for query in ("size=320", "size=160&format=webp", "format=jpeg"):
             assert opened(site.get(f"{url}?{query}")).format
         assert len(site.variants()) == 1
+        assert len(site.folders()) == 1
         assert site.client.delete(url.replace("/get_images/", "/delete/")).status_code == 200
-        assert site.variants() == []
+        assert (site.variants(), site.folders()) == ([], [])
         ballast.unlink()
         assert site.get(f"{site.url()}?size=160").status_code == 200
         assert len(site.variants()) == 1

@@ -41,12 +41,14 @@ def test_only_the_group_reads_what_it_makes_nobody_the_database_and_what_is_ther
     gateway.await_ready()
     job = gateway.succeeded(gateway.post())
     [image] = gateway.images(job)
+    assert gateway.http.get(job["images"][0]["thumbnail_url"]).status_code == 200
     gateway.succeeded(gateway.post("img2img", init_images=base64.b64encode(image).decode()))
     database = gateway.database
     found = modes(stage.folder / "made")
     assert {database, Path(f"{database}-wal"), Path(f"{database}-shm")} <= found.keys()
     assert [path for path in found if path.name.endswith("-init.png")]
     assert [path for path in found if path.is_socket()]
+    assert [path for path in found if ".variants" in path.parts and path.suffix == ".webp"]
     for path, mode in found.items():
         private = path.name.startswith(database.name) or path.is_socket()
         assert mode == (0o750 if path.is_dir() else 0o600 if private else 0o640), (path, oct(mode))

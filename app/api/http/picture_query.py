@@ -6,7 +6,10 @@ Read by hand, for a schema would cost more than everything else that a small pic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl
 
 from flask import Request
 from werkzeug.datastructures import MultiDict
@@ -14,8 +17,10 @@ from werkzeug.datastructures import MultiDict
 from app.api.http.refusals import ValidationFailed
 
 #: The words of ``format``, each with the extension of its files.
-_EXTENSIONS: Final[Mapping[str, str]] = {"webp": "webp", "jpeg": "jpg", "png": "png"}
-_SWITCH: Final[Mapping[str, bool]] = {"true": True, "false": False}
+_EXTENSIONS: Final[Mapping[str, str]] = MappingProxyType({"webp": "webp", "jpeg": "jpg", "png": "png"})
+_SWITCH: Final[Mapping[str, bool]] = MappingProxyType({"true": True, "false": False})
+#: Characters of a query that comes again and again, and is remembered: one without a signature.
+_SHORT: Final = 64
 
 
 class Asked(NamedTuple):
@@ -41,36 +46,21 @@ class PictureQuery:
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = sizes
-        self._values: Mapping[str, Mapping[str, Any]] = {
-            # By its one spelling, so that a signature and a cache see one URL for one picture.
-            "size": {str(size): size for size in sizes},
-            "format": _EXTENSIONS,
-            "download": _SWITCH,
-        }
+        self._sizes = tuple(sizes)
 
     def read(self, request: Request) -> Asked:
         """The query of a request.
 
         :raises ValidationFailed: a value is none that may be asked for, or stands there twice.
         """
-        return self.parse(request.args) if request.environ.get("QUERY_STRING") else _AS_STORED
+        query: str = request.environ.get("QUERY_STRING", "")
+        if not query:
+            return _AS_STORED
+        return _read_again(self._sizes, query) if len(query) <= _SHORT else self.parse(request.args)
 
     def parse(self, query: MultiDict[str, str]) -> Asked:
         """The same of a query that is no request's."""
-        found: dict[str, Any] = {}
-        errors: dict[str, list[str]] = {}
-        for name, values in self._values.items():
-            given = query.getlist(name)
-            if len(given) > 1:
-                errors[name] = ["Must be given only once."]
-            elif given and given[0] not in values:
-                errors[name] = [f"Must be one of {', '.join(values)}."]
-            elif given:
-                found[name] = values[given[0]]
-        if errors:
-            raise ValidationFailed(errors)
-        return Asked(found.get("size"), found.get("format"), found.get("download", False))
+        return _read(self._sizes, query)
 
     def documented(self) -> tuple[Mapping[str, Any], ...]:
         """The parameters for the OpenAPI document."""
@@ -92,3 +82,30 @@ class PictureQuery:
             {"in": "query", "name": name, "schema": schema, "description": description}
             for name, (schema, description) in schemas.items()
         )
+
+
+@lru_cache(1024)
+def _read_again(sizes: tuple[int, ...], query: str) -> Asked:
+    return _read(sizes, MultiDict(parse_qsl(query, keep_blank_values=True)))
+
+
+def _read(sizes: tuple[int, ...], query: MultiDict[str, str]) -> Asked:
+    accepted: Mapping[str, Mapping[str, Any]] = {
+        # Each by its one spelling, so that a signature and a cache see one URL for one picture.
+        "size": {str(size): size for size in sizes},
+        "format": _EXTENSIONS,
+        "download": _SWITCH,
+    }
+    found: dict[str, Any] = {}
+    errors: dict[str, list[str]] = {}
+    for name, values in accepted.items():
+        given = query.getlist(name)
+        if len(given) > 1:
+            errors[name] = ["Must be given only once."]
+        elif given and given[0] not in values:
+            errors[name] = [f"Must be one of {', '.join(values)}."]
+        elif given:
+            found[name] = values[given[0]]
+    if errors:
+        raise ValidationFailed(errors)
+    return Asked(found.get("size"), found.get("format"), found.get("download", False))
