@@ -593,6 +593,7 @@ class Nginx(Process):
             "server unix:/run/sd-gateway/gateway.sock;": f"server {bind};",
             "listen 80 default_server": f"listen 127.0.0.1:{self.port} default_server",
             "alias /var/lib/sd-gateway/data/;": f"alias {data}/;",
+            "proxy_cache_path /var/lib/nginx/sd-gateway ": f"proxy_cache_path {prefix}/pictures ",
             **changes,
         }
         (prefix / "site.conf").write_text(replaced((shipped / "sd-gateway.conf").read_text("utf-8"), site))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.system import harness
-from tests.system.harness import NGINX, Answer, Gateway, Nginx, Stage, picture, until
+from tests.system.harness import NGINX, Answer, Gateway, Nginx, Simulator, Stage, picture, until
 from tests.system.sse import EventClient
 from tests.system.test_pictures import ITS_FILE, REQUESTS, USER, VARIANT, refused, request_of
 
@@ -116,6 +116,63 @@ def test_both_ways_answer_alike(ways: Ways, jobs: dict[str, dict[str, Any]], cas
     direct = ask(ways.plain.url, method, path, given)
     assert direct.status == REQUESTS[case][-1]
     same(direct, ask(ways.nginx.url, method, path, given))
+
+
+def signed(ways: Ways, url: str) -> str:
+    """The URL with a signature of the gateway behind nginx."""
+    answer = ways.accelerated.http.request("POST", "/sign", json={"paths": [url], "seconds": 600})
+    made: str = answer.json()["urls"][0]
+    return made
+
+
+def settled(answer: Answer) -> Answer:
+    """An answer without what says how long it may be kept, which gets less with each second."""
+    fields = [(name, text) for name, text in answer.headers if name not in ("Cache-Control", "X-Accel-Expires")]
+    kept = dict(answer.headers).get("Cache-Control", "")
+    if answer.status in (200, 206, 304):
+        assert kept.startswith("private, max-age=")
+        assert 0 < int(kept.rpartition("=")[2]) <= 750
+    return answer._replace(headers=fields)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "repeat"])
+@pytest.mark.parametrize("query", ["", VARIANT], ids=["picture", "variant"])
+# Another query than the signed one is refused, and OPTIONS is asked of no picture.
+@pytest.mark.parametrize("case", [case for case in REQUESTS if case not in ("a query", "OPTIONS")])
+def test_signed_pictures_are_answered_alike_too(
+    ways: Ways, jobs: dict[str, dict[str, Any]], case: str, query: str, again: bool
+) -> None:
+    """Also by nginx itself, where it has kept one."""
+    url = signed(ways, jobs["small"]["images"][0]["url"] + query)
+    plain = dict(ask(ways.accelerated.url, "HEAD", url).headers)
+    method, path, given = request_of(case, url, plain)
+    if again:
+        assert ask(ways.nginx.url, "GET", url).status == 200
+    direct, passed_on = ask(ways.accelerated.url, method, path, given), ask(ways.nginx.url, method, path, given)
+    assert direct.status == REQUESTS[case][-1]
+    same(settled(direct), settled(passed_on))
+
+
+def test_nginx_keeps_a_signed_picture_for_a_moment(stage: Stage, simulator: Simulator) -> None:
+    gateway = stage.gateway([simulator], SDG_ACCEL="nginx", SDG_ACCESS_LOG=1)
+    nginx = stage.nginx(gateway, gateway.data)
+    job = gateway.succeeded(gateway.post(id=USER))
+    [url] = gateway.http.request("POST", "/sign", json={"paths": [job["images"][0]["url"]], "seconds": 3600}).json()[
+        "urls"
+    ]
+    answers = [nginx.http.get(url, headers={"X-Request-ID": f"r{number}"}) for number in range(20)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert [answer.headers["X-Request-ID"] for answer in answers] == [f"r{number}" for number in range(20)]
+    asked = [line for line in gateway.text().splitlines() if "event=request" in line and "/get_images/" in line]
+    assert len(asked) == 1
+    # Deleted it may be seen for a moment more, with this URL alone.
+    assert gateway.http.delete(job["url"].replace("/jobs/", "/delete/")).status_code == 200
+    assert nginx.http.get(url).content == answers[0].content
+    assert nginx.http.get(url.partition("?")[0]).status_code == 404
+    # What the gateway refuses is never kept.
+    for wrong in (url + "x", url.replace("exp=", "exp=1")):
+        for _ in range(2):
+            assert nginx.http.get(wrong).json()["type"] == "bad-signature"
 
 
 #: Some of the printable characters, which a proxy may write in another way.
