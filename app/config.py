@@ -34,8 +34,6 @@ CRASH_AT = "SDG_TEST_CRASH_AT"
 #: Read before settings.toml, which lies there.
 INSTANCE = "SDG_INSTANCE"
 WEBUI_URLS = "SDG_WEBUI_URLS"
-LOG_FORMAT = "SDG_LOG_FORMAT"
-_TEXT, _JSON = "text", "json"
 
 
 def _checkout() -> Path | None:
@@ -426,9 +424,9 @@ SETTINGS: tuple[Setting, ...] = (
         "Room for variants of pictures that were made before, MiB of the data folder's disk.",
     ),
     Setting(
-        LOG_FORMAT,
-        _TEXT,
-        _choice(_TEXT, _JSON),
+        "SDG_LOG_FORMAT",
+        "text",
+        _choice("text", "json"),
         "`json`: each line of the log is a JSON object (docs/operations.md).",
     ),
     Setting("SDG_ACCESS_LOG", "0", _switch, "`1`: a line for each request."),
@@ -629,17 +627,6 @@ def effective() -> dict[str, str]:
     shown = {name: without_secrets(text) for name, text in texts.items()}
     shown |= {setting.name: "…" for setting in SETTINGS if setting.secret and texts[setting.name]}
     return shown | {WEBUI_URLS: ",".join(without_secrets(url) for url in texts[WEBUI_URLS].split(","))}
-
-
-def instance_folder() -> Path:
-    """The folder that ``SDG_INSTANCE`` names; it may be missing."""
-    return _instance(os.environ)
-
-
-def log_format() -> str:
-    """The format of the log, also where another setting is malformed, for the line that says so."""
-    text = _texts(os.environ, instance_folder(), _Faults())[LOG_FORMAT]
-    return _JSON if text.strip() == _JSON else _TEXT
 
 
 def sockets_are_handed_over() -> bool:

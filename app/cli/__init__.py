@@ -16,7 +16,7 @@ from app.cli.doctor import doctor
 from app.cli.opening import existing_config, loaded, make_instance, services_of, with_services
 from app.cli.speaking import Refusal, note, system_user
 from app.cli.tokens import tokens
-from app.config import effective, instance_folder, load, log_format
+from app.config import effective, load, read
 from app.gateway.maintenance import Maintenance, Report
 from app.jobs.errors import JobsError
 from app.parameters import TYPES
@@ -35,8 +35,10 @@ def main() -> None:
     """A service in front of AUTOMATIC1111 Stable Diffusion WebUI servers."""
     # What was imported stays: don't look for garbage among it, neither now nor at the end.
     gc.freeze()
-    logs.configure(log_format())
-    audit.keep(instance_folder(), log_format())
+    # Also where they are faulty, which the command itself says.
+    settings = read().config
+    logs.configure(settings.log_format)
+    audit.keep(settings.instance, settings.log_format)
 
 
 def _stop_signal() -> Callable[[], None]:

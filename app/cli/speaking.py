@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from app.config import log_format
+from app.config import read
 from app.runtime import logs
 
 _LOG = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ class Refusal(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write the line."""
-        if log_format() == "text":
+        if _is_for_people():
             super().show(file)
         else:
             click.echo(logs.last_words("json", self.format_message()), file=file, err=True)
@@ -28,10 +28,14 @@ class Refusal(click.ClickException):
 
 def note(text: str) -> None:
     """Tell the user of a command something."""
-    if log_format() == "text":
+    if _is_for_people():
         click.echo(text, err=True)
     else:
         _LOG.info("%s", text)
+
+
+def _is_for_people() -> bool:
+    return read().config.log_format == "text"
 
 
 def system_user() -> str:

@@ -15,7 +15,7 @@ from gunicorn.util import import_app  # type: ignore[import-untyped]
 
 # Whatever is imported of app imports all of it: here in the master, once for all processes and before the first one is forked.
 # Nothing is opened or started by that.
-from app.config import CannotStart, load, log_format, sockets_are_handed_over
+from app.config import CannotStart, load, read, sockets_are_handed_over
 from app.runtime import audit, logs
 from app.runtime.cors import CrossOrigin
 from app.runtime.malloc import give_memory_back
@@ -29,7 +29,7 @@ try:
     # For all processes: their limit of open files is the master's. What they need for their own files is left out.
     worker_connections = room_for_connections(_config)
 except CannotStart as error:
-    sys.exit(logs.last_words(log_format(), f"sd-gateway: {error}"))
+    sys.exit(logs.last_words(read().config.log_format, f"sd-gateway: {error}"))
 
 wsgi_app = "app:create_app()"
 _TRIAL: Final = "app.startup:try_services"

@@ -152,7 +152,7 @@ class TestOfAnotherUser:
     def test_every_path_with_an_id_is_404_without_a_query(
         self, gateway: Gateway, app: Flask, client: FlaskClient, scopes: tuple[str, ...]
     ) -> None:
-        headers = bearer(token(gateway, users=("bob", "alic", "alicea*"), scopes=scopes))
+        headers = bearer(token(gateway, users=("bob", "alic", "alicea*"), scopes=scopes)) | {"X-Request-ID": "same"}
         client.get("/jobs/bob", headers=headers)
         asked = queries(gateway)
         bodies = set()
@@ -179,7 +179,7 @@ class TestOfAnotherUser:
 
     def test_it_is_the_same_whether_the_user_exists(self, gateway: Gateway, client: FlaskClient) -> None:
         gateway.services.tables.catalogues.put("k", "{}")
-        headers = bearer(token(gateway, users=("bob",)))
+        headers = bearer(token(gateway, users=("bob",))) | {"X-Request-ID": "same"}
         known, unknown = (client.get(f"/t2ihistory/{user}", headers=headers) for user in ("u1", "nobody"))
         assert body_of(known) == body_of(unknown)
         assert client.get("/t2ihistory/bob", headers=headers).json == {"records": [], "next": None}

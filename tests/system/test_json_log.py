@@ -60,7 +60,7 @@ def test_the_simulator_and_the_commands_write_objects(stage: Stage, simulator: S
     process = stage.add(Process("json", command, clean_environ(stage.folder, SDG_LOG_FORMAT="json"), stage.folder))
     until(lambda: f":{port}" in process.text(), "the simulator listens")
     assert process.stop() == 0
-    assert [line["logger"] for line in objects(process.text())] == ["app.cli"]
+    assert [line["logger"] for line in objects(process.text())] == ["app.cli.speaking"]
 
     gateway: Gateway = stage.gateway([simulator], processes=1, SDG_LOG_FORMAT="json")
     told = {name: gateway.cli("queue", name) for name in ("pause", "list", "resume")}

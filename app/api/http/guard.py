@@ -23,12 +23,11 @@ from app.gateway.revocation import Hold, Revocation
 from app.gateway.signing import BadSignature, SignedPicture, SignedStream, Signing
 from app.jobs.tokens import Scope
 from app.runtime import audit
+from app.runtime.logs import TOKEN
 
 #: The key of ``app.extensions`` that holds the guard, and the cookie of a session.
 EXTENSION: Final = "sd-gateway.guard"
 COOKIE: Final = "sdg_session"
-#: The member of a WSGI environ that names the token of a request, for the access log.
-TOKEN: Final = "sd_gateway.token"  # noqa: S105 -- the name of a key
 
 #: Nobody needs a token for these endpoints. Every other one, and a path that is none, needs one.
 PUBLIC: Final = frozenset(

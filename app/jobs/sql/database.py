@@ -41,9 +41,9 @@ MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 BUSY_TIMEOUT = 30
 #: Bytes to which SQLite's log is cut when it is longer and has been copied into the file. Four times what it usually grows to.
 LOG_BYTES = 2**24
-#: Idle connections that a process keeps in its pool.
-_KEPT_CONNECTIONS = 8
-_SQLITE_OPTIONS = {"timeout": BUSY_TIMEOUT, "check_same_thread": False}
+#: Of every engine. More connections than threads could ask for would only hide a leak; a waiter's poll and the worker share these.
+#: Errors are logged, and must not show what stands in rows.
+_ENGINE: dict[str, Any] = {"pool_size": 8, "max_overflow": 64, "pool_timeout": BUSY_TIMEOUT, "hide_parameters": True}
 #: Any constant; PostgreSQL's advisory locks are numbers that programs agree on.
 _MIGRATION_LOCK = 0x5D6A7E
 
@@ -101,16 +101,14 @@ class Database:
         return not stat.S_ISREG(status.st_mode) or status.st_size > 0
 
     def _create_engine(self) -> Engine:
-        # More connections than threads could ask for would only hide a leak; a waiter's poll and the worker share these.
-        options: dict[str, Any] = {"pool_size": _KEPT_CONNECTIONS, "max_overflow": 64, "pool_timeout": BUSY_TIMEOUT}
         if not self.is_sqlite:
-            return postgresql.make_engine(self.url, self._watchdog, **options)
-        engine = self._create_sqlite(**options)
+            return postgresql.make_engine(self.url, self._watchdog, **_ENGINE)
+        engine = self._create_sqlite()
         event.listen(engine, "begin", _begin_sqlite)
         return engine
 
-    def _create_sqlite(self, **options: Any) -> Engine:
-        engine = create_engine(self.url, hide_parameters=True, connect_args=_SQLITE_OPTIONS, **options)
+    def _create_sqlite(self) -> Engine:
+        engine = create_engine(self.url, connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False}, **_ENGINE)
         # A connection that is made anew would make a new file, where the old one is gone.
         event.listen(engine, "do_connect", lambda *_: self._refuse_another_file())
         event.listen(engine, "connect", _prepare_sqlite)

@@ -115,7 +115,7 @@ def make_engine(url: URL, watchdog: Watchdog, **options: Any) -> Engine:
     """
     given = {name: value for name, value in _CONNECTING.items() if name not in url.query}
     try:
-        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args=given, **options)
+        engine = create_engine(url, pool_pre_ping=True, connect_args=given, **options)
     except ImportError as error:
         # psycopg is not there, or the library that it needs.
         raise DriverMissing from error
