@@ -7,10 +7,10 @@ OLDEST := .venv-oldest
 # More than the cores: many tests wait for a server more than they compute. A process gets a class or, of functions, a module at a time.
 TEST_PROCESSES ?= 6
 # What runs in the process of the tests.
-IN_PROCESS := not soak and not system and not wheel
+IN_PROCESS := not soak and not system and not wheel and not fuzz
 PARALLEL := -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
-.PHONY: help setup run test coverage soak test-wheel test-oldest lint bench wheel clean
+.PHONY: help setup run test fuzz coverage soak test-wheel test-oldest lint bench wheel clean
 
 # The first target, so that it is what make alone does. A target's line is what follows its ##.
 help: ## this list
@@ -34,10 +34,13 @@ run: $(STAMP) ## serve http://127.0.0.1:8000, with simulated pictures unless SDG
 	exec $(BIN)/gunicorn wsgi:app
 
 # Each process of the tests reads what pytest makes of a module from a file, also where the environment has no interpreter write one.
-test coverage soak test-oldest: export PYTHONDONTWRITEBYTECODE :=
+test fuzz coverage soak test-oldest: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(STAMP) ## the tests, in several processes; the network is off except loopback
 	$(BIN)/pytest $(PARALLEL)
+
+fuzz: $(STAMP) ## thousands of requests that schemathesis makes of /openapi.json
+	$(BIN)/pytest -m fuzz tests/api
 
 # What runs in other processes is not measured, so those tests are left out; tracing costs as much time again.
 coverage: $(STAMP) ## how much of app/ the tests within one process reach; fails under 90 %

@@ -35,6 +35,8 @@ DEFAULT_HR_SCALE: Final = 2
 
 #: Lengths, in characters.
 LONGEST_USER_ID: Final = 64
+#: Every user id fits this, as JSON Schema and JavaScript read it; what Unicode calls printable it can't say.
+USER_ID_PATTERN: Final = r"^(?!\.{1,2}$)[^/\\\x00-\x1f\x7f-\xa0\xad]+$"
 LONGEST_NAME: Final = 255
 
 

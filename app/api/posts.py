@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from flask import Response, request
 
-from app.api.http import prefer
+from app.api.http import cancel_after, prefer
 from app.api.http.openapi import Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.http.request import GatewayRequest
@@ -79,7 +79,7 @@ _HEADERS: tuple[Mapping[str, Any], ...] = (
         "name": "Cancel-After",
         "description": "Cancel the job unless it has ended so long after its acceptance: seconds, or hours, minutes and seconds "
         "such as `1h30m`; 5 seconds to 24 hours.",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "pattern": cancel_after.PATTERN},
         "example": "5m",
     },
 )

@@ -15,6 +15,8 @@ LONGEST: Final = 24 * 3600
 _DURATION: Final = re.compile(
     r"(?P<plain>[0-9]{1,6})|(?=.)(?:(?P<h>[0-9]{1,6})h)?(?:(?P<m>[0-9]{1,6})m)?(?:(?P<s>[0-9]{1,6})s)?"
 )
+#: The same as JSON Schema and JavaScript read it.
+PATTERN: Final = "^(?:" + re.sub(r"\(\?P<\w+>", "(?:", _DURATION.pattern) + ")$"
 _SECONDS: Final = {"plain": 1, "h": 3600, "m": 60, "s": 1}
 
 

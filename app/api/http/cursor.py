@@ -21,6 +21,9 @@ _CHECKSUM = 3
 #: Of a queue's cursor; so that base64 needs no padding.
 _LONG_CHECKSUM = 4
 _PLACE = struct.Struct(">dQ")
+#: What the cursors look like.
+PATTERN = "^[A-Za-z0-9_-]{16}$"
+PLACE_PATTERN = "^[A-Za-z0-9_-]{28}$"
 #: The highest number that a row can have.
 _HIGHEST = 2**63 - 1
 

@@ -12,11 +12,13 @@ from marshmallow import ValidationError, fields, validate
 from app.api.http import cursor, sign_query
 from app.api.http.refusals import ValidationFailed
 from app.api.http.strictjson import is_finite
-from app.parameters import LARGEST_SEED, LONGEST_USER_ID, user_id_fault
+from app.parameters import LARGEST_SEED, LONGEST_USER_ID, USER_ID_PATTERN, user_id_fault
 
 #: How a seed is written, as a string.
 SEED_PATTERN = r"^(|-1|0|[1-9][0-9]{0,9})$"
 _SEED = re.compile(SEED_PATTERN)
+#: Any text without NUL, as JSON Schema says it.
+_TEXT_PATTERN = r"^[^\x00]*$"
 
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 500
@@ -65,7 +67,8 @@ class Text(_Judged, fields.String):
     def __init__(self, *, longest: int, shortest: int = 0, **kwargs: Any) -> None:
         span = f"{shortest} to {longest}" if shortest else f"at most {longest}"
         self._length = validate.Length(shortest or None, longest, error=f"Must be {span} characters long.")
-        super().__init__(validate=self._length, error_messages=dict(MESSAGES), **kwargs)
+        metadata = {"pattern": _TEXT_PATTERN} | kwargs.pop("metadata", {})
+        super().__init__(validate=self._length, error_messages=dict(MESSAGES), metadata=metadata, **kwargs)
 
     def judge(self, value: Any) -> str:
         """Load the value."""
@@ -79,7 +82,8 @@ class UserId(Text):
     """The id of a user, judged as in a path."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(shortest=1, longest=LONGEST_USER_ID, **kwargs)
+        metadata = {"pattern": USER_ID_PATTERN} | kwargs.pop("metadata", {})
+        super().__init__(shortest=1, longest=LONGEST_USER_ID, metadata=metadata, **kwargs)
 
     def judge(self, value: Any) -> str:
         """Load the value."""
@@ -141,7 +145,10 @@ class Seed(_Judged, fields.Raw):
     """A seed, kept as the text that was posted: ``""`` or ``"-1"`` for a random one, else its number; an integer too."""
 
     def __init__(self, **kwargs: Any) -> None:
-        spellings = [{"type": "string", "pattern": SEED_PATTERN}, {"type": "integer", "minimum": -1}]
+        spellings = [
+            {"type": "string", "pattern": SEED_PATTERN},
+            {"type": "integer", "minimum": -1, "maximum": LARGEST_SEED},
+        ]
         metadata = kwargs.pop("metadata", {}) | {"oneOf": spellings}
         super().__init__(error_messages=dict(MESSAGES), metadata=metadata, **kwargs)
 

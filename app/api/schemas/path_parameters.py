@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.api.schemas import examples
-from app.parameters import LONGEST_USER_ID, TYPES
+from app.parameters import LONGEST_USER_ID, TYPES, USER_ID_PATTERN
 from app.records.layout import FILENAME_PATTERN, NAME_PATTERN
 
 ID: Mapping[str, Any] = {
@@ -14,7 +14,7 @@ ID: Mapping[str, Any] = {
     "name": "id",
     "description": "The user id.",
     "example": examples.USER,
-    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_USER_ID},
+    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_USER_ID, "pattern": USER_ID_PATTERN},
 }
 TYPE: Mapping[str, Any] = {
     "in": "path",

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields, validate, validates_schema
 
-from app.api.http import sign_query
+from app.api.http import cursor, sign_query
 from app.api.schemas import examples
 from app.api.schemas.fields import (
     DEFAULT_PAGE,
@@ -171,7 +171,7 @@ class _Limited(Schema):
 class PageQuery(_Limited):
     """The query of a list of jobs, newest first."""
 
-    before = Cursor(metadata={"description": "The cursor of a next URL."})
+    before = Cursor(metadata={"description": "The cursor of a next URL.", "pattern": cursor.PATTERN})
     sign = SignSeconds(metadata=sign_query.METADATA)
 
 
@@ -211,7 +211,7 @@ class QueueQuery(_Limited):
     """The query of the queue."""
 
     id = UserId(metadata={"description": "The user whose jobs are named."})
-    before = QueueCursor(metadata={"description": "The cursor of a next URL."})
+    before = QueueCursor(metadata={"description": "The cursor of a next URL.", "pattern": cursor.PLACE_PATTERN})
 
 
 class CancelQuery(Schema):

@@ -1,0 +1,253 @@
+"""What schemathesis can't read in the OpenAPI document: the names that exist, bounds over several fields, pictures.
+
+Before a request that is meant to be valid is sent, :class:`Guide` puts such values in, and leaves the rest as generated. A request
+that is meant to be invalid stays as it is.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote
+
+import schemathesis
+from flask import Flask
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import Status, events, from_schema
+from schemathesis.generation import GenerationMode
+from schemathesis.hooks import unregister_all
+from werkzeug.wsgi import ClosingIterator
+
+from tests.inprocess import png_base64
+
+LARGEST_SEED = 2**32 - 1
+#: Fields of a request that name something, and the lists of ``GET /options`` that they are taken from.
+NAMES = {
+    "sampler_name": "samplers",
+    "scheduler": "schedulers",
+    "model": "models",
+    "style": "styles",
+    "hr_upscaler": "upscalers",
+}
+#: A sampler that makes no picture of one step.
+_DEMANDING = {"UniPC"}
+#: What a valid request may be answered with, all documented: the thing is not there, or has ended, or there are too many.
+ACCEPTED = ("2xx", "3xx", "404", "409", "429")
+_LONGEST_USER_ID = 64
+#: The last character that the pattern of a user id names.
+_LAST_FORBIDDEN = "\xad"
+#: Of a number of requests one asks for something that exists.
+_EXISTING = 2
+
+
+def settings(max_examples: int, seed: int) -> SchemathesisConfig:
+    """All checks and all phases; the same cases in each run, but for what earlier answers put into later requests."""
+    return SchemathesisConfig.from_dict(
+        {
+            "seed": seed,
+            "generation": {"deterministic": True, "max-examples": max_examples, "database": "none", "no-shrink": True},
+            "phases": {"examples": {"fill-missing": True}},
+            "checks": {"positive_data_acceptance": {"expected-statuses": list(ACCEPTED)}},
+            "continue-on-failure": True,
+            # A stream of a user's jobs has no end; its first event is enough.
+            "max-stream-events": 1,
+            "request-timeout": 10,
+        }
+    )
+
+
+class Guide:
+    """Makes the requests valid that are meant to be.
+
+    :param options: the answer of ``GET /options``.
+    :param pixels: SDG_MAX_OUTPUT_PIXELS.
+    """
+
+    def __init__(self, options: Mapping[str, Any], pixels: int) -> None:
+        self._names = {name: sorted(set(options[listed]) - _DEMANDING) for name, listed in NAMES.items()}
+        self._pixels = pixels
+        self._numbers = itertools.count()
+        #: Identities of jobs that were accepted, and the names of their images.
+        self._jobs: collections.deque[dict[str, Any]] = collections.deque(maxlen=20)
+
+    def register(self) -> None:
+        """Have schemathesis call it, until :func:`unregister_all`."""
+        # Functions, for schemathesis can't take methods.
+        schemathesis.hook("before_call")(lambda context, case, kwargs: self._before_call(case))
+        schemathesis.hook("after_call")(lambda context, case, response: self._after_call(case, response))
+        schemathesis.hook("map_path_parameters")(_map_path_parameters)
+        schemathesis.hook("filter_failure")(_filter_failure)
+
+    def _before_call(self, case: Any) -> None:
+        if case.meta is not None and case.meta.generation.mode is GenerationMode.POSITIVE:
+            self._mend(case)
+
+    def _after_call(self, case: Any, response: Any) -> None:
+        posted = case.method == "POST" and case.operation.path in ("/txt2img", "/img2img")
+        if posted and response.status_code == 200:
+            job = json.loads(response.content)
+            # schemathesis holds the percent-encoded id against the schema.
+            if len(quote(job["id"], safe="")) <= _LONGEST_USER_ID:
+                self._jobs.append(job)
+
+    def _mend(self, case: Any) -> None:
+        number = next(self._numbers)
+        if case.path_parameters:
+            case.path_parameters = self._path(dict(case.path_parameters), number)
+        if case.query:
+            case.query = self._query(dict(case.query))
+        if case.headers:
+            case.headers = self._headers(dict(case.headers), number)
+        if isinstance(case.body, dict):
+            case.body = self._body(dict(case.body), number)
+
+    def _path(self, path: dict[str, Any], number: int) -> dict[str, Any]:
+        names_one = {"type", "name"} <= path.keys() or "filename" in path
+        return self._existing(path, number) if names_one and self._jobs and number % _EXISTING == 0 else path
+
+    def _existing(self, path: dict[str, Any], number: int) -> dict[str, Any]:
+        job = self._jobs[number // _EXISTING % len(self._jobs)]
+        images = [image["filename"] for image in job["images"]] or [job["name"]]
+        filename = job["name"] if number % 3 == 0 else images[0]
+        found = {"id": job["id"], "type": job["type"], "name": job["name"], "filename": filename}
+        return {member: quote(found[member], safe="") for member in path}
+
+    def _query(self, query: dict[str, Any]) -> dict[str, Any]:
+        # A cursor has a checksum; those of real pages are followed by the stateful phase.
+        query.pop("before", None)
+        return query | ({"id": _user(query["id"])} if "id" in query else {})
+
+    def _headers(self, headers: dict[str, Any], number: int) -> dict[str, Any]:
+        valid = {
+            # A key belongs to one body.
+            "Idempotency-Key": lambda text: f"{number}-{text}"[:255],
+            "Cancel-After": lambda text: text if text.isdecimal() and 5 <= int(text) <= 86400 else "5m",
+            # Of those that bytes can't satisfy the answer is 416.
+            "Range": lambda text: "bytes=0-9" if text.lower().startswith("bytes") else text,
+        }
+        return {name: valid.get(name, str)(text) for name, text in headers.items()}
+
+    def _body(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        if "id" in body:
+            body["id"] = _user(body["id"])
+        if "init_images" in body:
+            picture = png_base64((64 + number % 3, 64))
+            body["init_images"] = [picture] if isinstance(body["init_images"], list) else picture
+        for name, offered in self._names.items():
+            if body.get(name):
+                body[name] = offered[number % len(offered)]
+        self._bound(body)
+        return body
+
+    def _bound(self, body: dict[str, Any]) -> None:
+        """Keep all images together within the pixels that are allowed, and their seeds within what is a seed."""
+        pixels = body["width"] * body["height"]
+        most = self._pixels / pixels
+        upscaled = body.get("hr_upscaler") not in ("", "None")
+        if upscaled and body.get("hr_scale", 2) ** 2 > most:
+            body["hr_scale"] = 1
+        body["batch_size"] = max(
+            1, min(body["batch_size"], int(most / (body.get("hr_scale", 2) ** 2 if upscaled else 1)))
+        )
+        if str(body["seed"]) not in ("", "-1"):
+            seed = min(int(body["seed"]), LARGEST_SEED - body["batch_size"] + 1)
+            body["seed"] = type(body["seed"])(seed)
+
+
+def _map_path_parameters(_context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Of valid and of invalid requests. They are percent-encoded already."""
+    text = (path_parameters or {}).get("id")
+    if isinstance(text, str) and (mended := _user(unquote(text))) != unquote(text):
+        return {**path_parameters, "id": quote(mended, safe="")}
+    return path_parameters
+
+
+def _filter_failure(_context: Any, failure: Any, _case: Any, _response: Any) -> bool:
+    # OpenAPI 3.0 has no words for the events of a stream; schemathesis takes the schema of the stream for theirs.
+    return failure.title != "SSE event violates schema"
+
+
+def _user(text: str) -> str:
+    """The nearest user id, for the document can't say which characters Unicode calls printable; those that it forbids stay."""
+    return "".join("x" if letter > _LAST_FORBIDDEN and not letter.isprintable() else letter for letter in text)
+
+
+class Whole:
+    """An application whose answers are read whole and closed, but for event streams: schemathesis leaves files open.
+
+    :param app: a WSGI application.
+    """
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self._app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        fields: dict[str, str] = {}
+
+        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            fields.update(headers)
+            return start_response(status, headers, *more)
+
+        answer = self._app(environ, start)
+        if fields.get("Content-Type", "").startswith("text/event-stream"):
+            return answer
+        with contextlib.closing(ClosingIterator(answer)) as read:
+            return [b"".join(read)]
+
+
+@dataclass
+class Findings:
+    """What a run has found."""
+
+    cases: int = 0
+    #: Statuses of the answers by operation and kind of the request.
+    statuses: collections.Counter[tuple[str, str, int]] = field(default_factory=collections.Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+def run(app: Flask, guide: Guide, max_examples: int, seed: int = 1) -> Findings:
+    """Send what schemathesis makes of the application's own document, and check each answer."""
+    findings = Findings()
+    guide.register()
+    try:
+        schema = schemathesis.openapi.from_wsgi("/openapi.json", Whole(app), config=settings(max_examples, seed))
+        for event in from_schema(schema).execute():
+            if isinstance(event, events.ScenarioFinished):
+                _note(event, findings)
+            elif isinstance(event, events.FatalError | events.NonFatalError):
+                findings.failures.append(repr(event))
+    finally:
+        unregister_all()
+    return findings
+
+
+def _note(event: events.ScenarioFinished, findings: Findings) -> None:
+    recorder = event.recorder
+    findings.cases += len(recorder.cases)
+    if event.status is Status.ERROR:
+        findings.failures.append(f"{event.label}: schemathesis failed")
+    for case_id, interaction in recorder.interactions.items():
+        case = recorder.cases[case_id].value
+        kind = case.meta.generation.mode.value if case.meta else "other"
+        status = interaction.response.status_code if interaction.response else 0
+        findings.statuses[case.operation.label, kind, status] += 1
+    for case_id, checks in recorder.checks.items():
+        for check in checks:
+            if check.failure_info is not None:
+                findings.failures.append(_told(recorder, case_id, check))
+
+
+def _told(recorder: Any, case_id: str, check: Any) -> str:
+    case, response, failure = recorder.cases[case_id].value, recorder.interactions[case_id].response, check.failure_info
+    lines = [
+        f"{check.name}: {failure.failure.title}: {failure.failure.message}",
+        f"{case.meta.phase.name}: {case.meta.phase.data.description}" if case.meta else "",
+        f"{case.method} {case.formatted_path} {case.query} {dict(case.headers or {})} {case.body!r:.2000}",
+        f"{response.status_code} {response.content!r:.1000}" if response else "no answer",
+    ]
+    return "\n".join(lines)
