@@ -179,7 +179,9 @@ def _accelerated(stage: Stage, gateway: Gateway) -> Gateway:
     shared = {name: gateway.environ[name] for name in ("SDG_DATA_DIR", "SDG_DATABASE_URL", "SDG_WEBUI_URLS")}
     few = {"WEB_CONCURRENCY": _PROCESSES, "SDG_THREADS": _THREADS, "SDG_MAX_WAITERS": _THREADS // 2}
     bind = f"unix:{stage.folder}/gateway.sock"
-    second = stage.gateway([], **shared, **few, SDG_WORKER="external", SDG_ACCEL="nginx", SDG_BIND=bind)
+    # Behind a proxy nobody is served without a token, unless everybody is.
+    alone = {"SDG_WORKER": "external", "SDG_ACCEL": "nginx", "SDG_BIND": bind, "SDG_AUTH": "none"}
+    second = stage.gateway([], **shared, **few, **alone)
     second.launch()
     return second
 
