@@ -143,8 +143,8 @@ class Guard:
         elif site is not None:
             foreign = site != "same-origin"
         else:
-            origin = request.headers.get("Origin", "")
-            foreign = urlsplit(origin).netloc != (self._own_host or request.headers.get("Host", "")) or not origin
+            host = self._own_host or request.headers.get("Host", "")
+            foreign = request.headers.get("Origin") not in (f"http://{host}", f"https://{host}")
         if foreign:
             raise CrossSite
 
