@@ -16,7 +16,7 @@ from app.gateway.feeds import Feed, JobChange, StreamEvent
 from app.gateway.progress import ProgressTelling
 from app.jobs.changes import Changes
 from app.jobs.errors import JobNotFound
-from app.jobs.model import Identity, Job, Place
+from app.jobs.model import NOWHERE, Identity, Job
 from app.jobs.revisions import Change, Version
 from app.jobs.table import JobTable
 from app.jobs.view import describe
@@ -86,18 +86,18 @@ class Watching:
             if known and rev <= last.rev:
                 self.close(feed)
                 return None
-            gone = StreamEvent("gone", {"name": identity.name, "type": identity.type}, self._version_of(rev))
-            feed.begin([*reset, gone, StreamEvent("end", {})], [], rev)
+            feed.begin([*reset, *_gone(identity, self._version_of(rev))], [], rev)
             return feed
         if known and last and job.finished and job.rev <= last.rev:
             self.close(feed)
             return None
-        state = StreamEvent("job", describe(job, self._table.queries.place(job)), self._version_of(job.rev))
-        if job.finished:
-            feed.begin([*reset, state, StreamEvent("end", {})], [], job.rev)
-        else:
-            feed.begin([*reset, state], [job], max(job.rev, present))
+        feed.begin([*reset, *self._state(job)], _unfinished(job), job.rev if job.finished else max(job.rev, present))
         return feed
+
+    def _state(self, job: Job) -> list[StreamEvent]:
+        """The events that tell how a job is."""
+        state = StreamEvent("job", describe(job, self._table.queries.place(job)), self._version_of(job.rev))
+        return [state, StreamEvent("end", {})] if job.finished else [state]
 
     def user(self, user: str, last: Version | None, tell: Callable[[StreamEvent], object]) -> Feed:
         """Watch all jobs of a user: ``tell`` is told a snapshot, or what has changed since ``last``, and then each change.
@@ -211,7 +211,7 @@ class Watching:
         versions = self._versions(changes, version)
         return [
             JobChange(
-                versions[change.rev], change.identity, jobs.get(change.identity), places.get(change.identity, _NOWHERE)
+                versions[change.rev], change.identity, jobs.get(change.identity), places.get(change.identity, NOWHERE)
             )
             for change in changes
             if change.status == "deleted" or change.identity in jobs
@@ -237,15 +237,19 @@ class Watching:
         try:
             job = self._table.queries.get(*identity)
         except JobNotFound:
-            gone = StreamEvent("gone", {"name": identity.name, "type": identity.type}, version)
-            feed.start_anew([reset, gone, StreamEvent("end", {})], [], version.rev)
+            feed.start_anew([reset, *_gone(identity, version)], [], version.rev)
             return
-        state = StreamEvent("job", describe(job, self._table.queries.place(job)), self._version_of(job.rev))
-        events = [reset, state, StreamEvent("end", {})] if job.finished else [reset, state]
-        feed.start_anew(events, [] if job.finished else [job], job.rev)
+        feed.start_anew([reset, *self._state(job)], _unfinished(job), job.rev)
 
 
-_NOWHERE: Final = Place(None, None)
+def _gone(identity: Identity, version: Version) -> list[StreamEvent]:
+    """The events that tell that a job was deleted."""
+    gone = StreamEvent("gone", {"name": identity.name, "type": identity.type}, version)
+    return [gone, StreamEvent("end", {})]
+
+
+def _unfinished(job: Job) -> list[Job]:
+    return [] if job.finished else [job]
 
 
 def _concerns(change: Change, watched: Mapping[str, Sequence[Feed]]) -> bool:

@@ -154,6 +154,10 @@ class Place:
     waits_for: WaitsFor | None = None
 
 
+#: The place of a job that does not wait, or of which nothing is known.
+NOWHERE: Final = Place(None, None)
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A worker's hold on a job: valid while the job's row still shows this owner, this number of the claim and this task.

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Select, bindparam, func, or_, select, union_all
 
-from app.jobs.model import Identity, Job, Place, WaitsFor
+from app.jobs.model import NOWHERE, Identity, Job, Place, WaitsFor
 from app.jobs.slots import ALIVE_SECONDS
 from app.jobs.speeds import Speeds, model_of
 from app.jobs.sql import statements as sql
@@ -94,7 +94,6 @@ _FIRST_ONES: Final[Select[Any]] = select(*_WAITING).where(JOBS.c.status == QUEUE
 _FIRST: Final = Prepared(_FIRST_ONES.order_by(JOBS.c.start_tag, JOBS.c.seq))
 #: Within a user first in is first out.
 _FIRST_OF_USER: Final = Prepared(_FIRST_ONES.where(JOBS.c.user_id == bindparam("p_user")).order_by(JOBS.c.seq))
-_NOWHERE: Final = Place(None, None)
 
 
 class Waiting(NamedTuple):
@@ -302,7 +301,7 @@ def places(connection: Connection, jobs: Collection[Job], offers: Offers | None 
 
     def place(job: Job) -> Place:
         if job.finished:
-            return _NOWHERE
+            return NOWHERE
         if job.status == "queued":
             # One that was claimed since it was read was the first.
             return found.get(job.seq) or Place(1, ends.get(job.identity))

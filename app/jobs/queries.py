@@ -12,7 +12,7 @@ from sqlalchemy import and_, select, tuple_
 
 from app.jobs import places
 from app.jobs.errors import JobLost, JobNotFound
-from app.jobs.model import Claim, Identity, Job, Place
+from app.jobs.model import NOWHERE, Claim, Identity, Job, Place
 from app.jobs.places import Outlook
 from app.jobs.rows import AFTER_ALL, by_name, found, portions
 from app.jobs.sql import statements as sql
@@ -155,7 +155,7 @@ class JobQueries:
     def places(self, jobs: Collection[Job]) -> dict[Identity, Place]:
         """The places of jobs that were read just now, in one pass over the queue."""
         if all(job.finished for job in jobs):
-            return dict.fromkeys((job.identity for job in jobs), Place(None, None))
+            return dict.fromkeys((job.identity for job in jobs), NOWHERE)
         offers = self.judge()
         with self.database.read() as connection:
             return places.places(connection, jobs, offers)

@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
 
-from app.jobs.model import Job, Place
+from app.jobs.model import NOWHERE, Job, Place
 
-_NOWHERE: Final = Place(None, None)
 _EPOCH: Final = datetime(1970, 1, 1)  # noqa: DTZ001 - an offset would only be written and cut off again
 
 
@@ -43,7 +42,7 @@ def milliseconds(text: str) -> int:
     return round(moment.timestamp() * 1000)
 
 
-def describe(job: Job, place: Place = _NOWHERE) -> dict[str, Any]:
+def describe(job: Job, place: Place = NOWHERE) -> dict[str, Any]:
     """The job as a dictionary; ``place`` tells where an unfinished one stands."""
     return {
         "id": job.user_id,
