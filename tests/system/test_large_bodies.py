@@ -102,10 +102,10 @@ BROKEN = {
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_large_body_is_refused_as_a_small_one_is(house: Gateway, body: bytes, fault: str) -> None:
     small = json.dumps(picture(init_images=reference(6))).encode()
+    headers = {"Content-Type": "application/json", "X-Request-ID": "the-same"}
     # The image stands last, so that both have their fault at one place, but for those behind it.
     answers = [
-        house.http.request("POST", "/img2img", data=BROKEN[fault](sent), headers={"Content-Type": "application/json"})
-        for sent in (small, body)
+        house.http.request("POST", "/img2img", data=BROKEN[fault](sent), headers=headers) for sent in (small, body)
     ]
     first, second = (answer.json() for answer in answers)
     if fault == "half":
