@@ -104,8 +104,11 @@ def test_a_repeated_attempt_is_given_back_first(gateway: Gateway, simulator: Sim
 
 def test_what_a_killed_process_held_is_given_back_by_the_next_one(gateway: Gateway, simulator: Simulator) -> None:
     simulator.fault("hang")
+    before = simulator.stats()["generations"]
     job = gateway.post(prefer="respond-async").json()
     until(lambda: events(gateway, job["name"]) == ["accepted", "claimed", "sent"], "the job is sent")
+    # Else the fault could meet the next attempt.
+    until(lambda: simulator.stats()["generations"] > before, "the WebUI has begun")
     gateway.kill()
     # It interrupts what the WebUI still makes for the lost attempt, before it claims.
     gateway.restart()
