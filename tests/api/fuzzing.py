@@ -66,12 +66,15 @@ class Guide:
 
     :param options: the answer of ``GET /options``.
     :param pixels: SDG_MAX_OUTPUT_PIXELS.
+    :param token: one that may do everything.
     """
 
-    def __init__(self, options: Mapping[str, Any], pixels: int) -> None:
+    def __init__(self, options: Mapping[str, Any], pixels: int, token: str) -> None:
+        self.token = token
         self._names = {name: sorted(set(options[listed]) - _DEMANDING) for name, listed in NAMES.items()}
         self._pixels = pixels
         self._numbers = itertools.count()
+        self._bodies = {"/session": self._session, "/sign": self._sign}
         #: Identities of jobs that were accepted, and the names of their images.
         self._jobs: collections.deque[dict[str, Any]] = collections.deque(maxlen=20)
 
@@ -104,7 +107,7 @@ class Guide:
         if case.headers:
             case.headers = self._headers(dict(case.headers), number)
         if isinstance(case.body, dict):
-            case.body = self._body(dict(case.body), number)
+            case.body = self._bodies.get(case.operation.path, self._picture)(dict(case.body), number)
 
     def _path(self, path: dict[str, Any], number: int) -> dict[str, Any]:
         names_one = {"type", "name"} <= path.keys() or "filename" in path
@@ -132,7 +135,17 @@ class Guide:
         }
         return {name: valid.get(name, str)(text) for name, text in headers.items()}
 
-    def _body(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+    def _session(self, body: dict[str, Any], _number: int) -> dict[str, Any]:
+        return body | {"token": self.token}
+
+    def _sign(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        image = "/get_images/u/txt2img/20261122T061530123-9f2c4e7a-1-0.png"
+        forms = (image, f"{image}?size=160", "/jobs/u/events", "/jobs/u/txt2img/20261122T061530123-9f2c4e7a/events")
+        body["paths"] = [forms[(number + place) % len(forms)] for place in range(len(body["paths"]))]
+        # Streams are signed for an hour at most.
+        return body | {"seconds": min(body["seconds"], 3600)}
+
+    def _picture(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         if "id" in body:
             body["id"] = _user(body["id"])
         if "init_images" in body:
@@ -181,10 +194,12 @@ class Whole:
     """An application whose answers are read whole and closed, but for event streams: schemathesis leaves files open.
 
     :param app: a WSGI application.
+    :param token: sent with each request.
     """
 
-    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+    def __init__(self, app: Callable[..., Iterable[bytes]], token: str) -> None:
         self._app = app
+        self._token = token
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         fields: dict[str, str] = {}
@@ -193,7 +208,7 @@ class Whole:
             fields.update(headers)
             return start_response(status, headers, *more)
 
-        answer = self._app(environ, start)
+        answer = self._app({"HTTP_AUTHORIZATION": f"Bearer {self._token}", **environ}, start)
         if fields.get("Content-Type", "").startswith("text/event-stream"):
             return answer
         with contextlib.closing(ClosingIterator(answer)) as read:
@@ -215,12 +230,14 @@ def run(app: Flask, guide: Guide, max_examples: int, seed: int = 1) -> Findings:
     findings = Findings()
     guide.register()
     try:
-        schema = schemathesis.openapi.from_wsgi("/openapi.json", Whole(app), config=settings(max_examples, seed))
+        schema = schemathesis.openapi.from_wsgi(
+            "/openapi.json", Whole(app, guide.token), config=settings(max_examples, seed)
+        )
         for event in from_schema(schema).execute():
             if isinstance(event, events.ScenarioFinished):
                 _note(event, findings)
             elif isinstance(event, events.FatalError | events.NonFatalError):
-                findings.failures.append(repr(event))
+                findings.failures.append(f"{event!r} {getattr(event, 'info', None) or event.exception}")
     finally:
         unregister_all()
     return findings
