@@ -10,6 +10,7 @@ import collections
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +24,9 @@ from schemathesis.generation import GenerationMode
 from schemathesis.hooks import unregister_all
 from werkzeug.wsgi import ClosingIterator
 
+from app.parameters import LARGEST_SEED, LONGEST_USER_ID, USER_ID_PATTERN
 from tests.inprocess import png_base64
 
-LARGEST_SEED = 2**32 - 1
 #: Fields of a request that name something, and the lists of ``GET /options`` that they are taken from.
 NAMES = {
     "sampler_name": "samplers",
@@ -38,9 +39,6 @@ NAMES = {
 _DEMANDING = {"UniPC"}
 #: What a valid request may be answered with, all documented: the thing is not there, or has ended, or there are too many.
 ACCEPTED = ("2xx", "3xx", "404", "409", "429")
-_LONGEST_USER_ID = 64
-#: The last character that the pattern of a user id names.
-_LAST_FORBIDDEN = "\xad"
 #: Of a number of requests one asks for something that exists.
 _EXISTING = 2
 
@@ -95,7 +93,7 @@ class Guide:
         if posted and response.status_code == 200:
             job = json.loads(response.content)
             # schemathesis holds the percent-encoded id against the schema.
-            if len(quote(job["id"], safe="")) <= _LONGEST_USER_ID:
+            if len(quote(job["id"], safe="")) <= LONGEST_USER_ID:
                 self._jobs.append(job)
 
     def _mend(self, case: Any) -> None:
@@ -173,11 +171,16 @@ class Guide:
 
 
 def _map_path_parameters(_context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Of valid and of invalid requests. They are percent-encoded already."""
-    text = (path_parameters or {}).get("id")
-    if isinstance(text, str) and (mended := _user(unquote(text))) != unquote(text):
-        return {**path_parameters, "id": quote(mended, safe="")}
-    return path_parameters
+    """Make the nearest user id of one that fits the document. It is percent-encoded already."""
+    encoded = (path_parameters or {}).get("id")
+    text = unquote(encoded) if isinstance(encoded, str) else ""
+    if text.isprintable() or len(text) > LONGEST_USER_ID or not re.search(USER_ID_PATTERN, text):
+        return path_parameters
+    mended = _user(text)
+    # schemathesis holds a changed one against the schema as it is sent.
+    while len(quote(mended, safe="")) > LONGEST_USER_ID:
+        mended = mended[:-1]
+    return {**path_parameters, "id": quote(mended, safe="")}
 
 
 def _filter_failure(_context: Any, failure: Any, _case: Any, _response: Any) -> bool:
@@ -186,8 +189,8 @@ def _filter_failure(_context: Any, failure: Any, _case: Any, _response: Any) -> 
 
 
 def _user(text: str) -> str:
-    """The nearest user id, for the document can't say which characters Unicode calls printable; those that it forbids stay."""
-    return "".join("x" if letter > _LAST_FORBIDDEN and not letter.isprintable() else letter for letter in text)
+    """The nearest user id, for the document can't say which characters Unicode calls printable."""
+    return "".join(letter if letter.isprintable() else "x" for letter in text)
 
 
 class Whole:
