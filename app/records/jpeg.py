@@ -45,6 +45,7 @@ _PROFILE: Final = b"ICC_PROFILE\0"
 # Any number of FF may stand before a marker. They are not part of the patterns: with "+" a search through a long run of them would
 # begin anew at each one.
 _MARKER: Final = re.compile(rb"\xff([^\0\xff])", re.DOTALL)
+_RESTART: Final = re.compile(rb"\xff[\xd0-\xd7]")
 _END_OF_SCAN: Final = re.compile(rb"\xff[^\0\xff\xd0-\xd7]", re.DOTALL)
 #: Coefficients of a block of 8×8 samples.
 _BLOCK: Final = 64
@@ -226,8 +227,12 @@ class _Reader:
         self._frame.deliver(names, first, min(last, _BLOCK - 1), bits & 0x0F)
         end = _END_OF_SCAN.search(self._data, self._place)
         stop = end.start() if end is not None else len(self._data)
+        data = self._data[self._place : stop]
+        if not self._interval:
+            # libjpeg reads no further than to a restart marker that none was announced for, and fills up the rest with grey.
+            data = _RESTART.split(data, maxsplit=1)[0]
         # A marker may be preceded by any number of FF; data can't end in one.
-        self._scan = _Scan(names, self._data[self._place : stop].rstrip(b"\xff"), self._interval)
+        self._scan = _Scan(names, data.rstrip(b"\xff"), self._interval)
         self._place = stop
         self._keep(_SOS, body)
         self._kept.append(self._scan.data)

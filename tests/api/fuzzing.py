@@ -10,6 +10,7 @@ import collections
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +24,9 @@ from schemathesis.generation import GenerationMode
 from schemathesis.hooks import unregister_all
 from werkzeug.wsgi import ClosingIterator
 
+from app.parameters import LARGEST_SEED, LONGEST_USER_ID, USER_ID_PATTERN
 from tests.inprocess import png_base64
 
-LARGEST_SEED = 2**32 - 1
 #: Fields of a request that name something, and the lists of ``GET /options`` that they are taken from.
 NAMES = {
     "sampler_name": "samplers",
@@ -38,9 +39,6 @@ NAMES = {
 _DEMANDING = {"UniPC"}
 #: What a valid request may be answered with, all documented: the thing is not there, or has ended, or there are too many.
 ACCEPTED = ("2xx", "3xx", "404", "409", "429")
-_LONGEST_USER_ID = 64
-#: The last character that the pattern of a user id names.
-_LAST_FORBIDDEN = "\xad"
 #: Of a number of requests one asks for something that exists.
 _EXISTING = 2
 
@@ -66,12 +64,15 @@ class Guide:
 
     :param options: the answer of ``GET /options``.
     :param pixels: SDG_MAX_OUTPUT_PIXELS.
+    :param token: one that may do everything.
     """
 
-    def __init__(self, options: Mapping[str, Any], pixels: int) -> None:
+    def __init__(self, options: Mapping[str, Any], pixels: int, token: str) -> None:
+        self.token = token
         self._names = {name: sorted(set(options[listed]) - _DEMANDING) for name, listed in NAMES.items()}
         self._pixels = pixels
         self._numbers = itertools.count()
+        self._bodies = {"/session": self._session, "/sign": self._sign}
         #: Identities of jobs that were accepted, and the names of their images.
         self._jobs: collections.deque[dict[str, Any]] = collections.deque(maxlen=20)
 
@@ -92,7 +93,7 @@ class Guide:
         if posted and response.status_code == 200:
             job = json.loads(response.content)
             # schemathesis holds the percent-encoded id against the schema.
-            if len(quote(job["id"], safe="")) <= _LONGEST_USER_ID:
+            if len(quote(job["id"], safe="")) <= LONGEST_USER_ID:
                 self._jobs.append(job)
 
     def _mend(self, case: Any) -> None:
@@ -104,7 +105,7 @@ class Guide:
         if case.headers:
             case.headers = self._headers(dict(case.headers), number)
         if isinstance(case.body, dict):
-            case.body = self._body(dict(case.body), number)
+            case.body = self._bodies.get(case.operation.path, self._picture)(dict(case.body), number)
 
     def _path(self, path: dict[str, Any], number: int) -> dict[str, Any]:
         names_one = {"type", "name"} <= path.keys() or "filename" in path
@@ -132,7 +133,17 @@ class Guide:
         }
         return {name: valid.get(name, str)(text) for name, text in headers.items()}
 
-    def _body(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+    def _session(self, body: dict[str, Any], _number: int) -> dict[str, Any]:
+        return body | {"token": self.token}
+
+    def _sign(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        image = "/get_images/u/txt2img/20261122T061530123-9f2c4e7a-1-0.png"
+        forms = (image, f"{image}?size=160", "/jobs/u/events", "/jobs/u/txt2img/20261122T061530123-9f2c4e7a/events")
+        body["paths"] = [forms[(number + place) % len(forms)] for place in range(len(body["paths"]))]
+        # Streams are signed for an hour at most.
+        return body | {"seconds": min(body["seconds"], 3600)}
+
+    def _picture(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         if "id" in body:
             body["id"] = _user(body["id"])
         if "init_images" in body:
@@ -160,11 +171,16 @@ class Guide:
 
 
 def _map_path_parameters(_context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Of valid and of invalid requests. They are percent-encoded already."""
-    text = (path_parameters or {}).get("id")
-    if isinstance(text, str) and (mended := _user(unquote(text))) != unquote(text):
-        return {**path_parameters, "id": quote(mended, safe="")}
-    return path_parameters
+    """Make the nearest user id of one that fits the document. It is percent-encoded already."""
+    encoded = (path_parameters or {}).get("id")
+    text = unquote(encoded) if isinstance(encoded, str) else ""
+    if text.isprintable() or len(text) > LONGEST_USER_ID or not re.search(USER_ID_PATTERN, text):
+        return path_parameters
+    mended = _user(text)
+    # schemathesis holds a changed one against the schema as it is sent.
+    while len(quote(mended, safe="")) > LONGEST_USER_ID:
+        mended = mended[:-1]
+    return {**path_parameters, "id": quote(mended, safe="")}
 
 
 def _filter_failure(_context: Any, failure: Any, _case: Any, _response: Any) -> bool:
@@ -173,18 +189,20 @@ def _filter_failure(_context: Any, failure: Any, _case: Any, _response: Any) -> 
 
 
 def _user(text: str) -> str:
-    """The nearest user id, for the document can't say which characters Unicode calls printable; those that it forbids stay."""
-    return "".join("x" if letter > _LAST_FORBIDDEN and not letter.isprintable() else letter for letter in text)
+    """The nearest user id, for the document can't say which characters Unicode calls printable."""
+    return "".join(letter if letter.isprintable() else "x" for letter in text)
 
 
 class Whole:
     """An application whose answers are read whole and closed, but for event streams: schemathesis leaves files open.
 
     :param app: a WSGI application.
+    :param token: sent with each request.
     """
 
-    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+    def __init__(self, app: Callable[..., Iterable[bytes]], token: str) -> None:
         self._app = app
+        self._token = token
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         fields: dict[str, str] = {}
@@ -193,7 +211,7 @@ class Whole:
             fields.update(headers)
             return start_response(status, headers, *more)
 
-        answer = self._app(environ, start)
+        answer = self._app({"HTTP_AUTHORIZATION": f"Bearer {self._token}", **environ}, start)
         if fields.get("Content-Type", "").startswith("text/event-stream"):
             return answer
         with contextlib.closing(ClosingIterator(answer)) as read:
@@ -215,12 +233,14 @@ def run(app: Flask, guide: Guide, max_examples: int, seed: int = 1) -> Findings:
     findings = Findings()
     guide.register()
     try:
-        schema = schemathesis.openapi.from_wsgi("/openapi.json", Whole(app), config=settings(max_examples, seed))
+        schema = schemathesis.openapi.from_wsgi(
+            "/openapi.json", Whole(app, guide.token), config=settings(max_examples, seed)
+        )
         for event in from_schema(schema).execute():
             if isinstance(event, events.ScenarioFinished):
                 _note(event, findings)
             elif isinstance(event, events.FatalError | events.NonFatalError):
-                findings.failures.append(repr(event))
+                findings.failures.append(f"{event!r} {getattr(event, 'info', None) or event.exception}")
     finally:
         unregister_all()
     return findings

@@ -34,7 +34,8 @@ def app(tmp_path: Path, migrated_sqlite: Path) -> Iterator[tuple[Flask, Guide]]:
         gateway.start()
         app = Application("app", static_folder=None)
         init_app(app, gateway.services)
-        yield app, Guide(gateway.services.options(), _PIXELS)
+        token = gateway.services.create_token(name="fuzz", users=["*"], scopes=["delete", "admin"], seconds=None).text
+        yield app, Guide(gateway.services.options(), _PIXELS, token)
 
 
 def check(findings: Findings, least: int) -> None:

@@ -72,6 +72,10 @@ _REQUEST_ID_ANSWERED: Final[Mapping[str, Any]] = {
 }
 
 
+#: Messages about the members of one list.
+_MOST_MESSAGES = 20
+
+
 class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types
     """The OpenAPI document and the registration of blueprints; errors are app.problems' business."""
 
@@ -134,8 +138,18 @@ class Parser(FlaskParser):
     ) -> NoReturn:
         """Refuse with the messages of all fields; webargs has put them under their location."""
         del req, schema, error_status_code, error_headers
-        located = cast("dict[str, dict[str, list[str]]]", error.messages)
-        raise ValidationFailed(next(iter(located.values()))) from error
+        located = cast("dict[str, dict[str, Any]]", error.messages)
+        raise ValidationFailed(
+            {name: _flat(faults) for name, faults in next(iter(located.values())).items()}
+        ) from error
+
+
+def _flat(faults: Any) -> list[str]:
+    """The messages about a field; those about members of a list, which marshmallow puts under their numbers, name these."""
+    if isinstance(faults, list):
+        return faults
+    named = [f"{member}: {message}" for member, below in faults.items() for message in _flat(below)]
+    return named[:_MOST_MESSAGES]
 
 
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has no types
