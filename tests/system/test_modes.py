@@ -50,7 +50,7 @@ def test_only_the_group_reads_what_it_makes_nobody_the_database_and_what_is_ther
     assert [path for path in found if path.is_socket()]
     assert [path for path in found if ".variants" in path.parts and path.suffix == ".webp"]
     for path, mode in found.items():
-        private = path.name.startswith(database.name) or path.is_socket()
+        private = path.name.startswith(database.name) or path.name == "secret-keys" or path.is_socket()
         assert mode == (0o750 if path.is_dir() else 0o600 if private else 0o640), (path, oct(mode))
 
     assert gateway.stop() == 0
