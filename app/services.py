@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -352,7 +352,8 @@ def build(config: Config, parameters: Parameters = PARAMETERS) -> Services:
         identity.records.folder.prepare()
         identity.database.migrate()
         identity.stamp()
-        return _wire(config, presets, identity, parameters)
+        keys = load_keys(config.secret_keys, config.instance, make=True)
+        return _wire(config, presets, identity, keys, parameters)
 
 
 def build_on_existing(config: Config) -> Services:
@@ -364,7 +365,8 @@ def build_on_existing(config: Config) -> Services:
     presets, identity = _presets(config), identity_of(config)
     with _closed_on_failure(identity):
         identity.open_existing()
-        return _wire(config, presets, identity)
+        keys = load_keys(config.secret_keys, config.instance, make=False)
+        return _wire(config, presets, identity, keys)
 
 
 @contextlib.contextmanager
@@ -404,7 +406,13 @@ def _wire_access(database: Database, notifications: _Notifications) -> tuple[Acc
     return access, revocation
 
 
-def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Parameters = PARAMETERS) -> Services:
+def _wire(
+    config: Config,
+    presets: Presets,
+    identity: Belonging,
+    keys: Mapping[str, bytes],
+    parameters: Parameters = PARAMETERS,
+) -> Services:
     database, records = identity.database, identity.records
     tables = Tables.of(database)
     table = tables.jobs
@@ -433,7 +441,7 @@ def _wire(config: Config, presets: Presets, identity: Belonging, parameters: Par
         archive=archive,
         access=access,
         revocation=revocation,
-        signing=Signing(load_keys(config.secret_keys, config.instance)),
+        signing=Signing(keys),
         listens_to_loopback=is_loopback_port(config.bind),
         overview=Overview(tables, offering),
         maintenance=Maintenance(table, records),

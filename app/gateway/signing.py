@@ -100,23 +100,25 @@ class SignedStream(NamedTuple):
     sign: str | None = None
 
 
-def load_keys(configured: Mapping[str, bytes], instance: Path) -> Mapping[str, bytes]:
-    """The keys of the settings, else those of the instance folder, where one is made if there is none.
+def load_keys(configured: Mapping[str, bytes], instance: Path, *, make: bool) -> Mapping[str, bytes]:
+    """The keys of the settings, else those of the instance folder.
 
-    :returns: empty when there are none and none can be made, which the log tells.
+    :param make: whether a key is made there if there is none.
+    :returns: empty when there are none; the log tells why none could be read or made.
     """
     if configured:
         return configured
     path = instance / KEY_FILE
     try:
-        if not path.exists():
+        if make and not path.exists():
             _make_key(path)
         return secret_keys(path.read_text("ascii").strip())
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        _LOG.warning(
-            "no URL can be signed and no session begun: %s: %s. Set SDG_SECRET_KEYS, or mend that.", path, reason
-        )
+        if make or not isinstance(error, FileNotFoundError):
+            reason = getattr(error, "strerror", None) or error
+            _LOG.warning(
+                "no URL can be signed and no session begun: %s: %s. Set SDG_SECRET_KEYS, or mend that.", path, reason
+            )
         return MappingProxyType({})
 
 
