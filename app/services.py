@@ -353,7 +353,7 @@ def build(config: Config, parameters: Parameters = PARAMETERS) -> Services:
         identity.database.migrate()
         identity.stamp()
         keys = load_keys(config.secret_keys, config.instance, make=True)
-        return _wire(config, presets, identity, keys, parameters)
+        return _wire(config, _Read(presets, keys), identity, parameters)
 
 
 def build_on_existing(config: Config) -> Services:
@@ -366,7 +366,7 @@ def build_on_existing(config: Config) -> Services:
     with _closed_on_failure(identity):
         identity.open_existing()
         keys = load_keys(config.secret_keys, config.instance, make=False)
-        return _wire(config, presets, identity, keys)
+        return _wire(config, _Read(presets, keys), identity)
 
 
 @contextlib.contextmanager
@@ -406,13 +406,15 @@ def _wire_access(database: Database, notifications: _Notifications) -> tuple[Acc
     return access, revocation
 
 
-def _wire(
-    config: Config,
-    presets: Presets,
-    identity: Belonging,
-    keys: Mapping[str, bytes],
-    parameters: Parameters = PARAMETERS,
-) -> Services:
+@dataclass(frozen=True)
+class _Read:
+    """What was read from the instance folder."""
+
+    presets: Presets
+    keys: Mapping[str, bytes]
+
+
+def _wire(config: Config, read: _Read, identity: Belonging, parameters: Parameters = PARAMETERS) -> Services:
     database, records = identity.database, identity.records
     tables = Tables.of(database)
     table = tables.jobs
@@ -421,7 +423,7 @@ def _wire(
     notifications = _Notifications(waiters, changes)
     access, revocation = _wire_access(database, notifications)
     offering = Offering(
-        tables.slots, tables.catalogues, presets, config.default_model, parameters, notifications.refresh_wanted
+        tables.slots, tables.catalogues, read.presets, config.default_model, parameters, notifications.refresh_wanted
     )
     table.queries.judge = offering.judge
     announcer = Announcer([notifications.transition], [notifications.logged])
@@ -441,7 +443,7 @@ def _wire(
         archive=archive,
         access=access,
         revocation=revocation,
-        signing=Signing(keys),
+        signing=Signing(read.keys),
         listens_to_loopback=is_loopback_port(config.bind),
         overview=Overview(tables, offering),
         maintenance=Maintenance(table, records),
