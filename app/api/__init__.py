@@ -15,7 +15,7 @@ from app.api.http import cors
 from app.api.http.bodies import MEBIBYTE
 from app.api.http.delivery import Delivery
 from app.api.http.guard import Guard
-from app.api.http.openapi import Api
+from app.api.http.openapi import SECURITY_SCHEMES, Api
 from app.api.http.openness import Openness
 from app.api.http.picture_query import PictureQuery
 from app.api.http.problems import register_handlers
@@ -72,6 +72,8 @@ def _register_endpoints(app: Application, services: Services) -> None:
     public_url = services.config.public_url
     described = {"info": {"description": docs.introduction()}, "servers": [{"url": public_url or "/"}]}
     api = Api(app, spec_kwargs=described)
+    for name, scheme in SECURITY_SCHEMES.items():
+        api.spec.components.security_scheme(name, dict(scheme))
     for schema in (args(services.parameters), InitImage, Webui):
         # Named only by references, where apispec does not look.
         api.spec.components.schema(schema.__name__, schema=schema)

@@ -17,7 +17,7 @@ from webargs.flaskparser import FlaskParser
 
 from app import problems
 from app.api.chinese import chinese, translate
-from app.api.http.guard import check_posted_user
+from app.api.http.guard import COOKIE, check_posted_user
 from app.api.http.refusals import ValidationFailed
 from app.api.http.request import GatewayRequest
 from app.api.schemas.examples import problem_example
@@ -74,6 +74,26 @@ _REQUEST_ID_ANSWERED: Final[Mapping[str, Any]] = {
 
 #: Messages about the members of one list.
 _MOST_MESSAGES = 20
+
+
+_TOKEN, _SESSION, _SIGNATURE = "token", "session", "signature"
+#: Any one of these is enough for an endpoint that is not public.
+SECURITY: list[dict[str, list[str]]] = [{_TOKEN: []}, {_SESSION: []}]
+#: The ways to say who one is, for the OpenAPI document.
+SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
+    _TOKEN: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token that an operator has made. Without any, programs on this machine are served.",
+    },
+    _SESSION: {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "The cookie of POST /session."},
+    _SIGNATURE: {
+        "type": "apiKey",
+        "in": "query",
+        "name": "sig",
+        "description": "The signature of a URL, with exp and kid beside it, as POST /sign and `sign` make it.",
+    },
+}
 
 
 class Api(flask_smorest.Api):  # type: ignore[misc]  # its base has no types
@@ -212,7 +232,8 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
         for slug in dict.fromkeys((*ALWAYS, *(() if public else GUARDED), *slugs)):
             by_status[problems.PROBLEMS[slug].status].append(slug)
         responses = {status: _problem_response(status, group) for status, group in sorted(by_status.items())}
-        return cast("Decorator", self.doc(responses=responses))
+        security = [] if public else [*SECURITY, {_SIGNATURE: []}] if "bad-signature" in slugs else SECURITY
+        return cast("Decorator", self.doc(responses=responses, security=security))
 
 
 def _document_request_ids(document: dict[str, Any]) -> None:
