@@ -115,6 +115,13 @@ def test_every_path_that_a_document_names_exists(document: Path) -> None:
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+def test_the_tests_that_the_document_on_security_names_exist() -> None:
+    named = set(re.findall(r"\b(test_\w+)`", (ROOT / "docs" / "security.md").read_text("utf-8")))
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert [name for name in sorted(named) if f"def {name}(" not in code] == []
+
+
 @pytest.mark.parametrize("document", [*DOCS, ROOT / "README.md", ROOT / "README.zh.md"], ids=lambda path: path.name)
 def test_every_link_of_a_document_leads_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text("utf-8"))
