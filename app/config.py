@@ -386,8 +386,8 @@ SETTINGS: tuple[Setting, ...] = (
         "SDG_AUTH",
         "tokens",
         _choice("tokens", "none"),
-        "`tokens`: requests need a token, as soon as one was made (docs/security.md); `none`: everybody who reaches the port may "
-        "do everything.",
+        "`tokens`: every request needs a token once the first one exists; until then only local requests are served "
+        "(docs/security.md). `none`: everybody who reaches the port may do everything.",
     ),
     Setting(
         "SDG_SECRET_KEYS",
@@ -401,8 +401,8 @@ SETTINGS: tuple[Setting, ...] = (
         "SDG_TRUSTED_PROXIES",
         "",
         _networks,
-        "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: addresses or networks, comma separated; `unix` "
-        "stands for whoever reaches a Unix socket.",
+        "Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, the last value of each: addresses or networks, "
+        "comma separated; `unix` means every peer on a Unix socket.",
     ),
     Setting(
         "SDG_CORS_ORIGINS",

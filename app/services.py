@@ -21,7 +21,7 @@ from app.gateway.overview import Overview
 from app.gateway.results import refused_everywhere
 from app.gateway.revocation import Revocation
 from app.gateway.signing import Signing, load_keys
-from app.gateway.tokens import NewToken, TokenBook
+from app.gateway.tokens import MadeToken, TokenBook
 from app.gateway.waiting import LongPolls
 from app.gateway.watching import Watching
 from app.jobs.changes import Changes
@@ -239,7 +239,7 @@ class Services:
 
     def create_token(
         self, *, name: str, users: Sequence[str], scopes: Sequence[Scope], seconds: float | None
-    ) -> NewToken:
+    ) -> MadeToken:
         """Make a token, and have the processes of this host ask for one from now on; see :meth:`TokenBook.create`."""
         new = self.token_book.create(name=name, users=users, scopes=scopes, seconds=seconds)
         self.notifications.tokens_changed()
@@ -251,7 +251,7 @@ class Services:
         self.notifications.tokens_changed()
         return revoked
 
-    def rotate_token(self, token_id: str, overlap: float) -> NewToken:
+    def rotate_token(self, token_id: str, overlap: float) -> MadeToken:
         """Replace a token; see :meth:`TokenBook.rotate`."""
         new = self.token_book.rotate(token_id, overlap)
         self.notifications.tokens_changed()

@@ -43,33 +43,33 @@ def try_services(config: Config) -> None:
     open_services(config).database.close()
 
 
-def judge_exposure(config: Config, addresses: Sequence[Any]) -> list[str]:
-    """Refuse to serve other machines before a token was made; what an operator should know of who may reach the gateway.
+def check_exposure(config: Config, addresses: Sequence[Any]) -> list[str]:
+    """Refuse to start on an address that other machines reach before a token exists. Returns warnings for the log.
 
     :param addresses: of the server's sockets, as ``getsockname()`` has them.
     :raises CannotStart: other machines can reach it, and nobody has said that they may.
     """
     if config.auth == "none":
         return ["SDG_AUTH=none: everybody who reaches this gateway may do everything, for every user"]
-    closed = [address for address in addresses if not is_loopback_address(address)]
-    if not closed:
-        return []
     with _explained(config):
         database = identity_of(config).database
         try:
-            made = Tokens(database).exist()
+            if Tokens(database).exist():
+                return []
         finally:
             database.close()
-    reached = [address for address in closed if isinstance(address, tuple)]
-    if made:
-        return []
-    if not reached:
+    reached = [address for address in addresses if isinstance(address, tuple) and not is_loopback_address(address)]
+    if reached:
+        host, port = reached[0][:2]
+        raise CannotStart(
+            f"SDG_BIND: other machines can reach {host}:{port}, and no token was made yet. {_MAKE_ONE} "
+            "Or listen to 127.0.0.1, or set SDG_AUTH=none to let everybody who reaches the port do everything."
+        )
+    if not all(map(is_loopback_address, addresses)):
         return [f"no token was made yet, so what comes over the Unix socket is refused. {_MAKE_ONE}"]
-    host, port = reached[0][:2]
-    raise CannotStart(
-        f"SDG_BIND: other machines can reach {host}:{port}, and no token was made yet. {_MAKE_ONE} "
-        "Or listen to 127.0.0.1, or set SDG_AUTH=none to let everybody who reaches the port do everything."
-    )
+    return [
+        f"no token was made yet: every program on this machine is served without one. Put no proxy in front. {_MAKE_ONE}"
+    ]
 
 
 def open_existing(config: Config) -> Services:

@@ -19,7 +19,7 @@ from app.api.http.openapi import SECURITY_SCHEMES, Api
 from app.api.http.openness import Openness
 from app.api.http.picture_query import PictureQuery
 from app.api.http.problems import register_handlers
-from app.api.http.proxies import believe
+from app.api.http.proxies import trust_forwarded_headers
 from app.api.http.representation import Presenter
 from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
 from app.api.http.signed_urls import UrlSigner
@@ -46,7 +46,7 @@ def init_app(app: Application, services: Services) -> None:
     register_handlers(app)
     _guard(services).init_app(app)
     # Before everything else: what is judged is the client, and not its proxy.
-    app.wsgi_app = believe(app.wsgi_app, services.config.trusted_proxies)  # type: ignore[assignment,method-assign]
+    app.wsgi_app = trust_forwarded_headers(app.wsgi_app, services.config.trusted_proxies)  # type: ignore[assignment,method-assign]
     cors.init_app(app, CrossOrigin(services.config.cors_origins))
     app.after_request(_finish)
     app.teardown_request(_release_body)

@@ -36,7 +36,7 @@ class Application(Flask):
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         """Serve a request under its id, which the environ tells from then on: also after a wait."""
-        environ[request_ids.ENVIRON] = request_id = request_ids.taken(environ.get(request_ids.ENVIRON))
+        environ[request_ids.ENVIRON] = request_id = request_ids.accepted_or_new(environ.get(request_ids.ENVIRON))
         with request_ids.serving(request_id):
             return super().wsgi_app(environ, start_response)
 

@@ -14,6 +14,8 @@ from app.api.http.sign_query import PARAMETER as SIGN
 from app.api.schemas import examples
 from app.api.schemas.path_parameters import ID, NAME, PROBLEMS_OF_A_FILE, PROBLEMS_OF_A_SIGNED_URL, TYPE
 from app.gateway.feeds import Feed, StreamEvent
+from app.gateway.watching import NoFreeStream
+from app.jobs.errors import DatabaseUnavailable
 from app.jobs.model import Identity
 from app.parameters import Type
 from app.services import Services
@@ -32,12 +34,15 @@ _STREAM: Final[dict[str, Any]] = {"type": "string"}
 def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     """The endpoints over these services."""
     blp = Blueprint("events", __name__, description="Changes of jobs as they happen")
+    for kind in (NoFreeStream, DatabaseUnavailable):
+        # Also where the guard raises it.
+        blp.register_error_handler(kind, eventstream.busy)
     watching = services.watching
     # What each of thousands of streams holds is one object for all.
     close = watching.close
 
     def respond(open_feed: Callable[[Callable[[StreamEvent], object]], Feed | None]) -> Response:
-        return eventstream.respond(request, open_feed, close, presenter.asked().events())
+        return eventstream.respond(request, open_feed, close, presenter.signing_as_requested().events())
 
     @blp.route("/jobs/<id>/<type>/<name>/events", parameters=[ID, TYPE, NAME])
     @_contract(blp, examples.JOB_EVENTS)

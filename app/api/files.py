@@ -77,7 +77,7 @@ def _add_images(blp: Blueprint, services: Services, delivery: Delivery) -> None:
             file = archive.variant(user, kind, filename, asked.size, asked.extension)
         else:
             file = archive.file(user, kind, filename)
-        return delivery.send(file, download=asked.download, until=caller().until)
+        return delivery.send(file, download=asked.download, until=caller().signed_until)
 
 
 def _add_records(blp: Blueprint, services: Services) -> None:

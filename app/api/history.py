@@ -27,7 +27,7 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     @blp.about("History of text to image · 查询文生图记录", "List the succeeded txt2img jobs of a user.")
     def list_txt2img_history(query: dict[str, Any], user: str) -> dict[str, Any]:
         views, before = archive.history(user, "txt2img", query["limit"], query.get("before"))
-        return presenter.asked().page("records", views, before, ("t2ihistory", user))
+        return presenter.signing_as_requested().page("records", views, before, ("t2ihistory", user))
 
     @blp.route("/i2ihistory/<id>", parameters=[ID])
     @blp.arguments(PageQuery, location="query")
@@ -36,6 +36,6 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     @blp.about("History of image to image · 查询图生图记录", "List the succeeded img2img jobs of a user.")
     def list_img2img_history(query: dict[str, Any], user: str) -> dict[str, Any]:
         views, before = archive.history(user, "img2img", query["limit"], query.get("before"))
-        return presenter.asked().page("records", views, before, ("i2ihistory", user))
+        return presenter.signing_as_requested().page("records", views, before, ("i2ihistory", user))
 
     return blp

@@ -56,7 +56,7 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
     @blp.about("The jobs of a user · 查询用户任务", "List the jobs of a user in any state, or in one.")
     def list_jobs(query: dict[str, Any], user: str) -> dict[str, Any]:
         views, before = archive.jobs(user, query.get("status"), query["limit"], query.get("before"))
-        return presenter.asked().page("jobs", views, before, ("jobs", user))
+        return presenter.signing_as_requested().page("jobs", views, before, ("jobs", user))
 
     @blp.route("/jobs/<id>/<type>/<name>", parameters=[ID, TYPE, NAME])
     @blp.answers(200, Job, "The job as it is now, or at the end of the wait.", headers=_VERSION)
@@ -68,7 +68,7 @@ def blueprint(services: Services, presenter: Presenter) -> Blueprint:
         parameters=(*_HEADERS, SIGN),
     )
     def get_job(user: str, kind: Type, name: str) -> Response:
-        writer, preference = presenter.asked(), prefer.parse(request.headers.getlist("Prefer"))
+        writer, preference = presenter.signing_as_requested(), prefer.parse(request.headers.getlist("Prefer"))
         wait = min(preference.wait or 0, services.config.sync_timeout)
         reading = long_polls.job(Identity(user, kind, name), wait=wait, knows=_versions(request.if_none_match))
         return answered(reading, lambda now: writer.read(now, preference))

@@ -136,7 +136,7 @@ def _contract(blp: Blueprint, finished: Mapping[str, Any], queued: Mapping[str, 
 def _post(services: Services, presenter: Presenter, kind: Type, fields: dict[str, Any]) -> Response:
     # The request itself, and no proxy: it is handed on.
     posted = cast("GatewayRequest", cast("Any", request)._get_current_object())  # noqa: SLF001 -- documented by werkzeug
-    writer = presenter.asked()
+    writer = presenter.signing_as_requested()
     preference = prefer.parse(posted.headers.getlist("Prefer"))
     key = posted.idempotency_key
     # Only a repeated key is compared, and a reference image is megabytes.

@@ -13,7 +13,7 @@ from app import startup
 from app.cli.opening import loaded, make_instance, with_services
 from app.cli.speaking import note, system_user
 from app.config import load
-from app.gateway.tokens import INCLUDED, NewToken
+from app.gateway.tokens import INCLUDED, MadeToken
 from app.jobs.tokens import Scope, Token
 from app.runtime import audit
 from app.services import Services
@@ -72,7 +72,7 @@ def create(name: str, users: Sequence[str], scopes: list[Scope], expires: int | 
     """Make a token and print it, once; make the instance folder and the database if they are missing."""
     make_instance(loaded(load))
 
-    def make(services: Services) -> NewToken:
+    def make(services: Services) -> MadeToken:
         return services.create_token(name=name, users=list(users), scopes=scopes, seconds=expires)
 
     new = with_services(make, startup.open_services)
@@ -136,7 +136,7 @@ def _note(event: str, token: Token, replaces: str | None = None) -> None:
     audit.audit(event, token=token.id, name=token.name, users=users, scopes=scopes, replaces=replaces, by=system_user())
 
 
-def _show_new(new: NewToken) -> None:
+def _show_new(new: MadeToken) -> None:
     note(f"the token {new.token.id} ({new.token.name}); it is not shown again:")
     click.echo(new.text)
 

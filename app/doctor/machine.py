@@ -12,7 +12,7 @@ from typing import Final
 from app.config import Config
 from app.doctor.findings import About, Check, Finding
 from app.doctor.storage import Storage
-from app.gateway.signing import KEY_FILE
+from app.gateway.signing import KEY_FILE, read_keys
 from app.records.folder import room_at
 
 #: Its URLs may hold credentials.
@@ -51,8 +51,25 @@ class Machine:
                 f"{folder} can't be {'written' if os.access(folder, os.R_OK | os.X_OK) else 'read'}.",
                 "Give it to the gateway's user (chown), or run the command as that user.",
             )
+        elif (fault := self._fault_of_keys()) is not None:
+            yield about.fault(
+                f"{folder / KEY_FILE}: {fault}: no URL can be signed, and no session begun.",
+                "Give it to the gateway's user (chown). A damaged one can be removed: the next start makes another, and all signed "
+                "URLs and sessions end.",
+            )
         else:
             yield about.ok(str(folder))
+
+    def _fault_of_keys(self) -> str | None:
+        """Why the file of the keys can't be used; None for a good one, and where none is used or there."""
+        path = self._config.instance / KEY_FILE
+        if self._config.secret_keys or not path.exists():
+            return None
+        try:
+            read_keys(path)
+        except (OSError, ValueError) as error:
+            return str(getattr(error, "strerror", None) or error)
+        return None
 
     @property
     def _is_written(self) -> bool:

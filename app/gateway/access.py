@@ -10,12 +10,12 @@ import hmac
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, IPv6Network
 from typing import Final, get_args
 
 from app.gateway.tokens import allows, digest_of, id_of
-from app.jobs.tokens import HOUR, Scope, Token, Tokens
+from app.jobs.tokens import Scope, Token, Tokens
 from app.runtime.addresses import without_mapping
 
 #: How long a valid token is not looked up again. Half of the 10 s that a revocation may take: a stream that begins with a look-up
@@ -24,7 +24,7 @@ KEPT_SECONDS: Final = 5.0
 #: Failures of one address within :data:`_WINDOW_SECONDS` after which it is told to come back later.
 MOST_FAILURES: Final = 20
 _WINDOW_SECONDS: Final = 60.0
-#: Addresses whose failures are counted; with more, the counts begin anew.
+#: Addresses whose failures are counted; with more, all counts are reset.
 _MOST_ADDRESSES: Final = 10_000
 #: The addresses of one IPv6 subscriber, which count as one (RFC 6177).
 _SUBSCRIBER_BITS: Final = 64
@@ -33,11 +33,11 @@ _SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sends a request, and what he may do.
+    """The sender of a request and its permissions.
 
-    :ivar token: the id of his token; None where no token is asked for, or a signature stands in for one.
-    :ivar users: the ids that he may act for, or beginnings of them with ``*`` behind.
-    :ivar until: :func:`time.time` at which his permission ends; None if that is not known beforehand.
+    :ivar token: the id of its token; None where no token is asked for, or a signature stands in for one.
+    :ivar users: the user ids that it may act for, or beginnings of them with ``*`` behind.
+    :ivar until: :func:`time.time` at which the permission ends; None if that is not known beforehand.
     """
 
     token: str | None
@@ -45,23 +45,28 @@ class Caller:
     scopes: frozenset[Scope]
     until: float | None = None
 
+    @property
+    def signed_until(self) -> float | None:
+        """The end of the URL whose signature stands in for a token; None with a token, or where none is asked for."""
+        return self.until if self.token is None else None
+
     def acts_for(self, user: str) -> bool:
-        """Whether he may see and do what concerns this user."""
+        """Whether it may see and do what concerns this user."""
         return allows(self.users, user)
 
     @property
     def is_admin(self) -> bool:
-        """Whether he has an operator's token."""
+        """Whether it has an operator's token."""
         return self.token is not None and "admin" in self.scopes
 
     def names(self, user: str | None) -> Callable[[str], bool]:
-        """Whose jobs the queue shows him by name: of one user whom he asks for; with an operator's token, of all his users."""
+        """A predicate: whose jobs ``GET /queue`` shows by name. Those of the user asked for; to an operator, of all its users."""
         if self.is_admin:
             return self.acts_for
         return lambda other: other == user
 
 
-#: Whoever sends a request where no token is asked for.
+#: The sender of a request where no token is asked for.
 ANYBODY: Final = Caller(None, ("*",), _SCOPES)
 
 
@@ -174,24 +179,40 @@ class Access:
         known = None if token_id is None else self._look_up(token_id)
         # The checksum was right, so the text is ASCII.
         if known is None or not hmac.compare_digest(digest_of(text), known.digest):
-            raise self._failure(address)
+            raise self.failure(address)
         return known.caller
 
     def by_id(self, token_id: str, address: str) -> Caller:
         """The caller with the token of this id, as a session names it; raises as :meth:`by_text` does."""
         known = self._look_up(token_id)
         if known is None:
-            raise self._failure(address)
+            raise self.failure(address)
         return known.caller
 
-    def refuse(self, address: str) -> Exception:
-        """The exception for credentials that are none, which count as a bad token."""
-        return self._failure(address)
+    def still(self, caller: Caller) -> Caller:
+        """A caller whose request has waited, as it is now.
 
-    def _failure(self, address: str) -> Exception:
+        :raises TokenInvalid: its token was revoked or has expired. That counts as no failure: it was valid.
+        :raises DatabaseUnavailable: it can't be looked up.
+        """
+        if caller.token is None:
+            return caller
+        known = self._look_up(caller.token)
+        if known is None:
+            raise TokenInvalid
+        return replace(known.caller, until=caller.until)
+
+    def failure(self, address: str) -> Exception:
+        """The exception for a bad token, which is counted.
+
+        Once the address has used up its failures they are not counted any more: the end of its window is fixed, and each one is
+        told to all processes.
+        """
         left = self.failures.seconds_left(address)
+        if left is not None:
+            return TooManyFailures(left)
         self._tell_failure(address)
-        return TokenInvalid() if left is None else TooManyFailures(left)
+        return TokenInvalid()
 
     def _look_up(self, token_id: str) -> _Known | None:
         now = time.monotonic()
@@ -204,7 +225,7 @@ class Access:
             return None
         kept = KEPT_SECONDS if token.seconds_left is None else min(KEPT_SECONDS, token.seconds_left)
         known = self._known[token_id] = _Known(_caller(token), token.digest, now + kept)
-        if token.used_at is None or time.time() - token.used_at >= HOUR:
+        if token.unused_for_an_hour:
             self._note_use(token_id)
         return known
 

@@ -1,4 +1,7 @@
-"""The end of what outlives its permission: requests that wait and event streams, whose token is revoked or whose time is up."""
+"""Ends waiting requests and event streams when their token is revoked, or their session or signed URL expires.
+
+Streams that were begun without a token end when the first one is made.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ CHECK_SECONDS: Final = 4.0
 class Hold:
     """One request that lasts.
 
-    :param token: the id of its token; None without one.
+    :param token: the id of its token; None without one. Without ``until`` too, it lasts until the first token is made.
     :param until: the :func:`time.time` at which its permission ends; None if that is not known beforehand.
     :param end: ends it; may be called from any thread, once, and must return at once.
     """
@@ -33,6 +36,11 @@ class Hold:
         self.token = token
         self.until = until
         self.end = end
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Whether the table of tokens decides about its end."""
+        return self.token is not None or self.until is None
 
 
 class Revocation:
@@ -97,7 +105,7 @@ class Revocation:
                 self._note_uses()
                 self._end_overdue()
             except DatabaseUnavailable:
-                # They go on: new requests are refused as long as no token can be looked up.
+                # Leave them open: without the database nothing says that they are invalid. New requests are refused meanwhile.
                 _LOG.warning("the tokens of those who wait or watch could not be looked up")
             except Exception:  # noqa: BLE001 -- a bug ends one look, and not the thread
                 _LOG.exception("the tokens of those who wait or watch could not be looked up")
@@ -114,7 +122,7 @@ class Revocation:
         if self._used:
             return 0.0
         ends = [hold.until - time.time() for hold in self._holds if hold.until is not None]
-        if any(hold.token is not None for hold in self._holds):
+        if any(hold.is_looked_up for hold in self._holds):
             ends.append(self._check_at - time.monotonic())
         return min(ends, default=inf)
 
@@ -129,17 +137,23 @@ class Revocation:
         with self._changed:
             overdue = {hold for hold in self._holds if hold.until is not None and hold.until <= now}
             due = self._check_at <= time.monotonic()
-            tokens = {hold.token for hold in self._holds if hold.token is not None} if due else set()
+            looked_up = {hold for hold in self._holds if hold.is_looked_up} if due else set()
             if due:
                 self._check_at = time.monotonic() + CHECK_SECONDS
         self._end(overdue)
+        self._end(self._not_permitted(looked_up))
+
+    def _not_permitted(self, holds: set[Hold]) -> set[Hold]:
+        """Those whose token is not valid any more, or which were begun without one before the first was made."""
+        tokens = {hold.token for hold in holds if hold.token is not None}
         invalid = self._tokens.invalid(tokens) if tokens else set()
-        with self._changed:
-            revoked = {hold for hold in self._holds if hold.token in invalid}
-        self._end(revoked)
+        exist = any(hold.token is None for hold in holds) and self._tokens.exist()
+        return {hold for hold in holds if (exist if hold.token is None else hold.token in invalid)}
 
     def _end(self, holds: set[Hold]) -> None:
         with self._changed:
+            # Those that were released meanwhile have ended by themselves.
+            holds = holds & self._holds
             self._holds -= holds
         for hold in holds:
             hold.end()

@@ -1,4 +1,4 @@
-"""Signed URLs and sessions: permissions that a browser can carry, which sends no token.
+"""Signed URLs and session cookies, for browsers, which can't send a token with an ``<img>`` or an EventSource.
 
 A signed URL names its end (``exp``), the key (``kid``) and the signature (``sig``) of all that it stands for. It is valid until its
 end, whatever becomes of the token that it was made with. A session is the signed id of a token, which is looked up each time.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,8 @@ from typing import Final, NamedTuple
 from itsdangerous import BadData, Signer, URLSafeTimedSerializer
 
 from app.config import secret_keys
+from app.records.atomic import create_file
+from app.runtime import modes
 from app.runtime.jsontext import dumps
 
 _LOG = logging.getLogger(__name__)
@@ -111,32 +112,31 @@ def load_keys(configured: Mapping[str, bytes], instance: Path, *, make: bool) ->
     path = instance / KEY_FILE
     try:
         if make and not path.exists():
-            _make_key(path)
-        return secret_keys(path.read_text("ascii").strip())
+            key = base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
+            # Of several processes that begin at once all take the key of the first.
+            create_file(path, f"1:{key}\n".encode("ascii"), mode=modes.PRIVATE_FILE)
+        return read_keys(path)
     except (OSError, ValueError) as error:
         if make or not isinstance(error, FileNotFoundError):
             reason = getattr(error, "strerror", None) or error
             _LOG.warning(
-                "no URL can be signed and no session begun: %s: %s. Set SDG_SECRET_KEYS, or mend that.", path, reason
+                "no URL can be signed and no session begun: %s: %s. Set SDG_SECRET_KEYS, or fix that file.",
+                path,
+                reason,
             )
         return MappingProxyType({})
 
 
-def _make_key(path: Path) -> None:
-    """Make the file with a new key; the one of another process that is quicker stays."""
-    key = base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f"1:{key}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # Unlike a renaming, this never replaces a file.
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
+def read_keys(path: Path) -> Mapping[str, bytes]:
+    """The keys in a file, at least one.
+
+    :raises OSError: it can't be read.
+    :raises ValueError: it holds something else; the text does not show it.
+    """
+    keys = secret_keys(path.read_text("ascii").strip())
+    if not keys:
+        raise ValueError("it is empty")
+    return keys
 
 
 class Signing:
@@ -206,13 +206,16 @@ class Signing:
         self.check_key()
         return str(self._sessions.dumps(token_id))
 
-    def token_of(self, cookie: str) -> str | None:
-        """The id of a session's token; None if the cookie is none of ours, or older than :data:`SESSION_SECONDS`."""
+    def token_of(self, cookie: str) -> tuple[str, float] | None:
+        """The id of a session's token, and the :func:`time.time` at which the session ends.
+
+        :returns: None if the cookie is none of ours, or older than :data:`SESSION_SECONDS`.
+        """
         try:
-            token_id = self._sessions.loads(cookie, max_age=SESSION_SECONDS)
+            token_id, signed_at = self._sessions.loads(cookie, max_age=SESSION_SECONDS, return_timestamp=True)
         except BadData:
             return None
-        return token_id if isinstance(token_id, str) else None
+        return (token_id, signed_at.timestamp() + SESSION_SECONDS) if isinstance(token_id, str) else None
 
 
 def _value(signed: Sequence[str | None], exp: str, kid: str) -> bytes:

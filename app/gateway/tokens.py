@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
-from app.jobs.tokens import Scope, Token, Tokens
+from app.jobs.tokens import NewToken, Scope, Token, Tokens
 from app.parameters import user_id_fault
 
 _ALPHABET: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -43,7 +43,7 @@ class TokenError(Exception):
     """A token can't be made or changed as was asked; the text says why."""
 
 
-class NewToken(NamedTuple):
+class MadeToken(NamedTuple):
     """A token that was just made, and its text, which is shown once and never again."""
 
     token: Token
@@ -88,7 +88,7 @@ class TokenBook:
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
 
-    def create(self, *, name: str, users: Sequence[str], scopes: Collection[Scope], seconds: float | None) -> NewToken:
+    def create(self, *, name: str, users: Sequence[str], scopes: Collection[Scope], seconds: float | None) -> MadeToken:
         """Make a token.
 
         :param name: for people, who tell tokens apart by it.
@@ -99,11 +99,18 @@ class TokenBook:
         """
         _check(name, users)
         granted = frozenset[Scope]().union(*(INCLUDED[scope] for scope in scopes))
+        new, text = self._draw(name, granted, users, seconds)
+        self._tokens.add(new)
+        return MadeToken(self.get(new.id), text)
+
+    def _draw(
+        self, name: str, scopes: frozenset[Scope], users: Sequence[str], lifetime: float | None
+    ) -> tuple[NewToken, str]:
+        """A token that is not stored yet, and its text."""
         token_id = self._free_id()
         beginning = f"sdg_{token_id}_{_draw(_SECRET_LENGTH)}"
         text = beginning + checksum(beginning)
-        self._tokens.add(token_id, digest_of(text), name=name, scopes=granted, users=users, seconds=seconds)
-        return NewToken(self.get(token_id), text)
+        return NewToken(token_id, digest_of(text), name, scopes, tuple(users), lifetime), text
 
     def _free_id(self) -> str:
         for _ in range(_MOST_DRAWS):
@@ -133,7 +140,7 @@ class TokenBook:
         """
         return self._tokens.revoke(self.get(token_id).id)
 
-    def rotate(self, token_id: str, overlap: float) -> NewToken:
+    def rotate(self, token_id: str, overlap: float) -> MadeToken:
         """Make a token that allows the same, and let the old one expire.
 
         :param overlap: seconds for which both are valid.
@@ -144,14 +151,9 @@ class TokenBook:
             raise TokenError(
                 f"the token {token_id} is not valid any more; make a new one with 'sd-gateway tokens create'"
             )
-        new = self.create(name=old.name, users=old.users, scopes=old.scopes, seconds=_lifetime(old))
-        self._tokens.expire(token_id, overlap)
-        return new
-
-
-def _lifetime(token: Token) -> float | None:
-    """The seconds for which a token was made."""
-    return None if token.expires_at is None else token.expires_at - token.created_at
+        new, text = self._draw(old.name, old.scopes, old.users, old.lifetime)
+        self._tokens.replace(token_id, overlap, new)
+        return MadeToken(self.get(new.id), text)
 
 
 def _check(name: str, users: Sequence[str]) -> None:

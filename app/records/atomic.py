@@ -71,7 +71,7 @@ def replace_file(folder: Path, filename: str, data: bytes, failpoints: Failpoint
             raise
 
 
-def create_file(path: Path, data: bytes, failpoints: Failpoints = UNWATCHED) -> bool:
+def create_file(path: Path, data: bytes, failpoints: Failpoints = UNWATCHED, *, mode: int = modes.FILE) -> bool:
     """Make a file unless there is one, durably; say whether it was made. Readers see it whole or not at all.
 
     Of several processes that try at once only one makes it. A file system without hard links can't promise that.
@@ -80,7 +80,7 @@ def create_file(path: Path, data: bytes, failpoints: Failpoints = UNWATCHED) -> 
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        _write_durably(temporary, data, failpoints)
+        _write_durably(temporary, data, failpoints, mode=mode)
         made = _link(temporary, path, failpoints)
     finally:
         temporary.unlink(missing_ok=True)
@@ -122,9 +122,11 @@ def _write_temporary(folder: int, filename: str, data: bytes, failpoints: Failpo
     raise FileExistsError
 
 
-def _write_durably(path: str | Path, data: bytes, failpoints: Failpoints, folder: int | None = None) -> None:
+def _write_durably(
+    path: str | Path, data: bytes, failpoints: Failpoints, folder: int | None = None, *, mode: int = modes.FILE
+) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with os.fdopen(os.open(path, flags, modes.FILE, dir_fd=folder), "wb") as file:
+    with os.fdopen(os.open(path, flags, mode, dir_fd=folder), "wb") as file:
         file.write(data)
         file.flush()
         with failpoints.around("fsync file"):

@@ -22,7 +22,7 @@ _TAKEN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CURRENT: Final[ContextVar[str | None]] = ContextVar("request id", default=None)
 
 
-def taken(given: str | None) -> str:
+def accepted_or_new(given: str | None) -> str:
     """The id of a request: the one that its client gave, if it can be taken, else a new one."""
     return given if given is not None and _TAKEN.fullmatch(given) else secrets.token_hex(8)
 

@@ -55,7 +55,7 @@ class ClientRequest(Request):  # type: ignore[misc]  # gunicorn ships no types
         """The id of the request: the client's, if it gave one, else one of our own."""
         if self._id is None:
             given = self._fields("X-REQUEST-ID")
-            self._id = request_ids.taken(given[0] if len(given) == 1 else None)
+            self._id = request_ids.accepted_or_new(given[0] if len(given) == 1 else None)
         return self._id
 
     def keep(self, environ: Mapping[str, Any]) -> None:

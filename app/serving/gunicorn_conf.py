@@ -33,7 +33,7 @@ except CannotStart as error:
 
 wsgi_app = "app:create_app()"
 _TRIAL: Final = "app.startup:try_services"
-_EXPOSURE: Final = "app.startup:judge_exposure"
+_EXPOSURE: Final = "app.startup:check_exposure"
 bind = _config.bind
 workers = _config.web_concurrency
 # gthread, with our way to end and to tell why it can't start.

@@ -298,7 +298,7 @@ class _ConnectionWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn ships n
             self._release(conn)
             return
         self._stop_waiting(conn)
-        with request_ids.serving(request_ids.taken(None)), contextlib.suppress(OSError):
+        with request_ids.serving(request_ids.accepted_or_new(None)), contextlib.suppress(OSError):
             _note_refusal(None, conn.client, "request-timeout")
             conn.sock.send(self._refusal(conn, "request-timeout", "The head of the request did not arrive in time."))
         self._close(conn, unread=True)
@@ -458,7 +458,7 @@ class Worker(_ConnectionWorker):
     def _refuse(self, conn: Connection, error: Exception) -> None:
         """Answer a request that the application has not seen with a problem; gunicorn's ``handle_error`` answers in HTML."""
         slug, req = _slug(error), conn.request
-        with request_ids.serving(request_ids.taken(None) if req is None else req.id):
+        with request_ids.serving(request_ids.accepted_or_new(None) if req is None else req.id):
             if slug == problems.INTERNAL_ERROR:
                 self.log.error("Error handling request %s", getattr(req, "path", None), exc_info=error)
                 detail = "The gateway failed in an unexpected way; its log says why."

@@ -355,6 +355,34 @@ class TestBadTokens:
         # Nor does a request without a token count as one.
         assert client.get("/queue").status_code == 401
 
+    def test_one_whose_token_was_revoked_while_it_waited_is_no_guess(
+        self, gateway: Gateway, client: FlaskClient
+    ) -> None:
+        text = token(gateway)
+        caller = gateway.services.access.by_text(text, "127.0.0.1")
+        gateway.services.revoke_token(id_of(text) or "")
+        for _ in range(access.MOST_FAILURES + 1):
+            with pytest.raises(access.TokenInvalid):
+                gateway.services.access.still(caller)
+        assert problem_of(client.get("/queue", headers=bearer("nonsense"))) == (401, "token-invalid")
+
+    def test_where_no_token_can_be_looked_up_nobody_is_served(
+        self, gateway: Gateway, client: FlaskClient, tmp_path: Path
+    ) -> None:
+        headers = bearer(token(gateway))
+        (tmp_path / "gateway.db").rename(tmp_path / "elsewhere.db")
+        gateway.services.database.engine.dispose()
+        gateway.services.access.tokens_changed()
+        assert problem_of(client.get("/options", headers=headers)) == (503, "database-unavailable")
+        # Whether a token was made is not known either.
+        assert problem_of(client.get("/options")) == (503, "database-unavailable")
+        assert client.get("/livez").status_code == 200
+        # A browser comes back after this, and never after an answer of 503.
+        with client.get("/jobs/alice/events", headers=headers) as response:
+            assert (response.status_code, response.mimetype) == (200, "text/event-stream")
+            assert "event: busy" in response.text
+        (tmp_path / "elsewhere.db").rename(tmp_path / "gateway.db")
+
     def test_valid_tokens_are_looked_up_once_in_a_while(self, gateway: Gateway, client: FlaskClient) -> None:
         headers = bearer(token(gateway, users=("alice",)))
         assert client.get("/nothing", headers=headers).status_code == 404
@@ -591,6 +619,11 @@ class TestSession:
         self.begin(client, token(gateway))
         response = client.post("/jobs/alice/cancel?status=queued", headers=headers)
         assert problem_of(response) == ((200, None) if taken else (403, "cross-site-request"))
+
+    def test_a_body_of_this_size_is_no_token(self, gateway: Gateway, client: FlaskClient) -> None:
+        response = client.post("/session", json={"token": "x" * 5000})
+        assert problem_of(response) == (413, "body-too-large")
+        assert "4 KiB" in response.json["detail"]
 
     def test_another_site_reads_nothing(self, gateway: Gateway, client: FlaskClient) -> None:
         text = token(gateway)

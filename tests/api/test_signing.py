@@ -333,6 +333,20 @@ class TestEndpoint:
         assert status(client, f"/t2ihistory/{quote(USER)}", headers=headers) == (200, None)
         assert problem_of(client.post("/session", json={"token": token(gateway)})) == (503, "no-signing-key")
 
+    def test_with_an_empty_file_of_keys_the_log_says_why(
+        self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        folder = tmp_path / "empty"
+        (folder / "instance").mkdir(parents=True)
+        (folder / "instance" / "secret-keys").touch()
+        with Gateway(folder, migrated_sqlite, [server.url]) as gateway:
+            client = app_of(gateway.services).test_client()
+            assert problem_of(self.sign(client, {}, [])) == (200, None)
+            path = f"/get_images/{quote(USER)}/txt2img/{NAME}-1-0.png"
+            assert problem_of(self.sign(client, {}, [path])) == (503, "no-signing-key")
+        [line] = [record.getMessage() for record in caplog.records if "no URL can be signed" in record.getMessage()]
+        assert "secret-keys: it is empty." in line
+
 
 class TestStreams:
     def test_it_ends_with_its_url(

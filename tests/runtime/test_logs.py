@@ -160,12 +160,12 @@ def test_the_last_words_are_a_line_of_the_log_or_a_sentence() -> None:
 
 @pytest.mark.parametrize("given", ["r-1", "A" * 64, "._-"])
 def test_the_id_that_a_client_gives_is_taken(given: str) -> None:
-    assert request_ids.taken(given) == given
+    assert request_ids.accepted_or_new(given) == given
 
 
 @pytest.mark.parametrize("given", ["A" * 65, "", None, "a b", "a\n", "ä", "a/b", "a,b"])
 def test_another_id_is_made_where_the_clients_can_not_be_taken(given: str | None) -> None:
-    made = [request_ids.taken(given) for _ in range(2)]
+    made = [request_ids.accepted_or_new(given) for _ in range(2)]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", one) for one in made)
     assert made[0] != made[1]
 

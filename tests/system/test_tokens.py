@@ -299,6 +299,19 @@ class TestOpen:
         url = made.json()["images"][0]["url"]
         assert gateway.http.get(url, headers=bearer(text)).content.startswith(b"\x89PNG")
 
+    def test_streams_that_were_begun_without_a_token_end_with_the_first_one(
+        self, stage: Stage, simulator: Simulator
+    ) -> None:
+        gateway = open_gateway(stage, [simulator])
+        gateway.await_ready()
+        assert "no token was made yet: every program on this machine is served without one" in gateway.text()
+        with EventClient(gateway.url, "/jobs/alice/events") as stream:
+            assert stream.next() is not None
+            create(gateway)
+            stream.rest()
+        with EventClient(gateway.url, "/jobs/alice/events") as refused:
+            assert refused.status == 401
+
     def test_an_address_of_others_needs_a_token(self, stage: Stage, simulator: Simulator) -> None:
         gateway = open_gateway(stage, [simulator], SDG_BIND=f"0.0.0.0:{(port := free_port())}")
         assert gateway.wait() == 1

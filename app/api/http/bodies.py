@@ -9,7 +9,8 @@ from typing import Self
 
 from app.api.http.refusals import NoRoomForBody
 
-MEBIBYTE = 1024 * 1024
+KIBIBYTE = 1024
+MEBIBYTE = 1024 * KIBIBYTE
 #: A body of more bytes is a large one.
 LARGE = MEBIBYTE
 

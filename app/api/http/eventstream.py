@@ -22,7 +22,6 @@ from app.gateway.access import Caller
 from app.gateway.feeds import Feed, StreamEvent
 from app.gateway.revocation import Hold
 from app.jobs.revisions import Version
-from app.runtime import request_ids
 from app.runtime.jsontext import dumps
 from app.runtime.parking import PARKS, QUIET_SECONDS, Sink, Streamed
 
@@ -48,7 +47,7 @@ def respond(
     close_feed: Callable[[Feed], object],
     data: Callable[[StreamEvent], Mapping[str, Any]],
 ) -> Response:
-    """The answer to a request for a stream; where the gateway has no place for one now, a stream that says so.
+    """The answer to a request for a stream. What :func:`busy` is for is left to the caller.
 
     :param open_feed: begins a feed, with a function that is told its events; None if the client has seen the last one.
     :param close_feed: ends it.
@@ -56,13 +55,8 @@ def respond(
     :raises NotAcceptable: the client takes no event streams.
     """
     _check_accept(request.accept_mimetypes)
-    try:
-        events = _Events(present_guard(), caller(), close_feed, data)
-        events.begin(open_feed)
-    except Exception as error:
-        if _is_busy(error):
-            return _busy(error)
-        raise
+    events = _Events(present_guard(), caller(), close_feed, data)
+    events.begin(open_feed)
     if request.method == "HEAD":
         events.close()
         return Response(status=HTTPStatus.OK if events.feed else HTTPStatus.NO_CONTENT, headers=_HEADERS)
@@ -98,18 +92,15 @@ def encode(event: StreamEvent, data: Mapping[str, Any]) -> bytes:
     return f"{number}event: {event.name}\ndata: ".encode() + dumps(data) + b"\n\n"
 
 
-def _busy(error: Exception) -> Response:
-    """A stream that only says why there is none: a browser comes back after that, but never after an answer of 503."""
+def busy(error: Exception) -> Response:
+    """A stream that only says why there is none: a browser comes back after that, but never after an answer of 503.
+
+    :param error: an exception whose problem is a 503.
+    """
     slug = str(getattr(error, "slug", problems.INTERNAL_ERROR))
-    problem = problems.problem(slug, str(error), retry_after=_RETRY_BUSY // 1000, request=request_ids.current())
+    problem = problems.problem(slug, str(error), retry_after=_RETRY_BUSY // 1000)
     body = f"retry: {_RETRY_BUSY}\n\n".encode() + encode(StreamEvent("busy", {}), problem)
     return Response(body, headers=_HEADERS)
-
-
-def _is_busy(error: Exception) -> bool:
-    """Whether the gateway could not serve a request that it may serve later."""
-    entry = problems.PROBLEMS.get(str(getattr(error, "slug", "")))
-    return entry is not None and entry.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 class EventStream(Response):

@@ -1,13 +1,14 @@
-"""Who may: one check of every request before any view, path or body is looked at, so that no view can forget it.
+"""Authorization of every request, before any view, check of its path or body.
 
-In this order: the public endpoints; a signed URL by its signature alone; a token, or the session of a browser that stands for one;
-without any token made, a program on this machine. Then the user that path, query and body name must be one of the token's, else
-there is nothing to be found (404), whether that user exists or not; and only then the token's scope counts.
+Credentials, in this order: none for a public endpoint; the signature of a URL; a bearer token, or the cookie of a session that
+stands for one; as long as the database has no token, local requests need none. Then the users that path, query and body name must
+be covered by the token (404, whether they exist or not), and then its scopes must suffice (403).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -15,12 +16,13 @@ from flask import Flask, current_app, g, request
 from flask.globals import request_ctx
 from werkzeug.exceptions import MethodNotAllowed
 
-from app.api.http.openness import Openness
-from app.api.http.refusals import CrossSite, NotFound, ScopeMissing, TokenMissing
+from app.api.http.openness import OnlyThisMachine, Openness
+from app.api.http.refusals import CrossSite, NotFound, RefusalError, ScopeMissing, TokenMissing
 from app.api.http.request import GatewayRequest
-from app.gateway.access import ANYBODY, Access, Caller
+from app.gateway.access import ANYBODY, Access, Caller, TokenInvalid, TooManyFailures
 from app.gateway.revocation import Hold, Revocation
-from app.gateway.signing import BadSignature, SignedPicture, SignedStream, Signing
+from app.gateway.signing import BadSignature, Signature, SignedPicture, SignedStream, Signing
+from app.jobs.errors import JobsError
 from app.jobs.tokens import Scope
 from app.runtime import audit
 from app.runtime.logs import TOKEN
@@ -45,15 +47,13 @@ PUBLIC: Final = frozenset(
 #: What a request needs by its method, and the endpoints that differ.
 _BY_METHOD: Final[Mapping[str, Scope]] = {"GET": "read", "HEAD": "read", "POST": "generate", "DELETE": "delete"}
 _BY_ENDPOINT: Final[Mapping[str, Scope]] = {"queue.list_webuis": "admin", "sign.create_signed_urls": "read"}
-#: The endpoints whose body names a user.
-_POSTS: Final = frozenset(("generation.create_txt2img", "generation.create_img2img"))
 #: The endpoints for which a signature may stand in for a token, and what is signed then.
 _SIGNED: Final[Mapping[str, type[SignedPicture | SignedStream]]] = {
     "files.get_image": SignedPicture,
     "events.list_job_events": SignedStream,
     "events.list_user_events": SignedStream,
 }
-_OF_THE_SIGNATURE: Final = ("exp", "kid", "sig")
+_OF_THE_SIGNATURE: Final = Signature._fields
 #: What else a signed URL may hold, all of which is signed.
 _QUERY: Final[Mapping[type, frozenset[str]]] = {
     SignedPicture: frozenset(("size", "format", "download")),
@@ -87,32 +87,32 @@ class Guard:
     # -- the judgement -----------------------------------------------------------------------------------------------
 
     def judge(self) -> None:
-        """Judge the present request; whoever may send it stands in :func:`caller` then.
+        """Authorize the current request, and store its caller for :func:`caller`.
 
-        :raises Exception: with a slug, when it is refused.
+        :raises Exception: with a slug, when it is refused or can't be judged.
         """
         if request.method == "OPTIONS" or request.endpoint in PUBLIC:
             return
-        found = self._signer() or self._bearer()
+        found = self._caller_by_signature() or self._caller_by_token()
         request.environ[TOKEN] = found.token
         g.caller = found
         if not all(map(found.acts_for, _named_users())):
             raise _nothing()
         needed = _BY_ENDPOINT.get(request.endpoint or "", _BY_METHOD.get(request.method, "admin"))
         if request.routing_exception is None and needed not in found.scopes:
-            if request.endpoint in _POSTS:
+            if request.method == "POST" and not request.view_args:
                 check_posted_user(cast("GatewayRequest", request).document)
             raise ScopeMissing(needed)
 
     def recognises(self) -> bool:
         """Whether the sender of the present request, which is to a public endpoint, could ask for more."""
         try:
-            self._bearer()
-        except Exception as error:  # noqa: BLE001 -- any other is a bug, and is told to the next request
-            return not hasattr(error, "slug")
+            self._caller_by_token()
+        except (RefusalError, OnlyThisMachine, TokenInvalid, TooManyFailures, JobsError):
+            return False
         return True
 
-    def _bearer(self) -> Caller:
+    def _caller_by_token(self) -> Caller:
         """The caller by his token or session, or by where he is while no token was made."""
         if self._openness is None:
             return ANYBODY
@@ -122,15 +122,16 @@ class Guard:
         scheme, _, text = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         address = request.remote_addr or ""
         if scheme.lower() == "bearer":
-            return self._access.by_text(text.strip(), address)
+            return self._access.by_text(text.strip(" \t"), address)
         cookie = request.cookies.get(COOKIE) if "HTTP_COOKIE" in request.environ else None
         if cookie is None or scheme:
             raise TokenMissing
         self._check_site()
-        token_id = self._signing.token_of(cookie)
-        if token_id is None:
-            raise self._access.refuse(address)
-        return self._access.by_id(token_id, address)
+        session = self._signing.token_of(cookie)
+        if session is None:
+            raise self._access.failure(address)
+        token_id, until = session
+        return replace(self._access.by_id(token_id, address), until=until)
 
     def _check_site(self) -> None:
         """Refuse a request with a cookie that a page of another site could have sent.
@@ -148,7 +149,7 @@ class Guard:
         if foreign:
             raise CrossSite
 
-    def _signer(self) -> Caller | None:
+    def _caller_by_signature(self) -> Caller | None:
         """The caller for whom a signature stands in; None for a URL without one, or one that can't be signed."""
         if not request.environ.get("QUERY_STRING") or "sig" not in request.args:
             return None
@@ -178,18 +179,15 @@ class Guard:
 
         :returns: None for a permission that is never over.
         """
-        if whose.token is None and whose.until is None:
+        if self._openness is None and whose.token is None and whose.until is None:
             return None
         hold = Hold(whose.token, whose.until, end)
         self._revocation.hold(hold)
         return hold
 
     def confirm(self, whose: Caller) -> None:
-        """Judge the present request by its caller of before, who may have lost his permission.
-
-        :raises TokenInvalid: his token was revoked, or has expired.
-        """
-        g.caller = self._access.by_id(whose.token, request.remote_addr or "") if whose.token is not None else whose
+        """Check that the caller of a request that has waited is still valid; raises as :meth:`Access.still` does."""
+        g.caller = self._access.still(whose)
 
     def release(self, hold: Hold) -> None:
         """Let go of a request that is over."""
@@ -243,12 +241,12 @@ def check_user(user: str) -> None:
 
 
 def check_posted_user(document: Any) -> None:
-    """Check the user that a body names.
+    """Check the user that a body names, of whatever endpoint that needs a caller.
 
-    :raises NotFound: the caller may not act for him.
+    :raises NotFound: the caller may not act for it.
     """
     user = document.get("id") if isinstance(document, dict) else None
-    if isinstance(user, str) and request.endpoint in _POSTS:
+    if isinstance(user, str) and "caller" in g:
         check_user(user)
 
 

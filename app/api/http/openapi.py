@@ -55,6 +55,7 @@ GUARDED = (
     "cross-site-request",
     "not-found",
     "too-many-failures",
+    "database-unavailable",
 )
 
 

@@ -1,9 +1,10 @@
 """The requests that are served as long as no token was made: those of programs on this machine, and nothing that a proxy passes on.
 
-A proxy on this machine makes every client look like one of this machine. It is told by what it does to a request: a stock nginx
-speaks HTTP/1.0 to its upstream and sets no header field, most others speak HTTP/1.1 and add a forwarding header. One that speaks
-HTTP/1.1 and hides itself is not recognised; docs/security.md says so. A page of another site in a browser on this machine is told
-by Origin, Sec-Fetch-Site and, where its name was bound to a loopback address, by Host.
+A proxy on this machine makes every client look like one of this machine. Most are recognised by what they do to a request: they add
+a forwarding header, speak HTTP/1.0 to their upstream, or pass on the public name as Host. One that does none of these is not, such
+as nginx 1.29.7 and later with nothing but a ``proxy_pass`` (https://nginx.org/en/CHANGES); docs/security.md says so. A page of
+another site in a browser on this machine is recognised by Origin, Sec-Fetch-Site and, where its name was bound to a loopback
+address, by Host.
 """
 
 from __future__ import annotations

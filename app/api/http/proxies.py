@@ -12,7 +12,7 @@ from app.config import TrustedProxies
 _Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def believe(application: _Application, trusted: TrustedProxies) -> _Application:
+def trust_forwarded_headers(application: _Application, trusted: TrustedProxies) -> _Application:
     """A WSGI application that takes client address and scheme from X-Forwarded-For and -Proto of these proxies.
 
     Of several values the last one counts, which is the proxy's own; what stands before it may be the client's invention.

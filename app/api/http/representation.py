@@ -38,7 +38,7 @@ class Presenter:
     signing: Signing
     lifetime: int | None = None
 
-    def asked(self) -> Presenter:
+    def signing_as_requested(self) -> Presenter:
         """The presenter that signs URLs as the present request asks for it (``?sign=``).
 
         :raises ValidationFailed: it asks for it in a wrong way.

@@ -57,7 +57,8 @@ class _Guarded:
     def begin(self, wake: Callable[[], object]) -> None:
         """Begin to wait, or go on."""
         self.release()
-        self._hold = self._guard.hold(self._caller, wake)
+        if self._caller.token is not None:
+            self._hold = self._guard.hold(self._caller, wake)
         self._pending.begin(wake)
 
     def leave(self) -> None:

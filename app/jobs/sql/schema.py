@@ -247,6 +247,8 @@ TOKENS: Final = Table(
     Column("expires_at", Float),
     Column("revoked_at", Float),
     Column("used_at", Float),
+    # The seconds for which it was made; NULL for ever. Rotation shortens expires_at, and makes another one of this lifetime.
+    Column("lifetime", Float),
 )
 
 IDEMPOTENCY: Final = Table(

@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.Float(), nullable=True),
         sa.Column("revoked_at", sa.Float(), nullable=True),
         sa.Column("used_at", sa.Float(), nullable=True),
+        sa.Column("lifetime", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     op.add_column("jobs", sa.Column("request", sa.Text(), nullable=True))
