@@ -146,7 +146,7 @@ class Signing:
         self._keys = keys
         self._kid = next(reversed(list(keys)), "")
         self._signers = {
-            (kind, kid): Signer(key, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+            (kind, kid): _signer(key, salt)
             for kind, salt in ((SignedPicture, "picture"), (SignedStream, "events"))
             for kid, key in keys.items()
         }
@@ -216,6 +216,12 @@ class Signing:
         except BadData:
             return None
         return (token_id, signed_at.timestamp() + SESSION_SECONDS) if isinstance(token_id, str) else None
+
+
+def _signer(key: bytes, salt: str) -> Signer:
+    """A signer whose key is derived from this one and the salt: here and once, not at each signature."""
+    derived = Signer(key, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256).derive_key()
+    return Signer(derived, key_derivation="none", digest_method=hashlib.sha256)
 
 
 def _value(signed: Sequence[str | None], exp: str, kid: str) -> bytes:

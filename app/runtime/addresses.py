@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -39,6 +40,7 @@ def with_plain_host(url: str) -> str:
     return url if host.startswith("[") else parts._replace(netloc=userinfo + at + unquote(host)).geturl()
 
 
+@lru_cache(1024)
 def without_mapping(text: str) -> IPv4Address | IPv6Address | None:
     """An address; of an IPv4 address in IPv6 (``::ffff:127.0.0.1``) the IPv4 address. None for what is no address."""
     try:

@@ -25,7 +25,6 @@ from app.gateway.archive import File
 #: A stored file never changes under its name, so a cache may keep it for a year (31536000 s, the most that RFC 2616, section
 #: 14.21, allowed); it is somebody's own picture, so only the client's own cache may.
 _CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
-_KEPT_FOR_LONG: Final = {"Cache-Control": _CACHE_CONTROL}
 #: How long nginx may serve the picture of a signed URL without asking, so also how long after it was deleted.
 _NGINX_SECONDS: Final = 60
 #: A picture opened in a browser's tab is never taken for a page of the gateway's origin.
@@ -65,9 +64,8 @@ class Delivery:
             conditions.tidy(request.environ)
             conditions.judge(request.environ, file.etag, *_measured(file))
         response = _answer(file, conditional=conditional, by_nginx=by_nginx, download=download)
-        response.headers.update(_KEPT_FOR_LONG if until is None else _kept(until))
-        response.headers["Content-Security-Policy"] = _POLICY
-        if response.headers.pop("X-Sendfile", None):
+        _limit(response, until)
+        if by_nginx and "X-Sendfile" in response.headers:
             _hand_over(response, self._inside(file))
         elif response.status_code == HTTPStatus.OK:
             response.headers["Accept-Ranges"] = "bytes"
@@ -95,10 +93,19 @@ class Delivery:
         return _INTERNAL + quote(file.place.removeprefix(f"{self._data_folder}/"))
 
 
-def _kept(until: float) -> dict[str, str]:
-    """How long the picture of a signed URL may be kept: by its client until the URL expires, by nginx for a moment."""
+def _limit(response: Response, until: float | None) -> None:
+    """Say how long a picture may be kept, and that it may do nothing in a browser.
+
+    With a signed URL, which expires then: by the client until that, by nginx for a moment.
+    """
+    # What send_file does not set is added: an assignment would look for it first.
+    response.headers.add("Content-Security-Policy", _POLICY)
+    if until is None:
+        response.headers["Cache-Control"] = _CACHE_CONTROL
+        return
     left = max(int(until - time.time()), 0)
-    return {"Cache-Control": f"private, max-age={left}", "X-Accel-Expires": str(min(left, _NGINX_SECONDS))}
+    response.headers["Cache-Control"] = f"private, max-age={left}"
+    response.headers.add("X-Accel-Expires", str(min(left, _NGINX_SECONDS)))
 
 
 def _both_read_alike(asked: Request, etag: str) -> bool:
@@ -147,6 +154,7 @@ def _answer(file: File, *, conditional: bool, by_nginx: bool, download: bool) ->
 
 def _hand_over(response: Response, internal: str) -> None:
     """Leave the body, its length and its range to nginx."""
+    del response.headers["X-Sendfile"]
     if response.status_code == HTTPStatus.PARTIAL_CONTENT:
         response.status_code = HTTPStatus.OK
         del response.headers["Content-Range"]

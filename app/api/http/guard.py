@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
-from flask import Flask, current_app, g, request
+from flask import Flask, current_app, g
 from flask.globals import request_ctx
+from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import MethodNotAllowed
 
 from app.api.http.openness import OnlyThisMachine, Openness
@@ -91,86 +92,76 @@ class Guard:
 
         :raises Exception: with a slug, when it is refused or can't be judged.
         """
-        if request.method == "OPTIONS" or request.endpoint in PUBLIC:
+        asked = _present()
+        if asked.method == "OPTIONS" or asked.endpoint in PUBLIC:
             return
-        found = self._caller_by_signature() or self._caller_by_token()
-        request.environ[TOKEN] = found.token
+        found = self._caller_by_signature(asked) or self._caller_by_token(asked)
+        asked.environ[TOKEN] = found.token
         g.caller = found
-        if not all(map(found.acts_for, _named_users())):
+        if not all(map(found.acts_for, _named_users(asked))):
             raise _nothing()
-        needed = _BY_ENDPOINT.get(request.endpoint or "", _BY_METHOD.get(request.method, "admin"))
-        if request.routing_exception is None and needed not in found.scopes:
-            if request.method == "POST" and not request.view_args:
-                check_posted_user(cast("GatewayRequest", request).document)
+        needed = _BY_ENDPOINT.get(asked.endpoint or "", _BY_METHOD.get(asked.method, "admin"))
+        if asked.routing_exception is None and needed not in found.scopes:
+            if asked.method == "POST" and not asked.view_args:
+                check_posted_user(asked.document)
             raise ScopeMissing(needed)
 
     def recognises(self) -> bool:
         """Whether the sender of the present request, which is to a public endpoint, could ask for more."""
         try:
-            self._caller_by_token()
+            self._caller_by_token(_present())
         except (RefusalError, OnlyThisMachine, TokenInvalid, TooManyFailures, JobsError):
             return False
         return True
 
-    def _caller_by_token(self) -> Caller:
-        """The caller by his token or session, or by where he is while no token was made."""
+    def _caller_by_token(self, asked: GatewayRequest) -> Caller:
+        """The caller by its token or session; while no token was made, a local one."""
         if self._openness is None:
             return ANYBODY
         if not self._access.needs_tokens():
-            self._openness.check(request.environ)
+            self._openness.check(asked.environ)
             return ANYBODY
-        scheme, _, text = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        address = request.remote_addr or ""
+        scheme, _, text = asked.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        address = asked.remote_addr or ""
         if scheme.lower() == "bearer":
             return self._access.by_text(text.strip(" \t"), address)
-        cookie = request.cookies.get(COOKIE) if "HTTP_COOKIE" in request.environ else None
+        cookie = asked.cookies.get(COOKIE) if "HTTP_COOKIE" in asked.environ else None
         if cookie is None or scheme:
             raise TokenMissing
-        self._check_site()
+        self._check_site(asked)
         session = self._signing.token_of(cookie)
         if session is None:
             raise self._access.failure(address)
         token_id, until = session
         return replace(self._access.by_id(token_id, address), until=until)
 
-    def _check_site(self) -> None:
+    def _check_site(self, asked: GatewayRequest) -> None:
         """Refuse a request with a cookie that a page of another site could have sent.
 
         :raises CrossSite: it could.
         """
-        site = request.headers.get("Sec-Fetch-Site")
-        if request.method in _SAFE:
+        site = asked.headers.get("Sec-Fetch-Site")
+        if asked.method in _SAFE:
             foreign = site == "cross-site"
         elif site is not None:
             foreign = site != "same-origin"
         else:
-            host = self._own_host or request.headers.get("Host", "")
-            foreign = request.headers.get("Origin") not in (f"http://{host}", f"https://{host}")
+            host = self._own_host or asked.headers.get("Host", "")
+            foreign = asked.headers.get("Origin") not in (f"http://{host}", f"https://{host}")
         if foreign:
             raise CrossSite
 
-    def _caller_by_signature(self) -> Caller | None:
+    def _caller_by_signature(self, asked: GatewayRequest) -> Caller | None:
         """The caller for whom a signature stands in; None for a URL without one, or one that can't be signed."""
-        if not request.environ.get("QUERY_STRING") or "sig" not in request.args:
+        if not asked.environ.get("QUERY_STRING") or "sig" not in asked.args:
             return None
-        kind = signed_kind(request.endpoint)
+        kind = signed_kind(asked.endpoint)
         if kind is None:
             return None
-        query = self._once(_QUERY[kind])
-        found = signed(kind, request.view_args or {}, query)
+        query = _once(asked.args, _QUERY[kind])
+        found = signed(kind, asked.view_args or {}, query)
         until = self._signing.check(found, *(query.get(name, "") for name in _OF_THE_SIGNATURE))
         return Caller(None, (found.user,), _READ, float(until))
-
-    @staticmethod
-    def _once(known: frozenset[str]) -> dict[str, str]:
-        """The query, in which each of these and of the signature's parts stands at most once, and nothing else.
-
-        :raises BadSignature: it is another one.
-        """
-        given = request.args
-        if not known.union(_OF_THE_SIGNATURE).issuperset(given) or len(list(given.items(multi=True))) != len(given):
-            raise BadSignature
-        return given.to_dict()
 
     # -- what outlasts the judgement ---------------------------------------------------------------------------------
 
@@ -192,6 +183,22 @@ class Guard:
     def release(self, hold: Hold) -> None:
         """Let go of a request that is over."""
         self._revocation.release(hold)
+
+
+def _present() -> GatewayRequest:
+    """The present request itself: each look at it through Flask's ``request`` costs as much as a call."""
+    return cast("GatewayRequest", request_ctx.request)
+
+
+def _once(given: MultiDict[str, str], known: frozenset[str]) -> dict[str, str]:
+    """The query, in which each of these and of the signature's parts stands at most once, and nothing else.
+
+    :raises BadSignature: it is another one.
+    """
+    query = given.to_dict(flat=False)
+    if not known.union(_OF_THE_SIGNATURE).issuperset(query) or any(len(values) != 1 for values in query.values()):
+        raise BadSignature
+    return {name: values[0] for name, values in query.items()}
 
 
 def present_guard() -> Guard:
@@ -254,14 +261,14 @@ def _nothing() -> NotFound:
     return NotFound("There is nothing here that this token may see.")
 
 
-def _named_users() -> list[str]:
+def _named_users(asked: GatewayRequest) -> list[str]:
     """The users that path and query name, also a path whose method is wrong."""
-    path: Mapping[str, Any] | None = request.view_args
-    if isinstance(request.routing_exception, MethodNotAllowed):
+    path: Mapping[str, Any] | None = asked.view_args
+    if isinstance(asked.routing_exception, MethodNotAllowed):
         adapter = request_ctx.url_adapter
-        methods = request.routing_exception.valid_methods
+        methods = asked.routing_exception.valid_methods
         path = (
             adapter.match(method=next(iter(methods)), websocket=False)[1] if adapter is not None and methods else None
         )
     users = [path["id"]] if path and "id" in path else []
-    return users + request.args.getlist("id") if request.environ.get("QUERY_STRING") else users
+    return users + asked.args.getlist("id") if asked.environ.get("QUERY_STRING") else users

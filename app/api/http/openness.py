@@ -10,7 +10,7 @@ address, by Host.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -51,24 +51,25 @@ class Openness:
 
         :raises OnlyThisMachine: it may be another one.
         """
-        fault = self._fault(environ)
+        fault = next(self._faults(environ), None)
         if fault is not None:
             raise OnlyThisMachine(_ADVICE.format(fault))
 
-    def _fault(self, environ: Mapping[str, Any]) -> str | None:
-        faults = {
-            "SDG_PUBLIC_URL says that others are to reach this gateway": self._is_public,
-            "this gateway listens to a Unix socket or to an address that others reach": not self._listens_to_loopback(),
-            "this request comes from another one": not is_loopback(environ.get("REMOTE_ADDR", "")),
-            "this request is not HTTP/1.1, so a proxy may have passed it on": environ.get("SERVER_PROTOCOL")
-            != "HTTP/1.1",
-            "a proxy has passed this request on": any(name.startswith(_FORWARDED) for name in environ),
-            "the Host of this request is neither localhost, 127.x.x.x nor [::1]": not _HOST.fullmatch(
-                environ.get("HTTP_HOST", "")
-            ),
-            "a page of another site has sent this request": self._is_of_foreign_page(environ),
-        }
-        return next((reason for reason, holds in faults.items() if holds), None)
+    def _faults(self, environ: Mapping[str, Any]) -> Iterator[str]:
+        if self._is_public:
+            yield "SDG_PUBLIC_URL says that others are to reach this gateway"
+        if not self._listens_to_loopback():
+            yield "this gateway listens to a Unix socket or to an address that others reach"
+        if not is_loopback(environ.get("REMOTE_ADDR", "")):
+            yield "this request comes from another one"
+        if environ.get("SERVER_PROTOCOL") != "HTTP/1.1":
+            yield "this request is not HTTP/1.1, so a proxy may have passed it on"
+        if any(name.startswith(_FORWARDED) for name in environ):
+            yield "a proxy has passed this request on"
+        if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
+            yield "the Host of this request is neither localhost, 127.x.x.x nor [::1]"
+        if self._is_of_foreign_page(environ):
+            yield "a page of another site has sent this request"
 
     def _is_of_foreign_page(self, environ: Mapping[str, Any]) -> bool:
         origin = environ.get("HTTP_ORIGIN")

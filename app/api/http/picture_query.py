@@ -19,6 +19,7 @@ from app.api.http.refusals import ValidationFailed
 #: The words of ``format``, each with the extension of its files.
 _EXTENSIONS: Final[Mapping[str, str]] = MappingProxyType({"webp": "webp", "jpeg": "jpg", "png": "png"})
 _SWITCH: Final[Mapping[str, bool]] = MappingProxyType({"true": True, "false": False})
+_NAMES: Final = frozenset(("size", "format", "download"))
 #: Characters of a query that comes again and again, and is remembered: one without a signature.
 _SHORT: Final = 64
 
@@ -90,6 +91,8 @@ def _read_again(sizes: tuple[int, ...], query: str) -> Asked:
 
 
 def _read(sizes: tuple[int, ...], query: MultiDict[str, str]) -> Asked:
+    if _NAMES.isdisjoint(query):
+        return _AS_STORED
     accepted: Mapping[str, Mapping[str, Any]] = {
         # Each by its one spelling, so that a signature and a cache see one URL for one picture.
         "size": {str(size): size for size in sizes},
