@@ -285,9 +285,6 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
             "由运维人员创建的令牌。没有任何令牌时，只服务本机上的程序。"
         ),
         "The cookie of POST /session.": "POST /session 设置的 Cookie。",
-        "The signature of a URL, with exp and kid beside it, as POST /sign and `sign` make it.": (
-            "链接的签名，与 exp 和 kid 一起由 POST /sign 和 `sign` 生成。"
-        ),
         "The request needs a token": "请求需要令牌",
         "The token is not valid": "令牌无效",
         "The token may not do this": "令牌无权执行此操作",

@@ -11,8 +11,10 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -22,7 +24,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.generation import GenerationMode
 from schemathesis.hooks import unregister_all
-from werkzeug.wsgi import ClosingIterator
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from app.parameters import LARGEST_SEED, LONGEST_USER_ID, USER_ID_PATTERN
 from tests.inprocess import png_base64
@@ -43,11 +45,15 @@ ACCEPTED = ("2xx", "3xx", "404", "409", "429")
 _EXISTING = 2
 
 
-def settings(max_examples: int, seed: int) -> SchemathesisConfig:
-    """All checks and all phases; the same cases in each run, but for what earlier answers put into later requests."""
+def settings(max_examples: int, seed: int, token: str) -> SchemathesisConfig:
+    """All checks and all phases; the same cases in each run, but for what earlier answers put into later requests.
+
+    :param token: sent with each request, but for those that are to be refused without one.
+    """
     return SchemathesisConfig.from_dict(
         {
             "seed": seed,
+            "headers": {"Authorization": f"Bearer {token}"},
             "generation": {"deterministic": True, "max-examples": max_examples, "database": "none", "no-shrink": True},
             "phases": {"examples": {"fill-missing": True}},
             "checks": {"positive_data_acceptance": {"expected-statuses": list(ACCEPTED)}},
@@ -193,29 +199,32 @@ def _user(text: str) -> str:
     return "".join(letter if letter.isprintable() else "x" for letter in text)
 
 
-class Whole:
-    """An application whose answers are read whole and closed, but for event streams: schemathesis leaves files open.
+class _Handler(WSGIRequestHandler):
+    """One connection of schemathesis. Each of its requests has an address of its own: too many bad tokens of one are 429."""
 
-    :param app: a WSGI application.
-    :param token: sent with each request.
-    """
+    protocol_version = "HTTP/1.1"
+    _numbers = itertools.count()
 
-    def __init__(self, app: Callable[..., Iterable[bytes]], token: str) -> None:
-        self._app = app
-        self._token = token
+    def make_environ(self) -> dict[str, Any]:
+        """The environ of a request."""
+        return super().make_environ() | {"REMOTE_ADDR": str(IPv4Address(0x0A000000 + next(self._numbers)))}
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        fields: dict[str, str] = {}
+    def log(self, *_: Any) -> None:
+        """Write no line."""
 
-        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-            fields.update(headers)
-            return start_response(status, headers, *more)
 
-        answer = self._app({"HTTP_AUTHORIZATION": f"Bearer {self._token}", **environ}, start)
-        if fields.get("Content-Type", "").startswith("text/event-stream"):
-            return answer
-        with contextlib.closing(ClosingIterator(answer)) as read:
-            return [b"".join(read)]
+@contextlib.contextmanager
+def served(app: Flask) -> Iterator[str]:
+    """The URL of a server of the application: schemathesis takes credentials away from requests over HTTP alone."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @dataclass
@@ -233,14 +242,14 @@ def run(app: Flask, guide: Guide, max_examples: int, seed: int = 1) -> Findings:
     findings = Findings()
     guide.register()
     try:
-        schema = schemathesis.openapi.from_wsgi(
-            "/openapi.json", Whole(app, guide.token), config=settings(max_examples, seed)
-        )
-        for event in from_schema(schema).execute():
-            if isinstance(event, events.ScenarioFinished):
-                _note(event, findings)
-            elif isinstance(event, events.FatalError | events.NonFatalError):
-                findings.failures.append(f"{event!r} {getattr(event, 'info', None) or event.exception}")
+        with served(app) as url:
+            config = settings(max_examples, seed, guide.token)
+            schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
+            for event in from_schema(schema).execute():
+                if isinstance(event, events.ScenarioFinished):
+                    _note(event, findings)
+                elif isinstance(event, events.FatalError | events.NonFatalError):
+                    findings.failures.append(f"{event!r} {getattr(event, 'info', None) or event.exception}")
     finally:
         unregister_all()
     return findings

@@ -77,8 +77,8 @@ _REQUEST_ID_ANSWERED: Final[Mapping[str, Any]] = {
 _MOST_MESSAGES = 20
 
 
-_TOKEN, _SESSION, _SIGNATURE = "token", "session", "signature"
-#: Any one of these is enough for an endpoint that is not public.
+_TOKEN, _SESSION = "token", "session"
+#: Either is enough for an endpoint that is not public. A signature, which some take instead, is a part of the URL that was given.
 SECURITY: list[dict[str, list[str]]] = [{_TOKEN: []}, {_SESSION: []}]
 #: The ways to say who one is, for the OpenAPI document.
 SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
@@ -88,12 +88,6 @@ SECURITY_SCHEMES: Mapping[str, Mapping[str, str]] = {
         "description": "A token that an operator has made. Without any, programs on this machine are served.",
     },
     _SESSION: {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "The cookie of POST /session."},
-    _SIGNATURE: {
-        "type": "apiKey",
-        "in": "query",
-        "name": "sig",
-        "description": "The signature of a URL, with exp and kid beside it, as POST /sign and `sign` make it.",
-    },
 }
 
 
@@ -233,7 +227,7 @@ class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # its base has 
         for slug in dict.fromkeys((*ALWAYS, *(() if public else GUARDED), *slugs)):
             by_status[problems.PROBLEMS[slug].status].append(slug)
         responses = {status: _problem_response(status, group) for status, group in sorted(by_status.items())}
-        security = [] if public else [*SECURITY, {_SIGNATURE: []}] if "bad-signature" in slugs else SECURITY
+        security = [] if public else SECURITY
         return cast("Decorator", self.doc(responses=responses, security=security))
 
 
