@@ -16,6 +16,7 @@ from types import MappingProxyType
 from benchmarks import (
     accept_claim,
     added_time,
+    authorised,
     deletion,
     history,
     idle_gap,
@@ -37,6 +38,7 @@ FIGURES: Mapping[str, Callable[[Bench], None]] = MappingProxyType(
         "accept-claim": accept_claim.run,
         "deletion": deletion.run,
         "served": served.run,
+        "authorised": authorised.run,
         "memory": memory.run,
         "live": live.run,
         "throughput": throughput.run,

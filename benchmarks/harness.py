@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -326,6 +327,28 @@ class Gateway(Server):
         """The path of a job's first picture in the data folder."""
         return next(self.data.rglob(job["images"][0]["filename"]))
 
+    def stored_picture(self, size: int, copy: Path | None = None) -> str:
+        """The path of a new picture whose file has so many bytes.
+
+        :param copy: where the same bytes are put, too.
+        """
+        job = self.make(width=64, height=64)
+        data = os.urandom(size)
+        for place in filter(None, (self.file(job), copy)):
+            place.write_bytes(data)
+        path: str = job["images"][0]["url"]
+        return path
+
+    def make_token(self) -> str:
+        """A token that may do everything for every user; nothing is served without one from then on."""
+        command = [COMMAND, "tokens", "create", "--name", "bench"]
+        done = subprocess.run(command, env=self.environ, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise BenchmarkError(f"no token was made: {done.stderr[-500:]}")
+        with self.line() as line:
+            until(lambda: line.send("GET", "/queue").status == HTTPStatus.UNAUTHORIZED, "a token is needed")
+        return done.stdout.strip()
+
 
 class Stage:
     """The processes of one measurement."""
@@ -361,11 +384,13 @@ class Stage:
         """A new gateway, not yet started."""
         port, log = free_port(), self._log("gateway")
         home = self.folder / log.stem
-        home.mkdir()
+        (home / "instance").mkdir(parents=True)
         given = {
             "SDG_BIND": f"127.0.0.1:{port}",
             "SDG_WEBUI_URLS": ",".join(simulator.url for simulator in simulators),
             "SDG_HOST_ID": "bench",
+            # Not that of the checkout, which has settings, keys and an audit log of its own.
+            "SDG_INSTANCE": home / "instance",
             "SDG_DATA_DIR": home / "data",
             "SDG_DATABASE_URL": f"sqlite:///{home / 'gateway.db'}",
             "SDG_MAX_QUEUE": NO_BOUND,

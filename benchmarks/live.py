@@ -79,18 +79,11 @@ def _pair(bench: Bench, clients: int) -> Iterator[_Pair]:
         crowded, alone = (
             stage.gateway([simulator], SDG_SYNC_TIMEOUT=_SYNC_SECONDS, **limits).start() for _ in range(2)
         )
-        pictures = [_small_picture(gateway) for gateway in (crowded, alone)]
+        pictures = [gateway.stored_picture(_PICTURE_BYTES) for gateway in (crowded, alone)]
         # Nothing changes from now on but what the rows are about.
         for gateway in (crowded, alone):
             subprocess.run([COMMAND, "queue", "pause"], env=gateway.environ, check=True, capture_output=True)
         yield _Pair(crowded, alone, pictures)
-
-
-def _small_picture(gateway: Gateway) -> str:
-    job = gateway.make(width=64, height=64)
-    gateway.file(job).write_bytes(os.urandom(_PICTURE_BYTES))
-    url: str = job["images"][0]["url"]
-    return url
 
 
 def _streams(bench: Bench, pair: _Pair, clients: int) -> None:

@@ -1,7 +1,7 @@
 """A client that fetches one URL again and again on many kept connections: ``wrk`` where it is installed, else this module.
 
-``python -m benchmarks.load PORT PATH CONNECTIONS SECONDS`` runs as a process of its own, so that its threads do not share an
-interpreter with anything that is measured, and prints what it counted as JSON. It costs more CPU than wrk does, which the
+``python -m benchmarks.load PORT PATH CONNECTIONS SECONDS [FIELD...]`` runs as a process of its own, so that its threads do not
+share an interpreter with anything that is measured, and prints what it counted as JSON. It costs more CPU than wrk does, which the
 servers then lack; so the same client is used for every server, and their ratio is judged.
 """
 
@@ -15,7 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 from benchmarks.harness import CHECKOUT, BenchmarkError
 
@@ -49,23 +51,28 @@ def client() -> str:
     return "wrk" if shutil.which("wrk") else "benchmarks.load"
 
 
-def fetch(port: int, path: str, connections: int, seconds: float) -> Load:
+def fetch(
+    port: int, path: str, connections: int, seconds: float, headers: Mapping[str, str] = MappingProxyType({})
+) -> Load:
     """Fetch a path of a loopback server for some seconds.
 
+    :param headers: header fields of each request besides Host.
     :raises BenchmarkError: an answer was no 200, or the client failed.
     """
+    fields = [f"{name}: {value}" for name, value in headers.items()]
     if client() == "wrk":
-        return _wrk(port, path, connections, seconds)
-    command = [sys.executable, "-m", "benchmarks.load", str(port), path, str(connections), str(seconds)]
+        return _wrk(port, path, connections, seconds, fields)
+    command = [sys.executable, "-m", "benchmarks.load", str(port), path, str(connections), str(seconds), *fields]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CHECKOUT, timeout=seconds + 60)
     if done.returncode:
         raise BenchmarkError(f"the client failed: {done.stderr[-500:]}")
     return Load(**json.loads(done.stdout))
 
 
-def _wrk(port: int, path: str, connections: int, seconds: float) -> Load:
+def _wrk(port: int, path: str, connections: int, seconds: float, fields: Sequence[str]) -> Load:
     url = f"http://127.0.0.1:{port}{path}"
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s", url]
+    more = [option for field in fields for option in ("-H", field)]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s", *more, url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
     found = _WRK_COUNTS.search(done.stdout)
     if found is None or _WRK_BAD.search(done.stdout):
@@ -132,8 +139,8 @@ class _Client:
         return count
 
 
-def _main(port: int, path: str, connections: int, seconds: float) -> None:
-    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+def _main(port: int, path: str, connections: int, seconds: float, fields: Sequence[str]) -> None:
+    request = "\r\n".join([f"GET {path} HTTP/1.1", "Host: 127.0.0.1", *fields, "", ""]).encode()
     begun = time.perf_counter()
     clients = [_Client(port, request, begun + seconds) for _ in range(connections)]
     threads = [threading.Thread(target=each.run) for each in clients]
@@ -150,4 +157,4 @@ def _main(port: int, path: str, connections: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+    _main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:])
