@@ -32,9 +32,6 @@ _SHOWN: Final = frozenset(
         "sign",
         "exp",
         "kid",
-        "count",
-        "from",
-        "to",
     )
 )
 _NAME: Final = re.compile(r"[a-z_-]{1,20}")
