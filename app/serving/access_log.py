@@ -25,7 +25,6 @@ _SHOWN: Final = frozenset(
         "before",
         "status",
         "id",
-        "type",
         "size",
         "format",
         "download",
