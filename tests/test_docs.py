@@ -243,6 +243,16 @@ def test_the_http_document_lists_every_problem() -> None:
         assert f"| `{slug}` | {problem.status} | {problem.title} |" in text
 
 
+def test_the_table_of_the_audit_log_has_every_event() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    table = text.partition("**The audit log.**")[2].partition("**What is in no log:**")[0]
+    called = re.compile(r'\b(?:audit|note_change|_note)\("([a-z-]+)"')
+    events = {event for path in (ROOT / "app").rglob("*.py") for event in called.findall(path.read_text("utf-8"))}
+    assert {"token-rotated", "files-deleted", "queue-paused"} <= events
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert {word for row in rows for word in re.findall(r"`([a-z]+-[a-z-]+)`", row)} == events
+
+
 #: The words of the glossary, with those that must not be used in their place.
 NOT_THESE = {
     "backend": ("station",),

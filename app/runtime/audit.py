@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from app.runtime import logs
+from app.runtime import logs, modes
 
 #: The file in the instance folder.
 FILENAME: Final = "audit.log"
 _LOG: Final = logging.getLogger(logs.AUDIT)
-_MODE: Final = 0o640
 
 
 def audit(event: str, **fields: Any) -> None:
@@ -47,7 +46,7 @@ class AuditFile(logging.handlers.WatchedFileHandler):
 
     def _open(self) -> io.TextIOWrapper:
         return open(
-            self.baseFilename, "a", encoding=self.encoding, opener=lambda name, flags: os.open(name, flags, _MODE)
+            self.baseFilename, "a", encoding=self.encoding, opener=lambda name, flags: os.open(name, flags, modes.FILE)
         )
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -25,16 +25,12 @@ _SHOWN: Final = frozenset(
         "before",
         "status",
         "id",
-        "type",
         "size",
         "format",
         "download",
         "sign",
         "exp",
         "kid",
-        "count",
-        "from",
-        "to",
     )
 )
 _NAME: Final = re.compile(r"[a-z_-]{1,20}")

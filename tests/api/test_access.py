@@ -178,11 +178,24 @@ class TestOfAnotherUser:
         assert len(bodies - {""}) == 1
 
     def test_it_is_the_same_whether_the_user_exists(self, gateway: Gateway, client: FlaskClient) -> None:
-        gateway.services.tables.catalogues.put("k", "{}")
-        headers = bearer(token(gateway, users=("bob",))) | {"X-Request-ID": "same"}
-        known, unknown = (client.get(f"/t2ihistory/{user}", headers=headers) for user in ("u1", "nobody"))
-        assert body_of(known) == body_of(unknown)
-        assert client.get("/t2ihistory/bob", headers=headers).json == {"records": [], "next": None}
+        with gateway.start():
+            made = gateway.post()
+            user, name, image = made["id"], made["name"], made["images"][0]["filename"]
+            paths = [
+                f"/t2ihistory/{user}",
+                f"/jobs/{user}",
+                f"/jobs/{user}/txt2img/{name}",
+                f"/get_images/{user}/txt2img/{image}",
+            ]
+            operator = bearer(token(gateway))
+            seen = [client.get(path, headers=operator, buffered=True).status_code for path in paths]
+            assert seen == [200] * len(paths)
+            headers = bearer(token(gateway, users=("bob",))) | {"X-Request-ID": "same"}
+            known = [client.get(path, headers=headers) for path in paths]
+            unknown = [client.get(path.replace(f"/{user}", "/nobody"), headers=headers) for path in paths]
+            assert {response.status_code for response in (*known, *unknown)} == {404}
+            assert len({(body_of(response), *sorted(response.headers)) for response in (*known, *unknown)}) == 1
+            assert client.get("/t2ihistory/bob", headers=headers).json == {"records": [], "next": None}
 
     @pytest.mark.parametrize(
         ("patterns", "user", "seen"),
@@ -517,12 +530,10 @@ class TestOpen:
 class TestProxies:
     """Whose failures are counted, and what scheme a cookie is for."""
 
-    def failures_from(self, gateway: Gateway, peer: str, forwarded: str) -> set[str]:
-        token(gateway)
-        client = app_of(gateway.services).test_client()
+    def asked(self, client: FlaskClient, peer: str, forwarded: str) -> int:
+        """The status of a request with a bad token."""
         headers = bearer("nonsense") | {"X-Forwarded-For": forwarded}
-        client.get("/queue", headers=headers, environ_overrides={"REMOTE_ADDR": peer})
-        return set(gateway.services.access.failures._counts)
+        return client.get("/queue", headers=headers, environ_overrides={"REMOTE_ADDR": peer}).status_code
 
     @pytest.mark.parametrize(
         ("trusted", "peer", "counted"),
@@ -539,7 +550,14 @@ class TestProxies:
         self, tmp_path: Path, migrated_sqlite: Path, server: SimulatorServer, trusted: str, peer: str, counted: str
     ) -> None:
         with Gateway(tmp_path, migrated_sqlite, [server.url], trusted_proxies=trusted) as gateway:
-            assert self.failures_from(gateway, peer, "203.0.113.7, 192.0.2.9") == {counted}
+            token(gateway)
+            client = app_of(gateway.services).test_client()
+            for _ in range(access.MOST_FAILURES):
+                assert self.asked(client, peer, "203.0.113.7, 192.0.2.9") == 401
+            for address in ("192.0.2.9", "203.0.113.7"):
+                assert self.asked(client, address, "") == (429 if address == counted else 401)
+            # The peer for itself: from a proxy that is believed this is another address.
+            assert self.asked(client, peer, "198.51.100.1") == (429 if peer == counted else 401)
 
 
 class TestSession:

@@ -7,6 +7,8 @@ import json
 import logging
 import re
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -170,13 +172,71 @@ def test_another_id_is_made_where_the_clients_can_not_be_taken(given: str | None
     assert made[0] != made[1]
 
 
+class Unraisable:
+    """An object whose end raises what nobody can catch."""
+
+    def __del__(self) -> None:
+        raise OSError("at the end of an object")
+
+
+def fail_in(where: str) -> None:
+    """Have Python itself report an exception, or a warning."""
+    if where == "thread":
+        thread = threading.Thread(target=lambda: {}["nothing"], name="runner big")
+        thread.start()
+        thread.join()
+    elif where == "main thread":
+        try:
+            raise ValueError("nobody catches this")  # noqa: TRY301 -- given to the hook as the interpreter does at its end
+        except ValueError as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+    elif where == "end of an object":
+        Unraisable()
+    else:
+        warnings.warn("this goes away", UserWarning, stacklevel=1)
+
+
+@pytest.fixture
+def caught(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Python's own reports go to the log, as in every process of ours, and not to pytest."""
+    for module, name in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logs.catch_everything()
+        yield
+        logging.captureWarnings(capture=False)
+
+
+@pytest.mark.usefixtures("caught")
+@pytest.mark.parametrize(
+    ("where", "level", "said", "kind"),
+    [
+        ("thread", "CRITICAL", "the thread runner big ended by an exception", KeyError),
+        ("main thread", "CRITICAL", "an exception was not caught", ValueError),
+        ("end of an object", "ERROR", "an exception was ignored", OSError),
+        ("warning", "WARNING", "UserWarning: this goes away", None),
+    ],
+)
 def test_what_python_itself_would_print_is_logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    where: str,
+    level: str,
+    said: str,
+    kind: type[BaseException] | None,
 ) -> None:
-    for name in ("excepthook", "unraisablehook"):
-        monkeypatch.setattr(sys, name, getattr(sys, name))
-    before = logging.getLogger().handlers
-    assert before, "pytest has handlers, so that configure leaves the root logger alone"
-    logs.configure("json")
-    assert logging.getLogger().handlers == before
+    fail_in(where)
+    [record] = caplog.records
+    assert record.levelname == level
+    assert said in record.getMessage()
+    assert (record.exc_info or (None,))[0] is kind
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("caught")
+def test_a_thread_that_ends_itself_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    thread = threading.Thread(target=sys.exit)
+    thread.start()
+    thread.join()
     assert caplog.records == []

@@ -85,7 +85,10 @@ _P = TypeVar("_P", bound="Process")
 
 def picture(**changes: Any) -> dict[str, Any]:
     """The body of a txt2img request, with some fields changed."""
-    return {**PICTURE, **changes}
+    body = {**PICTURE, **changes}
+    # Here, for a test may send it by other means than those below.
+    WATCH.sent(body)
+    return body
 
 
 def until(condition: Callable[[], _T], what: str, seconds: float = JOB_SECONDS) -> _T:
@@ -223,7 +226,6 @@ class Process:
         self.command = list(command)
         self.environ = environ
         self.log = folder / f"{name}.log"
-        WATCH.log(self.log)
         WATCH.settings(environ)
         #: Started by the operating system and not by the launcher, as a person would do it.
         self.cold = ALL_COLD
@@ -240,8 +242,13 @@ class Process:
 
     def launch(self) -> None:
         """Start the program; whether it is ready is another question. A session of its own makes its group killable."""
-        with self.log.open("ab") as log:
+        with self.open_log() as log:
             self._running = start(self.command, self.environ, log, log, cold=self.cold)
+
+    def open_log(self) -> IO[bytes]:
+        """The log, to be written by the program, and to be searched for secrets at the end of the test run."""
+        WATCH.log(self.log)
+        return self.log.open("ab")
 
     def wait(self, seconds: float = START_SECONDS) -> int:
         """Wait for the end of the program; its exit code."""
@@ -315,6 +322,7 @@ def run(
         for file in (output, errors):
             file.seek(0)
             texts.append(file.read().decode())
+    WATCH.settings(environ)
     WATCH.output(" ".join(command), texts[1])
     return subprocess.CompletedProcess(command, code, *texts)
 
@@ -579,7 +587,6 @@ class Nginx(Process):
         self.http = Http(self.url)
         prefix = folder / name
         prefix.mkdir()
-        WATCH.log(prefix / "access.log")
         shipped = CHECKOUT / "deploy/nginx"
         main = {
             "user www-data;": f"daemon off; user {user};" if os.geteuid() == 0 else "daemon off;",
@@ -599,10 +606,12 @@ class Nginx(Process):
         (prefix / "site.conf").write_text(replaced((shipped / "sd-gateway.conf").read_text("utf-8"), site))
         command = [NGINX, "-p", str(prefix), "-c", str(prefix / "nginx.conf"), "-e", "stderr"]
         super().__init__(name, command, clean_environ(folder), folder)
+        self._access_log = prefix / "access.log"
 
     def await_ready(self) -> None:
         """Wait until it listens."""
         until(self._ready, f"{self.name} listens", START_SECONDS)
+        WATCH.log(self._access_log)
 
     def _ready(self) -> bool:
         assert self.alive, f"{self.name} ended by itself:\n{self.text()}"

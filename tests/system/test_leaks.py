@@ -48,6 +48,40 @@ def test_a_planted_leak_is_found(watch: Watch, tmp_path: Path, name: str) -> Non
         watch.check()
 
 
+@pytest.mark.parametrize("name", ["audit.log", "audit.log.1"])
+@pytest.mark.parametrize("leak", ["token", "prompt", "password"])
+def test_audit_logs_are_searched_too(watch: Watch, tmp_path: Path, name: str, leak: str) -> None:
+    """Of every instance folder that a program was started with, though it may have made none."""
+    (tmp_path / "gateway.log").write_text("a line\n")
+    watch.settings({"SDG_INSTANCE": str(tmp_path / "instance")})
+    watch.check()
+    (tmp_path / "instance").mkdir()
+    (tmp_path / "instance" / name).write_text(f"app.audit: event=x {PLANTED[leak]}\n", "utf-8")
+    [found] = watch.leaks()
+    assert found.startswith(str(tmp_path / "instance" / name))
+
+
+def test_a_log_that_can_not_be_searched_is_no_silence(watch: Watch, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"removed before they were searched.*gateway\.log"):
+        watch.check()
+    (tmp_path / "gateway.log").touch()
+    with pytest.raises(AssertionError, match="none of 1 logs holds anything"):
+        watch.check()
+    Watch().check()
+
+
+def test_a_folder_that_goes_is_searched_before(watch: Watch, tmp_path: Path) -> None:
+    log = tmp_path / "folder" / "gateway.log"
+    log.parent.mkdir()
+    log.write_text(PLANTED["token"])
+    watch.log(log)
+    (tmp_path / "gateway.log").write_text("a line\n")
+    watch.read_below(log.parent)
+    log.unlink()
+    [found] = watch.leaks()
+    assert found.startswith(str(log))
+
+
 def test_what_a_program_wrote_is_searched_too(watch: Watch) -> None:
     watch.output("sd-gateway tokens list", f"INFO {TOKEN}")
     assert watch.leaks()

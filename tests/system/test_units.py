@@ -23,6 +23,7 @@ import pytest
 
 from tests.system import confined
 from tests.system.harness import CHECKOUT, COMMAND, NGINX, Gateway, Process, Simulator, Stage, picture, until
+from tests.system.leaks import WATCH
 
 _UNITS = CHECKOUT / "deploy/systemd"
 #: Of nginx; any group that is not root's first one.
@@ -55,6 +56,7 @@ def open_stage() -> Iterator[Stage]:
         yield stage
     finally:
         stage.clear()
+        WATCH.read_below(folder)
         shutil.rmtree(folder)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.harness import CHECKOUT, UNFINISHED, Simulator, Stage, until
+from tests.system.harness import CHECKOUT, UNFINISHED, Http, Simulator, Stage, free_port, until
 
 ARCHIVE = CHECKOUT / "tests" / "fixtures" / "version_0_1_0.zip"
 #: The body of most of its requests.
@@ -30,9 +30,12 @@ AGAIN = "again"
 
 
 class Opened:
-    """The folder, what version 0.1.0 answered about it, and today's gateway over it."""
+    """The folder, what version 0.1.0 answered about it, and today's gateway over it.
 
-    def __init__(self, stage: Stage, simulator: Simulator) -> None:
+    :param settings: of the gateway, which is not awaited.
+    """
+
+    def __init__(self, stage: Stage, simulator: Simulator, **settings: Any) -> None:
         with zipfile.ZipFile(ARCHIVE) as archive:
             archive.extractall(stage.folder)
         self.instance = stage.folder / "instance"
@@ -46,9 +49,9 @@ class Opened:
             SDG_DATA_DIR=None,
             SDG_DATABASE_URL=None,
             SDG_HOST_ID=None,
+            **settings,
         )
         self.gateway.data, self.gateway.database = self.instance / "data", self.instance / "gateway.db"
-        self.gateway.await_ready()
 
     def jobs(self, *statuses: str) -> list[dict[str, Any]]:
         """The jobs that version 0.1.0 showed in these states, as it showed them."""
@@ -66,6 +69,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     stage = Stage(tmp_path_factory.mktemp("version-0.1.0"))
     try:
         opened = Opened(stage, stage.simulator())
+        opened.gateway.await_ready()
         for job in opened.jobs(*UNFINISHED):
             opened.gateway.finished(job["url"], seconds=60)
         yield opened
@@ -211,3 +215,39 @@ def test_records_can_be_deleted_verified_swept_and_indexed_anew(opened: Opened) 
     assert (indexed.returncode, indexed.stdout) == (0, f"{len(records)} records added, 0 not readable\n")
     gateway.restart()
     assert opened.records() == records
+
+
+class TestWithoutASetting:
+    """Version 0.1.0 knew no tokens, so nobody has set ``SDG_AUTH``."""
+
+    def shows_everything(self, opened: Opened, headers: dict[str, str]) -> None:
+        """The gateway shows a client with these headers what version 0.1.0 showed, and takes new requests."""
+        http = opened.gateway.http
+        [job] = [job for job in opened.jobs("succeeded") if job["args"]["style"] == "Oil"]
+        assert shows(http.get(job["url"], headers=headers).json(), job)
+        url = job["images"][0]["url"]
+        assert hashlib.sha256(http.get(url, headers=headers).content).hexdigest() == opened.pictures[url]
+        made = http.request("POST", "/txt2img", json=FIELDS, headers=headers)
+        assert (made.status_code, made.json()["status"]) == (200, "succeeded")
+
+    def test_programs_on_this_machine_are_served_as_before(self, stage: Stage, simulator: Simulator) -> None:
+        opened = Opened(stage, simulator, SDG_AUTH=None)
+        opened.gateway.await_ready()
+        self.shows_everything(opened, {})
+
+    def test_where_others_reach_it_it_waits_for_the_first_token(self, stage: Stage, simulator: Simulator) -> None:
+        port = free_port()
+        opened = Opened(stage, simulator, SDG_AUTH=None, SDG_BIND=f"0.0.0.0:{port}")
+        gateway = opened.gateway
+        assert gateway.wait() == 1
+        [line] = [line for line in gateway.text().splitlines() if "[INFO]" not in line]
+        assert f"other machines can reach 0.0.0.0:{port}" in line
+        assert "sd-gateway tokens create" in line
+
+        made = gateway.cli("tokens", "create", "--name", "app")
+        assert made.returncode == 0, made.stderr
+        headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
+        gateway.http = Http(f"http://127.0.0.1:{port}")
+        gateway.restart()
+        assert gateway.http.get("/jobs/u1").status_code == 401
+        self.shows_everything(opened, headers)

@@ -62,7 +62,7 @@ class Installed(Process):
 
     def launch(self) -> None:
         """Start it."""
-        with self.log.open("ab") as log:
+        with self.open_log() as log:
             self._running = subprocess.Popen(
                 self.command,
                 cwd=self._place.folder,
