@@ -15,6 +15,9 @@ exclusive locks to no other, though nothing is written.
 image is still there, and else removes what it wrote. Whichever way the two meet, the later one removes the variant. Besides, a
 variant is found only while its image is there.
 
+**Nobody else waits.** The threads of a process that make a variant, or wait for one that is being made, are bounded; further requests
+for what is not made yet are refused at once, so that slow ones never hold all threads.
+
 A variant that can't be kept, for example because the disk is full, is sent all the same.
 """
 
@@ -35,7 +38,7 @@ from typing import Final, NamedTuple
 
 from app.records import layout as names
 from app.records.atomic import replace_file, sync_folder
-from app.records.errors import MissingFile
+from app.records.errors import MissingFile, VariantsBusy
 from app.records.files import IS_OURS, entries_of, find, translated
 from app.records.layout import Variant
 from app.records.rendering import render
@@ -88,12 +91,14 @@ class Variants:
     """The variants of all images below one data folder. Threads and processes may share it.
 
     :param most: the room for all of them, bytes.
+    :param makers: how many threads may make variants at a time, or wait for one that is being made.
     """
 
-    def __init__(self, root: Path, most: int, failpoints: Failpoints = UNWATCHED) -> None:
+    def __init__(self, root: Path, most: int, makers: int, failpoints: Failpoints = UNWATCHED) -> None:
         self._data = str(root)
         self._root = root / names.VARIANTS
         self._failpoints = failpoints
+        self._places = threading.BoundedSemaphore(makers)
         self._turns = threading.BoundedSemaphore(_AT_ONCE)
         self._complained_at = -_COMPLAIN_SECONDS
         self._room = Room(self._root, most, self._walk, self._remove_kept)
@@ -101,7 +106,8 @@ class Variants:
     def get(self, source: Source, variant: Variant) -> StoredVariant:
         """A variant of an image, made unless it was made before.
 
-        :raises MissingFile, DamagedImage, TooLargeForFormat, StorageFailed: see :meth:`app.records.store.RecordStore.variant`.
+        :raises MissingFile, DamagedImage, TooLargeForFormat, VariantsBusy, StorageFailed: see
+            :meth:`app.records.store.RecordStore.variant`.
         """
         found = self._find(source, variant)
         if found is not None and _is_there(self._place(source)):
@@ -109,7 +115,7 @@ class Variants:
         place, status = find(self._data, source.parts)
         if not stat.S_ISREG(status.st_mode):
             raise MissingFile
-        with _locked(place) as image:
+        with self._place_of_a_maker(), _locked(place) as image:
             # Whoever held the lock may have made it.
             return self._find(source, variant) or self._make(source, variant, image)
 
@@ -148,6 +154,15 @@ class Variants:
         return count
 
     # Finding and making.
+
+    @contextmanager
+    def _place_of_a_maker(self) -> Iterator[None]:
+        if not self._places.acquire(blocking=False):
+            raise VariantsBusy
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def _place(self, source: Source) -> str:
         return f"{self._data}/{'/'.join(source.parts)}"

@@ -958,8 +958,9 @@ def test_every_error_has_a_slug_of_its_own():
         "validation-failed",
         "storage-failed",
         "storage-unavailable",
+        "variants-busy",
     }
-    assert len(found) == 7
+    assert len(found) == 8
 
 
 def test_documents_are_plain_json_for_other_tools(records, root):

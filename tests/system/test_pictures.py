@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
 import os
 import signal
@@ -173,6 +174,31 @@ def test_a_variant_of_a_picture_that_is_deleted_meanwhile_is_not_kept(stage: Sta
             assert answer.result().problem == "file-missing", point
         assert gateway.files() <= {".room", ".making-room"}, point
         assert not list((gateway.data / ".variants").glob("*/*")), point
+
+
+def test_variants_that_take_long_hold_nobody_else_up(stage: Stage, simulator: Simulator) -> None:
+    """As while another process is suspended that makes them: it holds the lock on the picture."""
+    gateway = stage.gateway([simulator], SDG_THREADS=4, SDG_MAX_WAITERS=2, processes=1)
+    slow, other = gateway.succeeded(gateway.post(batch_size=2))["images"]
+    made = f"{slow['url']}?size=160&format=jpeg"
+    assert ask(gateway.url, "GET", made).status == 200
+    with gateway.find(slow["filename"]).open("rb") as picture_, ThreadPoolExecutor(12) as pool:
+        fcntl.flock(picture_, fcntl.LOCK_EX)
+        asked = [pool.submit(ask, gateway.url, "GET", slow["thumbnail_url"]) for _ in range(12)]
+        try:
+            until(lambda: sum(answer.done() for answer in asked) == 10, "all are refused but for the two that wait")
+            for path in ("/livez", "/readyz", slow["url"], made):
+                assert gateway.http.get(path, timeout=5).status_code == 200, path
+            refused_ = gateway.http.get(other["thumbnail_url"], timeout=5)
+            assert (refused_.status_code, refused_.json()["type"]) == (503, "variants-busy")
+            assert int(refused_.headers["Retry-After"]) == refused_.json()["retry_after"] == 1
+        finally:
+            fcntl.flock(picture_, fcntl.LOCK_UN)
+        statuses = sorted(answer.result().status for answer in asked)
+    assert statuses == [200] * 2 + [503] * 10
+    assert {answer.result().problem for answer in asked} == {None, "variants-busy"}
+    for image in (slow, other):
+        assert ask(gateway.url, "GET", image["thumbnail_url"]).status == 200
 
 
 def is_stopped(pid: int) -> bool:
