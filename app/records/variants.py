@@ -15,8 +15,8 @@ exclusive locks to no other, though nothing is written.
 image is still there, and else removes what it wrote. Whichever way the two meet, the later one removes the variant. Besides, a
 variant is found only while its image is there.
 
-**Nobody else waits.** The threads of a process that make a variant, or wait for one that is being made, are bounded; further requests
-for what is not made yet are refused at once, so that slow ones never hold all threads.
+**Nobody else waits.** The threads of a process that make a variant, or wait for one that is being made, are bounded; further
+requests for what is not made yet are refused at once, so that slow ones never hold all threads.
 
 A variant that can't be kept, for example because the disk is full, is sent all the same.
 """
@@ -117,7 +117,9 @@ class Variants:
             raise MissingFile
         with self._place_of_a_maker(), _locked(place) as image:
             # Whoever held the lock may have made it.
-            return self._find(source, variant) or self._make(source, variant, image)
+            stored = self._find(source, variant) or self._make(source, variant, image)
+        self._room.keep_soon()
+        return stored
 
     def remove(self, folder: tuple[str, str, str], filenames: Iterable[str]) -> None:
         """Remove all variants of images that were removed before from this folder (user folder, type and day), durably.
@@ -213,6 +215,7 @@ class Variants:
     def _write(self, path: Path, data: bytes) -> None:
         for left in reversed(range(_MOST_TRIES)):
             try:
+                self._make_root()
                 _make_folder(self._root.parent, path.parent)
                 replace_file(path.parent, path.name, data, self._failpoints)
                 break
@@ -220,6 +223,11 @@ class Variants:
                 # Somebody removed the folder, which was empty until now, or the file on its way together with its image.
                 if not left:
                     raise
+
+    def _make_root(self) -> None:
+        with suppress(FileExistsError):
+            self._root.mkdir(mode=modes.FOLDER)
+            self._room.begin()
 
     def _complain(self, error: OSError) -> None:
         """Log that variants can't be kept, but not for each one."""
@@ -264,7 +272,8 @@ class Variants:
 
     def _remove_kept(self, place: str) -> None:
         path = Path(place)
-        path.unlink(missing_ok=True)
+        with self._failpoints.around("unlink variant"):
+            path.unlink(missing_ok=True)
         _remove_empty(path.parent)
 
 
