@@ -13,7 +13,7 @@ exclusive locks to no other, though nothing is written.
 
 **Gone with the image.** A removal takes the image first, then its variants. A maker writes the variant, then looks whether the
 image is still there, and else removes what it wrote. Whichever way the two meet, the later one removes the variant. Besides, a
-variant is found only while its image is there.
+variant is found only while its image is there. What a maker leaves that is killed between the two steps, a sweep removes.
 
 **Nobody else waits.** The threads of a process that make a variant, or wait for one that is being made, are bounded; further
 requests for what is not made yet are refused at once, so that slow ones never hold all threads.
@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -50,6 +51,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Images that a process decodes at the same time: each may take hundreds of megabytes.
 _AT_ONCE: Final = 2
+#: Files that one step of a sweep looks at: tens of milliseconds on a local disk.
+_SWEPT_AT_ONCE: Final = 1000
 #: How often a variant's folder is made that a removal takes away because it is empty.
 _MOST_TRIES: Final = 8
 #: Seconds after which a file on its way was left by a process that was killed.
@@ -143,17 +146,26 @@ class Variants:
 
         :raises StorageFailed: one could not be removed.
         """
-        count = 0
-        now = time.time()
-        with translated("removed"):
-            for kept in self._walk():
-                if self._is_stray(kept, now):
-                    count += 1
-                    if not dry_run:
-                        self._remove_kept(kept.place)
-            if not dry_run and self._is_ours():
-                self._room.make()
+        count = sum(self.sweep_in_steps(dry_run=dry_run))
+        if not dry_run and self._is_ours():
+            self._room.make()
         return count
+
+    def sweep_in_steps(self, *, dry_run: bool = False) -> Iterator[int]:
+        """Do the same, but for the counting, in short steps; how many files each removes.
+
+        :raises StorageFailed: one could not be removed; the iterator then ends.
+        """
+        walk = self._walk()
+        with translated("removed"):
+            while step := list(islice(walk, _SWEPT_AT_ONCE)):
+                now = time.time()
+                strays = [kept for kept in step if self._is_stray(kept, now)]
+                if strays and not dry_run:
+                    for kept in strays:
+                        self._remove_kept(kept.place)
+                    self._room.add(-sum(kept.room for kept in strays))
+                yield len(strays)
 
     # Finding and making.
 

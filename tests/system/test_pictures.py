@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import http.client
 import io
 import os
 import signal
@@ -174,6 +175,41 @@ def test_a_variant_of_a_picture_that_is_deleted_meanwhile_is_not_kept(stage: Sta
             assert answer.result().problem == "file-missing", point
         assert gateway.files() <= {".room", ".making-room"}, point
         assert not list((gateway.data / ".variants").glob("*/*")), point
+
+
+def test_a_variant_that_a_killed_process_has_left_goes_when_the_worker_starts(
+    stage: Stage, simulator: Simulator
+) -> None:
+    """It made the variant of a record that was deleted meanwhile, and died before it could look for the picture."""
+    failpoints = stage.folder / "failpoints"
+    gateway = stage.gateway([simulator], SDG_TEST_CRASH_AT=failpoints)
+    stop = failpoints.with_name("failpoints.stop")
+    job = gateway.succeeded(gateway.post())
+    kept = gateway.succeeded(gateway.post())["images"][0]
+    assert ask(gateway.url, "GET", kept["thumbnail_url"]).status == 200
+
+    def suspended() -> int:
+        until(lambda: not stop.exists(), "the process is suspended")
+        return until(lambda: [pid for pid in children(gateway.running.pid) if is_stopped(pid)], "it is stopped")[0]
+
+    def left() -> set[str]:
+        return {name.removesuffix(".webp") for name in gateway.files() if name.endswith(".png.webp")}
+
+    with ThreadPoolExecutor(1) as pool:
+        stop.write_text("before rename .webp")
+        answer = pool.submit(ask, gateway.url, "GET", job["images"][0]["thumbnail_url"])
+        pid = suspended()
+        assert gateway.http.delete(job["url"].replace("/jobs/", "/delete/")).status_code == 200
+        # The deletion took the unfinished file, so it writes another one.
+        stop.write_text("after rename .webp")
+        os.kill(pid, signal.SIGCONT)
+        assert suspended() == pid
+        assert left() == {job["images"][0]["filename"], kept["filename"]}
+        gateway.kill()
+        assert isinstance(answer.exception(), http.client.HTTPException | OSError)
+    gateway.restart()
+    until(lambda: left() == {kept["filename"]}, "the worker has looked")
+    assert ask(gateway.url, "GET", kept["thumbnail_url"]).status == 200
 
 
 def test_variants_that_take_long_hold_nobody_else_up(stage: Stage, simulator: Simulator) -> None:
