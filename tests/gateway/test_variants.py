@@ -434,12 +434,6 @@ class TestMadeOnce:
             assert answer.result().json["type"] == "file-missing"
         assert not [path for path in site.variants() if url.rpartition("/")[2] in path.name]
 
-    def test_nothing_is_made_of_a_picture_that_may_not_be_written(self, site: Site) -> None:
-        """As after a restore by another user: it is locked as it is."""
-        url = site.url()
-        site.find(url.rpartition("/")[2]).chmod(0o440)
-        assert opened(site.get(f"{url}?size=160")).size == (64, 64)
-
 
 class TestGoneWithThePicture:
     def variants_of(self, site: Site, url: str) -> list[str]:
