@@ -109,6 +109,7 @@ PROBLEMS: Mapping[str, Problem] = MappingProxyType(
         "no-default-model": Problem(503, "No default model is known", 2),
         "database-unavailable": Problem(503, "The database is not available", 5),
         "no-room-for-body": Problem(503, "There is no room for the body", 5),
+        "variants-busy": Problem(503, "Too many variants of images are being made", 1),
         "no-signing-key": Problem(503, "No URL can be signed", 60),
         "storage-unavailable": Problem(503, "The data folder is not available", 10),
         "storage-failed": Problem(503, "The pictures could not be stored", 10),

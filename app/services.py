@@ -382,8 +382,13 @@ def _closed_on_failure(identity: Belonging) -> Iterator[None]:
 def identity_of(config: Config) -> Belonging:
     """The ids of the configured database and data folder, neither of which was touched."""
     failpoints = crash_at(config.crash_at)
-    records = RecordStore(config.data_dir, failpoints, config.variant_cache_mb * 2**20)
+    records = RecordStore(config.data_dir, failpoints, config.variant_cache_mb * 2**20, _variant_makers(config.threads))
     return Belonging(Database(config.database_url, failpoints), records)
+
+
+def _variant_makers(threads: int) -> int:
+    """How many of a process's threads may make variants: a quarter, and two where that leaves one for everything else."""
+    return max(threads // 4, min(2, threads - 1), 1)
 
 
 def _presets(config: Config) -> Presets:

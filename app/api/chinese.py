@@ -337,6 +337,7 @@ CHINESE: Final[Mapping[str, str]] = MappingProxyType(
         "No default model is known": "没有已知的默认模型",
         "The database is not available": "数据库不可用",
         "There is no room for the body": "没有空间存放请求体",
+        "Too many variants of images are being made": "正在生成的缩图过多",
         "The data folder is not available": "数据文件夹不可用",
         "The pictures could not be stored": "图片无法保存",
         "The WebUI took too long": "WebUI 耗时过长",

@@ -63,6 +63,7 @@ def _add_images(blp: Blueprint, services: Services, delivery: Delivery) -> None:
         "precondition-failed",
         "range-not-satisfiable",
         "file-damaged",
+        "variants-busy",
         "storage-unavailable",
         "storage-failed",
     )

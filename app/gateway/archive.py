@@ -143,7 +143,7 @@ class Archive:
         :param size: pixels of the longest side, as far as the image has so many; None keeps them all.
         :param extension: the format, by the extension of its files; None keeps that of the image.
         :raises JobNotFound, MissingFile: see :meth:`file`.
-        :raises DamagedImage, TooLargeForFormat, StorageFailed: see :meth:`app.records.store.RecordStore.variant`.
+        :raises DamagedImage, TooLargeForFormat, VariantsBusy, StorageFailed: see :meth:`app.records.store.RecordStore.variant`.
         """
         self._media_type(user_id, type_, filename)
         variant = Variant(size, extension or filename.rpartition(".")[2])

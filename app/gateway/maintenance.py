@@ -5,6 +5,7 @@ The worker does the upkeep in small steps beside everything else; ``sd-gateway r
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,8 +25,12 @@ from app.records.files import StoredFile
 from app.records.layout import DOCUMENT_FORMAT, user_folder
 from app.records.store import RecordStore
 
+_LOG = logging.getLogger(__name__)
+
 #: The worker looks so often whether there is something to do.
 STEP_SECONDS: Final = 60.0
+#: The worker looks at all variants of images at its start, and after each such time.
+_SWEEP_SECONDS: Final = 86_400.0
 #: A file without any row may belong to a request that is being accepted; after so long it does not.
 _ORPHAN_SECONDS: Final = 3600.0
 _BATCH: Final = 500
@@ -242,6 +247,8 @@ class Upkeep:
         self._records = records
         self._archive = archive
         self._next_at = 0.0
+        self._sweep: Iterator[int] | None = None
+        self._sweep_at = 0.0
 
     def step(self) -> None:
         """Do a part of it if its time has come; again at the next call if there is more.
@@ -252,9 +259,25 @@ class Upkeep:
             return
         self._next_at = time.monotonic() + STEP_SECONDS
         self._archive.tidy()
-        full = [forget() >= MOST_FORGOTTEN for forget in self._batches(MARK_SECONDS).values()]
-        if self._space.step() or any(full):
+        more = [forget() >= MOST_FORGOTTEN for forget in self._batches(MARK_SECONDS).values()]
+        more += [self._sweep_variants(), self._space.step()]
+        if any(more):
             self._next_at = 0.0
+
+    def _sweep_variants(self) -> bool:
+        """Look at some more variants, if it is time, and remove those whose image is gone; whether there may be more."""
+        if self._sweep is None:
+            if time.monotonic() < self._sweep_at:
+                return False
+            self._sweep = self._records.variants.sweep_in_steps()
+        try:
+            if next(self._sweep, None) is not None:
+                return True
+            self._sweep_at = time.monotonic() + _SWEEP_SECONDS
+        except RecordsError:
+            _LOG.exception("variants of deleted pictures could not be removed")
+        self._sweep = None
+        return False
 
     def run(self) -> Mapping[str, int]:
         """Do all of it; what was removed, and how much of it. Rows of deleted jobs are not kept for those who watch.
@@ -263,6 +286,7 @@ class Upkeep:
         """
         done = {"deletions finished": self._archive.tidy(), "refusals": self._table.deletion.forget_refusals()}
         done |= {what: _until_nothing(forget) for what, forget in self._batches(SEEN_SECONDS).items()}
+        done["variants of deleted pictures"] = self._records.variants.sweep()
         done["users' folders"] = self._records.folder.remove_empty_folders()
         return done | {"bytes of the database": self._space.make_small()}
 

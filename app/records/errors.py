@@ -49,6 +49,15 @@ class TooLargeForFormat(RecordsError):
         super().__init__("The image is too large for this format; ask for another one, or for a size.")
 
 
+class VariantsBusy(RecordsError):
+    """As many threads as may make variants do so; a variant that is not made yet has to be asked for again."""
+
+    slug = "variants-busy"
+
+    def __init__(self) -> None:
+        super().__init__("Too many smaller images are being made now. Ask for this one again.")
+
+
 class MissingFile(RecordsError):
     """No such file in the data folder, whatever the reason: never written, deleted, or no file name of ours."""
 

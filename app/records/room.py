@@ -1,7 +1,8 @@
 """The room that variants take: counted in one file, and bounded by removing those that were used longest ago.
 
-Each process adds what it writes to the count, and looks at all files only when that exceeds the bound. So much goes then that the
-next time is far away: the cost of looking is spread over a tenth of all variants that fit.
+Each process adds what it writes to the count. When that exceeds the bound, a thread of its own looks at all files and removes so
+many that the next time is far away: the cost of looking is spread over a tenth of all variants that fit. No request waits for it,
+so the bound is exceeded by what is written meanwhile.
 
 The last use of a variant is the time of access of its file, to the minute. The gateway sets it itself, since file systems note it
 late or never (``relatime`` and ``noatime``, mount(8)).
@@ -12,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -78,17 +80,43 @@ class Room:
         self.most = most
         self._count = folder / ".room"
         self._turn = folder / ".making-room"
+        self._evicting = threading.Lock()
+        self._exceeded = False
         self._walk = walk
         self._remove = remove
 
+    def begin(self) -> None:
+        """Begin to count in a new folder. Without this the count is not known, as after its file was lost. It never fails."""
+        with _logged(), suppress(FileExistsError):
+            descriptor = os.open(self._count, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, modes.FILE)
+            try:
+                os.write(descriptor, _written(0))
+            finally:
+                os.close(descriptor)
+
     def add(self, change: int) -> None:
-        """Count what was written, or with a negative number what was removed; make room where that is needed.
+        """Count what was written, or with a negative number what was removed.
 
         It never fails: a count that can't be kept is logged, and put right the next time that files are counted.
         """
         with _logged():
-            if self._add(change) > self.most:
-                self._make()
+            self._exceeded = self._add(change) > self.most
+
+    def keep_soon(self) -> None:
+        """Make room in a thread of its own if the last count exceeded the bound, unless one does so already. It never fails."""
+        if self._exceeded and self._evicting.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._evict, name="eviction", daemon=True).start()
+            except RuntimeError as error:
+                self._evicting.release()
+                _LOG.warning("there is no thread to make room for variants of pictures: %s", error)
+
+    def _evict(self) -> None:
+        try:
+            self._exceeded = False
+            self.make()
+        finally:
+            self._evicting.release()
 
     def make(self) -> None:
         """Count all files, and remove those that were used longest ago if they take too much room.
@@ -112,7 +140,7 @@ class Room:
                 raise BlockingIOError
             text = os.pread(file, _DIGITS, 0)
             count = max(int(text) + change, 0) if text.isdigit() else self.most + 1
-            os.pwrite(file, b"%0*d" % (_DIGITS, count), 0)
+            os.pwrite(file, _written(count), 0)
         return count
 
     def _bound(self) -> int:
@@ -137,6 +165,10 @@ class Room:
             left -= kept.room if kept.minute == last else 0
         _LOG.info("removed %.1f MiB of variants of pictures, those used longest ago", freed / 2**20)
         return freed
+
+
+def _written(count: int) -> bytes:
+    return b"%0*d" % (_DIGITS, count)
 
 
 @contextmanager

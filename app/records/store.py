@@ -28,6 +28,7 @@ _MOST_TRIES = 8
 #: With more possible names than this, listing the folder costs less than trying them.
 _MOST_NAMES = 5000
 _VARIANT_BYTES = 2**30
+_VARIANT_MAKERS = 16
 #: The document goes first, so that a half-deleted record can't be indexed again from its folder.
 _REMOVAL_ORDER = {"document": 0, "image": 1, "init": 2}
 
@@ -35,10 +36,18 @@ _REMOVAL_ORDER = {"document": 0, "image": 1, "init": 2}
 class RecordStore:
     """The files of all records below one folder. Threads and processes may share it."""
 
-    def __init__(self, root: Path, failpoints: Failpoints = UNWATCHED, variant_bytes: int = _VARIANT_BYTES) -> None:
-        """:param variant_bytes: the room for variants of images."""
+    def __init__(
+        self,
+        root: Path,
+        failpoints: Failpoints = UNWATCHED,
+        variant_bytes: int = _VARIANT_BYTES,
+        variant_makers: int = _VARIANT_MAKERS,
+    ) -> None:
+        """:param variant_bytes: the room for variants of images.
+        :param variant_makers: how many threads may make variants at a time, or wait for one that is being made.
+        """
         self.folder = DataFolder(root, failpoints)
-        self.variants = Variants(root, variant_bytes, failpoints)
+        self.variants = Variants(root, variant_bytes, variant_makers, failpoints)
         self._root = str(root)
         self._failpoints = failpoints
 
@@ -117,6 +126,7 @@ class RecordStore:
         :raises MissingFile: there is no such image, whether or not there is a variant of it.
         :raises DamagedImage: it can't be shown any more.
         :raises TooLargeForFormat: a side of it is.
+        :raises VariantsBusy: it is not made yet, and as many threads as may are making variants.
         :raises StorageFailed: it can't be read.
         """
         return self.variants.get(Source(_parts(user_id, type_, filename)), variant)

@@ -13,7 +13,10 @@ exclusive locks to no other, though nothing is written.
 
 **Gone with the image.** A removal takes the image first, then its variants. A maker writes the variant, then looks whether the
 image is still there, and else removes what it wrote. Whichever way the two meet, the later one removes the variant. Besides, a
-variant is found only while its image is there.
+variant is found only while its image is there. What a maker leaves that is killed between the two steps, a sweep removes.
+
+**Nobody else waits.** The threads of a process that make a variant, or wait for one that is being made, are bounded; further
+requests for what is not made yet are refused at once, so that slow ones never hold all threads.
 
 A variant that can't be kept, for example because the disk is full, is sent all the same.
 """
@@ -30,12 +33,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from app.records import layout as names
 from app.records.atomic import replace_file, sync_folder
-from app.records.errors import MissingFile
+from app.records.errors import MissingFile, VariantsBusy
 from app.records.files import IS_OURS, entries_of, find, translated
 from app.records.layout import Variant
 from app.records.rendering import render
@@ -47,6 +51,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Images that a process decodes at the same time: each may take hundreds of megabytes.
 _AT_ONCE: Final = 2
+#: Files that one step of a sweep looks at: tens of milliseconds on a local disk.
+_SWEPT_AT_ONCE: Final = 1000
 #: How often a variant's folder is made that a removal takes away because it is empty.
 _MOST_TRIES: Final = 8
 #: Seconds after which a file on its way was left by a process that was killed.
@@ -88,12 +94,14 @@ class Variants:
     """The variants of all images below one data folder. Threads and processes may share it.
 
     :param most: the room for all of them, bytes.
+    :param makers: how many threads may make variants at a time, or wait for one that is being made.
     """
 
-    def __init__(self, root: Path, most: int, failpoints: Failpoints = UNWATCHED) -> None:
+    def __init__(self, root: Path, most: int, makers: int, failpoints: Failpoints = UNWATCHED) -> None:
         self._data = str(root)
         self._root = root / names.VARIANTS
         self._failpoints = failpoints
+        self._places = threading.BoundedSemaphore(makers)
         self._turns = threading.BoundedSemaphore(_AT_ONCE)
         self._complained_at = -_COMPLAIN_SECONDS
         self._room = Room(self._root, most, self._walk, self._remove_kept)
@@ -101,7 +109,8 @@ class Variants:
     def get(self, source: Source, variant: Variant) -> StoredVariant:
         """A variant of an image, made unless it was made before.
 
-        :raises MissingFile, DamagedImage, TooLargeForFormat, StorageFailed: see :meth:`app.records.store.RecordStore.variant`.
+        :raises MissingFile, DamagedImage, TooLargeForFormat, VariantsBusy, StorageFailed: see
+            :meth:`app.records.store.RecordStore.variant`.
         """
         found = self._find(source, variant)
         if found is not None and _is_there(self._place(source)):
@@ -109,9 +118,11 @@ class Variants:
         place, status = find(self._data, source.parts)
         if not stat.S_ISREG(status.st_mode):
             raise MissingFile
-        with _locked(place) as image:
+        with self._place_of_a_maker(), _locked(place) as image:
             # Whoever held the lock may have made it.
-            return self._find(source, variant) or self._make(source, variant, image)
+            stored = self._find(source, variant) or self._make(source, variant, image)
+        self._room.keep_soon()
+        return stored
 
     def remove(self, folder: tuple[str, str, str], filenames: Iterable[str]) -> None:
         """Remove all variants of images that were removed before from this folder (user folder, type and day), durably.
@@ -135,19 +146,37 @@ class Variants:
 
         :raises StorageFailed: one could not be removed.
         """
-        count = 0
-        now = time.time()
-        with translated("removed"):
-            for kept in self._walk():
-                if self._is_stray(kept, now):
-                    count += 1
-                    if not dry_run:
-                        self._remove_kept(kept.place)
-            if not dry_run and self._is_ours():
-                self._room.make()
+        count = sum(self.sweep_in_steps(dry_run=dry_run))
+        if not dry_run and self._is_ours():
+            self._room.make()
         return count
 
+    def sweep_in_steps(self, *, dry_run: bool = False) -> Iterator[int]:
+        """Do the same, but for the counting, in short steps; how many files each removes.
+
+        :raises StorageFailed: one could not be removed; the iterator then ends.
+        """
+        walk = self._walk()
+        with translated("removed"):
+            while step := list(islice(walk, _SWEPT_AT_ONCE)):
+                now = time.time()
+                strays = [kept for kept in step if self._is_stray(kept, now)]
+                if strays and not dry_run:
+                    for kept in strays:
+                        self._remove_kept(kept.place)
+                    self._room.add(-sum(kept.room for kept in strays))
+                yield len(strays)
+
     # Finding and making.
+
+    @contextmanager
+    def _place_of_a_maker(self) -> Iterator[None]:
+        if not self._places.acquire(blocking=False):
+            raise VariantsBusy
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def _place(self, source: Source) -> str:
         return f"{self._data}/{'/'.join(source.parts)}"
@@ -198,6 +227,7 @@ class Variants:
     def _write(self, path: Path, data: bytes) -> None:
         for left in reversed(range(_MOST_TRIES)):
             try:
+                self._make_root()
                 _make_folder(self._root.parent, path.parent)
                 replace_file(path.parent, path.name, data, self._failpoints)
                 break
@@ -205,6 +235,11 @@ class Variants:
                 # Somebody removed the folder, which was empty until now, or the file on its way together with its image.
                 if not left:
                     raise
+
+    def _make_root(self) -> None:
+        with suppress(FileExistsError):
+            self._root.mkdir(mode=modes.FOLDER)
+            self._room.begin()
 
     def _complain(self, error: OSError) -> None:
         """Log that variants can't be kept, but not for each one."""
@@ -249,7 +284,8 @@ class Variants:
 
     def _remove_kept(self, place: str) -> None:
         path = Path(place)
-        path.unlink(missing_ok=True)
+        with self._failpoints.around("unlink variant"):
+            path.unlink(missing_ok=True)
         _remove_empty(path.parent)
 
 

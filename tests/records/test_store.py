@@ -27,7 +27,9 @@ from app.records.errors import (
     StorageFailed,
     StoreUnavailable,
 )
+from app.records.layout import Variant
 from app.records.store import RecordStore
+from tests.inprocess import until
 
 NAME = "20261122T061530123-9f2c4e7a"
 OTHER = "20261122T061530123-00000000"
@@ -945,6 +947,34 @@ def test_a_disk_that_cannot_be_read(records, monkeypatch):
         list(records.scan())
 
 
+def test_nobody_waits_while_old_variants_are_removed(root):
+    """The removal is held up right after the first of them."""
+    begun, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert held.wait(30)
+
+    def stored() -> list[Path]:
+        return [path for path in (root / names.VARIANTS / "whole").rglob("*") if path.is_file()]
+
+    def make(index: int, extension: str) -> None:
+        records.variant(USER, "img2img", f"{NAME}-1-{index}.png", Variant(None, extension))
+
+    records = RecordStore(root, At("unlink variant", hold), variant_bytes=4 * 4096)
+    records.folder.prepare()
+    save(records, *PLACE, 1, [(PNG, "png")] * 5)
+    for index in range(5):
+        make(index, "webp")
+    assert begun.wait(30)
+    # Of the same picture, and beyond the bound.
+    make(4, "jpg")
+    assert len(stored()) == 5
+    held.set()
+    until(lambda: len(stored()) == 4, "room is made")
+    until(lambda: int((root / names.VARIANTS / ".room").read_text("ascii")) == 4 * 4096, "the count is right")
+
+
 def test_every_error_has_a_slug_of_its_own():
     def below(cls):
         return {cls, *(inner for child in cls.__subclasses__() for inner in below(child))}
@@ -958,8 +988,9 @@ def test_every_error_has_a_slug_of_its_own():
         "validation-failed",
         "storage-failed",
         "storage-unavailable",
+        "variants-busy",
     }
-    assert len(found) == 7
+    assert len(found) == 8
 
 
 def test_documents_are_plain_json_for_other_tools(records, root):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import http.client
 import io
 import os
 import signal
@@ -173,6 +175,66 @@ def test_a_variant_of_a_picture_that_is_deleted_meanwhile_is_not_kept(stage: Sta
             assert answer.result().problem == "file-missing", point
         assert gateway.files() <= {".room", ".making-room"}, point
         assert not list((gateway.data / ".variants").glob("*/*")), point
+
+
+def test_a_variant_that_a_killed_process_has_left_goes_when_the_worker_starts(
+    stage: Stage, simulator: Simulator
+) -> None:
+    """It made the variant of a record that was deleted meanwhile, and died before it could look for the picture."""
+    failpoints = stage.folder / "failpoints"
+    gateway = stage.gateway([simulator], SDG_TEST_CRASH_AT=failpoints)
+    stop = failpoints.with_name("failpoints.stop")
+    job = gateway.succeeded(gateway.post())
+    kept = gateway.succeeded(gateway.post())["images"][0]
+    assert ask(gateway.url, "GET", kept["thumbnail_url"]).status == 200
+
+    def suspended() -> int:
+        until(lambda: not stop.exists(), "the process is suspended")
+        return until(lambda: [pid for pid in children(gateway.running.pid) if is_stopped(pid)], "it is stopped")[0]
+
+    def left() -> set[str]:
+        return {name.removesuffix(".webp") for name in gateway.files() if name.endswith(".png.webp")}
+
+    with ThreadPoolExecutor(1) as pool:
+        stop.write_text("before rename .webp")
+        answer = pool.submit(ask, gateway.url, "GET", job["images"][0]["thumbnail_url"])
+        pid = suspended()
+        assert gateway.http.delete(job["url"].replace("/jobs/", "/delete/")).status_code == 200
+        # The deletion took the unfinished file, so it writes another one.
+        stop.write_text("after rename .webp")
+        os.kill(pid, signal.SIGCONT)
+        assert suspended() == pid
+        assert left() == {job["images"][0]["filename"], kept["filename"]}
+        gateway.kill()
+        assert isinstance(answer.exception(), http.client.HTTPException | OSError)
+    gateway.restart()
+    until(lambda: left() == {kept["filename"]}, "the worker has looked")
+    assert ask(gateway.url, "GET", kept["thumbnail_url"]).status == 200
+
+
+def test_variants_that_take_long_hold_nobody_else_up(stage: Stage, simulator: Simulator) -> None:
+    """As while another process is suspended that makes them: it holds the lock on the picture."""
+    gateway = stage.gateway([simulator], SDG_THREADS=4, SDG_MAX_WAITERS=2, processes=1)
+    slow, other = gateway.succeeded(gateway.post(batch_size=2))["images"]
+    made = f"{slow['url']}?size=160&format=jpeg"
+    assert ask(gateway.url, "GET", made).status == 200
+    with gateway.find(slow["filename"]).open("rb") as picture_, ThreadPoolExecutor(12) as pool:
+        fcntl.flock(picture_, fcntl.LOCK_EX)
+        asked = [pool.submit(ask, gateway.url, "GET", slow["thumbnail_url"]) for _ in range(12)]
+        try:
+            until(lambda: sum(answer.done() for answer in asked) == 10, "all are refused but for the two that wait")
+            for path in ("/livez", "/readyz", slow["url"], made):
+                assert gateway.http.get(path, timeout=5).status_code == 200, path
+            refused_ = gateway.http.get(other["thumbnail_url"], timeout=5)
+            assert (refused_.status_code, refused_.json()["type"]) == (503, "variants-busy")
+            assert int(refused_.headers["Retry-After"]) == refused_.json()["retry_after"] == 1
+        finally:
+            fcntl.flock(picture_, fcntl.LOCK_UN)
+        statuses = sorted(answer.result().status for answer in asked)
+    assert statuses == [200] * 2 + [503] * 10
+    assert {answer.result().problem for answer in asked} == {None, "variants-busy"}
+    for image in (slow, other):
+        assert ask(gateway.url, "GET", image["thumbnail_url"]).status == 200
 
 
 def is_stopped(pid: int) -> bool:

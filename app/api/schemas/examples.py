@@ -348,6 +348,7 @@ _PROBLEMS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
             "detail": "Too many clients are waiting for a picture. Try again later, or send 'Prefer: respond-async' to be "
             "answered at once.",
         },
+        "variants-busy": {"detail": "Too many smaller images are being made now. Ask for this one again."},
         "no-signing-key": {"detail": "This gateway has no key to sign with; its log says why."},
         "no-free-stream": {"detail": "Too many clients are watching jobs. Try again later."},
         "not-acceptable": {"detail": "This path answers with text/event-stream, which the Accept header excludes."},
