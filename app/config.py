@@ -298,9 +298,10 @@ def parse_webui_urls(value: str, host_id: str) -> tuple[WebuiAddress, ...]:
     return tuple(found.values())
 
 
-def _without_credentials(url: str) -> str:
-    # Up to the last @: a password may hold one, and a slash.
-    return re.sub(r"//.*@", "//", url)
+def _without_credentials(entry: str) -> str:
+    """What may be shown of an entry that can't be read: nothing up to its last @, and no query, which may hold passwords too."""
+    name, _, rest = entry.rpartition("@")
+    return ("…@" if name else "") + rest.partition("?")[0]
 
 
 SETTINGS: tuple[Setting, ...] = (

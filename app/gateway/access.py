@@ -130,6 +130,7 @@ class _Known:
     caller: Caller
     digest: str
     until: float
+    use_to_be_noted: bool
 
 
 class Access:
@@ -180,13 +181,21 @@ class Access:
         # The checksum was right, so the text is ASCII.
         if known is None or not hmac.compare_digest(digest_of(text), known.digest):
             raise self.failure(address)
-        return known.caller
+        return self._used(known)
 
     def by_id(self, token_id: str, address: str) -> Caller:
         """The caller with the token of this id, as a session names it; raises as :meth:`by_text` does."""
         known = self._look_up(token_id)
         if known is None:
             raise self.failure(address)
+        return self._used(known)
+
+    def _used(self, known: _Known) -> Caller:
+        """The caller with a token that has proved good; its use is noted where that is due."""
+        token = known.caller.token
+        if known.use_to_be_noted and token is not None:
+            self._known[token] = replace(known, use_to_be_noted=False)
+            self._note_use(token)
         return known.caller
 
     def still(self, caller: Caller) -> Caller:
@@ -224,9 +233,8 @@ class Access:
             self._known.pop(token_id, None)
             return None
         kept = KEPT_SECONDS if token.seconds_left is None else min(KEPT_SECONDS, token.seconds_left)
-        known = self._known[token_id] = _Known(_caller(token), token.digest, now + kept)
-        if token.unused_for_an_hour:
-            self._note_use(token_id)
+        known = _Known(_caller(token), token.digest, now + kept, token.unused_for_an_hour)
+        self._known[token_id] = known
         return known
 
 

@@ -102,8 +102,9 @@ class Revocation:
     def _loop(self) -> None:
         while self._await_work():
             try:
-                self._note_uses()
+                # First, for a note may wait for another writer.
                 self._end_overdue()
+                self._note_uses()
             except DatabaseUnavailable:
                 # Leave them open: without the database nothing says that they are invalid. New requests are refused meanwhile.
                 _LOG.warning("the tokens of those who wait or watch could not be looked up")
@@ -156,4 +157,7 @@ class Revocation:
             holds = holds & self._holds
             self._holds -= holds
         for hold in holds:
-            hold.end()
+            try:
+                hold.end()
+            except Exception:  # noqa: BLE001 -- the others are ended all the same
+                _LOG.exception("a request could not be ended whose permission is over")

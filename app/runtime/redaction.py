@@ -18,7 +18,7 @@ _SECRETS: Final = tuple(
         ("sdg_", r"sdg_([0-9A-Za-z]{8})_[0-9A-Za-z]+", r"sdg_\1_…"),
         ("sig=", r"\bsig=[^&\s\"'…]+", "sig=…"),
         # Up to the last @: a password may hold one, and a slash.
-        ("@", r"://[^\s\"'<>…]*@", "://…@"),
+        ("@", r"://[^\s\"'<>…]{0,512}@", "://…@"),
         ("assw", r"(?i)(passw(?:or)?d=)[^&\s\"'…]+", r"\1…"),
         ("uthorization", _AUTHORIZATION, r"\1…"),
         ("UTHORIZATION", _AUTHORIZATION, r"\1…"),

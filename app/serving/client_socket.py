@@ -96,7 +96,7 @@ class ClientSocket(socket.socket):
     WSGI environ as ``gunicorn.socket``.
     """
 
-    __slots__ = ("_continue", "_pace", "_patient", "_waits")
+    __slots__ = ("_continue", "_deadline", "_pace", "_patient", "_waits")
 
     def __init__(self, accepted: socket.socket, waits: ClientWaits) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
@@ -107,6 +107,7 @@ class ClientSocket(socket.socket):
     def begin_request(self) -> None:
         """Begin to measure anew."""
         self._pace: _Pace | None = None
+        self._deadline: float | None = None
         self._patient = True
         self._continue = False
 
@@ -123,11 +124,27 @@ class ClientSocket(socket.socket):
         finally:
             self._patient = True
 
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Have :meth:`recv` raise TimeoutError when so many seconds have passed in all, however the bytes come."""
+        self._deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._deadline = None
+            self.setblocking(False)
+
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """Read what has come, or wait for it.
 
         :raises BodyTooSlow: the client does not keep the pace of a body.
+        :raises TimeoutError: the time of :meth:`within` is up.
         """
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the time of the body is up")
+            self.settimeout(left)
         while True:
             try:
                 data = super().recv(size, flags)

@@ -50,6 +50,8 @@ backlog = 2048
 keepalive = 5
 # The main thread of a gthread process tells the master by itself that it is alive, however long a request waits.
 timeout = 30
+# Of what gunicorn makes, which is the Unix socket: nobody but the user and the group of the gateway reaches it.
+umask = 0o007
 # Longer than draining may take, so that a stopping worker is never killed over it.
 graceful_timeout = int(_config.drain_timeout) + 10
 # Its default lies in the home folder, where two gateways of one user would meet.

@@ -23,7 +23,7 @@ from app.gateway import access
 from app.gateway.tokens import checksum, id_of
 from app.services import Services
 from app.simulator import SimulatorServer
-from tests.inprocess import FIELDS, Gateway, png_base64
+from tests.inprocess import FIELDS, Gateway, png_base64, until
 
 NAME = "20261122T061530123-9f2c4e7a"
 MEMBERS = {"id": "alice", "type": "txt2img", "name": NAME, "filename": f"{NAME}-1-0.png", "asset": "swagger-ui.css"}
@@ -344,6 +344,18 @@ class TestBadTokens:
         gateway.services.revoke_token(token_id)
         assert problem_of(client.get("/queue")) == (401, "token-missing")
 
+    def test_an_id_alone_is_no_use_of_its_token(self, gateway: Gateway, client: FlaskClient) -> None:
+        text = token(gateway)
+        assert client.get("/queue", headers=bearer(with_another_secret(text))).status_code == 401
+        gateway.services.revocation.stop()
+        assert gateway.services.token_book.get(id_of(text) or "").used_at is None
+
+    def test_its_use_is_noted_to_the_hour(self, gateway: Gateway, client: FlaskClient) -> None:
+        text = token(gateway)
+        assert client.get("/queue", headers=bearer(text)).status_code == 200
+        used = until(lambda: gateway.services.token_book.get(id_of(text) or "").used_at, "its use is noted")
+        assert used % 3600 == 0
+
     def test_rotated(self, gateway: Gateway, client: FlaskClient) -> None:
         old = token(gateway, users=("alice",), scopes=("read",))
         new = gateway.services.rotate_token(id_of(old) or "", 3600).text
@@ -433,12 +445,18 @@ class TestOpen:
             {"X-Forwarded-Proto": "http"},
             {"X-Forwarded-Anything": ""},
             {"Forwarded": "for=127.0.0.1"},
+            {"X-Real-IP": "127.0.0.1"},
+            {"CF-Connecting-IP": "127.0.0.1"},
             {"Via": "1.1 proxy"},
             {"Origin": "https://evil.example"},
             {"Origin": "null"},
             {"Origin": "http://localhost.evil.example"},
             {"Origin": "http://localhost:3000/path"},
             {"Origin": "file://"},
+            {"Origin": "http://localhost#.evil.example"},
+            {"Origin": "http://localhost?.evil.example"},
+            {"Origin": "http://["},
+            {"Host": "127.999.1.1"},
             {"Sec-Fetch-Site": "cross-site"},
         ],
         ids=str,

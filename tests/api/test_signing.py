@@ -128,6 +128,8 @@ class TestPictures:
             lambda url: changed(url, sig="%00%ff"),
             lambda url: changed(url, sig="灯"),
             lambda url: changed(url, sig=parse_qs(urlsplit(url).query)["sig"][0] + "x"),
+            lambda url: changed(url, sig=parse_qs(urlsplit(url).query)["sig"][0] + "="),
+            lambda url: changed(url, sig="*" + parse_qs(urlsplit(url).query)["sig"][0]),
             lambda url: changed(url, size="160"),
             lambda url: changed(url, format="webp"),
             lambda url: changed(url, download="true"),

@@ -338,6 +338,7 @@ class TestOpen:
         path = tmp_path / "g.sock"
         gateway = open_gateway(stage, [simulator], SDG_BIND=f"unix:{path}")
         until(lambda: gateway.alive and path.exists() and "Listening" in gateway.text(), "it listens", START_SECONDS)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o770
         assert ask_unix(path, "/queue") == (403, "open-only-to-this-machine")
         assert ask_unix(path, "/livez")[0] == 200
         assert "no token was made yet, so what comes over the Unix socket is refused" in gateway.text()

@@ -12,15 +12,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from app.runtime.addresses import is_loopback
 
 _PORT: Final = r"(?::[0-9]{1,5})?"
-#: Host exactly as a client on this machine names it.
-_HOST: Final = re.compile(rf"(?:localhost|127(?:\.[0-9]{{1,3}}){{3}}|\[::1\]){_PORT}", re.ASCII)
-#: The beginnings of what proxies add, as WSGI names them.
-_FORWARDED: Final = ("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_VIA")
+_OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+#: Host exactly as a client on this machine names it, and the Origin of its pages.
+_HOST: Final = re.compile(rf"(?:localhost|127(?:\.{_OCTET}){{3}}|\[::1\]){_PORT}", re.ASCII)
+_ORIGIN: Final = re.compile(rf"https?://{_HOST.pattern}", re.ASCII)
+#: The beginnings of what proxies and delivery networks add, as WSGI names them.
+_FORWARDED: Final = (
+    *("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", "HTTP_X_CLIENT_IP", "HTTP_TRUE_CLIENT_IP"),
+    *("HTTP_X_ORIGINAL_", "HTTP_X_ENVOY_", "HTTP_CF_", "HTTP_CDN_LOOP"),
+)
 _ADVICE: Final = (
     "As long as no token was made, only programs on this machine are served, and {}. "
     "Make a token ('sd-gateway tokens create --name app'), or set SDG_AUTH=none to serve everybody."
@@ -75,13 +79,5 @@ class Openness:
         origin = environ.get("HTTP_ORIGIN")
         if origin in self._origins:
             return False
-        foreign = origin is not None and not _is_of_this_machine(origin)
+        foreign = origin is not None and not _ORIGIN.fullmatch(origin)
         return foreign or "cross-site" in environ.get("HTTP_SEC_FETCH_SITE", "")
-
-
-def _is_of_this_machine(origin: str) -> bool:
-    try:
-        parts = urlsplit(origin)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(_HOST.fullmatch(parts.netloc)) and not parts.path

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import re
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from app.api.http import cancel_after
 from app.api.http.bodies import KIBIBYTE, MEBIBYTE, Body
 from app.api.http.refusals import BodyTooLarge, BodyTooSlow, InvalidRequest, UnsupportedMediaType
 from app.api.http.strictjson import parse
+from app.serving.client_socket import ClientSocket
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _SMALL_BODIES: Mapping[str, int] = MappingProxyType({"session.create_session": 4
 #: What gunicorn raises while it reads a body: the client reset the connection, or its chunks are malformed.
 _BROKEN = (OSError, ParseException)
 _CHUNK = 256 * 1024
-#: The body of a request that takes none is read before the answer so far: bytes, and seconds without a new one.
+#: The body of a request that takes none is read before the answer so far: bytes, and seconds in all.
 _UNREAD_BYTES = 64 * 1024
 _UNREAD_SECONDS = 0.1
 
@@ -134,19 +134,10 @@ class GatewayRequest(flask.Request):
                     return
             self._check_length(size)
 
-    @contextlib.contextmanager
-    def _little_patience(self) -> Iterator[None]:
-        """Have the server raise TimeoutError where a client that was to send something does not."""
-        connection: socket.socket | None = self.environ.get("gunicorn.socket")
-        if connection is None:
-            yield
-            return
-        patience = connection.gettimeout()
-        connection.settimeout(_UNREAD_SECONDS)
-        try:
-            yield
-        finally:
-            connection.settimeout(patience)
+    def _little_patience(self) -> contextlib.AbstractContextManager[None]:
+        """Have our server raise TimeoutError when the time for a body that nobody reads is up."""
+        connection: ClientSocket | None = self.environ.get("gunicorn.socket")
+        return contextlib.nullcontext() if connection is None else connection.within(_UNREAD_SECONDS)
 
     def _check_content_type(self) -> None:
         charset = self.mimetype_params.get("charset", "utf-8").lower()
