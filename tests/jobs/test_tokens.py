@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from app.gateway.tokens import TokenBook, TokenError, digest_of, id_of
 from app.jobs.sql.database import Database
-from app.jobs.tokens import HOUR, Scope, Token, Tokens
+from app.jobs.tokens import HOUR, NewToken, Scope, Token, Tokens
 
 #: Seconds that a slow machine may let pass between two steps of a test.
 SLACK = 60.0
@@ -26,15 +28,14 @@ def book(tokens: Tokens) -> TokenBook:
     return TokenBook(tokens)
 
 
-def add(
-    tokens: Tokens,
-    token_id: str,
-    *,
-    scopes: Sequence[Scope] = ("read",),
-    users: Sequence[str] = ("*",),
-    seconds: float | None = None,
-) -> None:
-    tokens.add(token_id, f"digest of {token_id}", name="an app", scopes=scopes, users=users, seconds=seconds)
+def new(
+    token_id: str, *, scopes: Sequence[Scope] = ("read",), users: Sequence[str] = ("*",), seconds: float | None = None
+) -> NewToken:
+    return NewToken(token_id, f"digest of {token_id}", "an app", frozenset(scopes), tuple(users), seconds)
+
+
+def add(tokens: Tokens, token_id: str, **fields: Any) -> None:
+    tokens.add(new(token_id, **fields))
 
 
 def found(tokens: Tokens, token_id: str) -> Token:
@@ -51,6 +52,7 @@ class TestTable:
         assert token.scopes == frozenset({"read", "generate"})
         assert token.users == ("shop-*", "灯塔", 'a"b')
         assert token.limits == {}
+        assert token.lifetime is None
         assert token.valid is True
         assert (token.expires_at, token.seconds_left, token.revoked_at, token.used_at) == (None, None, None, None)
         # Both engines run on this machine's clock.
@@ -116,18 +118,26 @@ class TestTable:
         assert tokens.revoke("unknown") is False
         assert found(tokens, "00000002").valid is True
 
-    def test_an_end_is_only_moved_forwards(self, tokens: Tokens) -> None:
-        """Of a token that never expires, and of one that expires later."""
-        for token_id, seconds in (("00000001", None), ("00000002", 7200), ("00000003", 600), ("00000004", None)):
-            add(tokens, token_id, seconds=seconds)
-        for token_id in ("00000001", "00000002", "00000003"):
-            tokens.expire(token_id, 3600)
-        left = {token.id: token.seconds_left for token in tokens.all()}
-        for token_id, seconds in (("00000001", 3600), ("00000002", 3600), ("00000003", 600)):
-            assert seconds - SLACK < (left[token_id] or 0) <= seconds
-        assert left["00000004"] is None
-        tokens.expire("00000004", 0)
-        assert found(tokens, "00000004").valid is False
+    @pytest.mark.parametrize(("seconds", "left"), [(None, 3600), (7200, 3600), (600, 600)])
+    def test_a_replaced_token_expires_at_the_end_of_the_overlap_or_earlier(
+        self, tokens: Tokens, seconds: float | None, left: float
+    ) -> None:
+        add(tokens, "00000001", seconds=seconds)
+        add(tokens, "00000002")
+        tokens.replace("00000001", 3600, new("00000003", seconds=60))
+        assert left - SLACK < (found(tokens, "00000001").seconds_left or 0) <= left
+        assert found(tokens, "00000001").lifetime == seconds
+        assert found(tokens, "00000002").expires_at is None
+        assert found(tokens, "00000003").lifetime == 60
+
+    def test_a_replacement_is_made_wholly_or_not_at_all(self, tokens: Tokens) -> None:
+        """Another token has the id: a bug, or once in 10^14 tokens."""
+        for token_id in ("00000001", "00000002"):
+            add(tokens, token_id)
+        before = tokens.all()
+        with pytest.raises(IntegrityError):
+            tokens.replace("00000001", 60, new("00000002"))
+        assert tokens.all() == before
 
     def test_its_use_is_noted_to_the_hour(self, tokens: Tokens) -> None:
         for token_id in ("00000001", "00000002", "00000003"):
@@ -138,34 +148,35 @@ class TestTable:
         assert used["00000002"] is None
         assert used["00000001"] == used["00000003"]
         assert used["00000001"] in (before, before + HOUR)
+        assert [token.unused_for_an_hour for token in tokens.all()] == [False, True, False]
         tokens.note_use(set())
         assert {token.id: token.used_at for token in tokens.all()} == used
 
 
 class TestBook:
     def test_a_made_token_is_stored_by_its_digest_alone(self, book: TokenBook, database: Database) -> None:
-        new = book.create(name="shop", users=["shop-*"], scopes=["generate"], seconds=None)
-        assert id_of(new.text) == new.token.id
-        assert new.token.digest == digest_of(new.text)
-        assert new.token.scopes == frozenset({"read", "generate"})
-        assert book.get(new.token.id) == new.token
+        made = book.create(name="shop", users=["shop-*"], scopes=["generate"], seconds=None)
+        assert id_of(made.text) == made.token.id
+        assert made.token.digest == digest_of(made.text)
+        assert made.token.scopes == frozenset({"read", "generate"})
+        assert book.get(made.token.id) == made.token
         with database.read() as connection:
             [row] = connection.execute(text("SELECT * FROM tokens")).all()
-        assert new.text.split("_")[2] not in repr(row)
+        assert made.text.split("_")[2] not in repr(row)
 
     def test_both_are_valid_until_the_overlap_is_over(self, book: TokenBook) -> None:
         old = book.create(name="shop", users=["a", "b*"], scopes=["read", "admin"], seconds=None).token
-        new = book.rotate(old.id, 3600).token
-        assert new.id != old.id
-        assert new.digest != old.digest
-        assert (new.name, new.users, new.scopes) == (old.name, old.users, old.scopes)
-        assert new.valid
+        replacing = book.rotate(old.id, 3600).token
+        assert replacing.id != old.id
+        assert replacing.digest != old.digest
+        assert (replacing.name, replacing.users, replacing.scopes) == (old.name, old.users, old.scopes)
+        assert replacing.valid
         assert 3600 - SLACK < (book.get(old.id).seconds_left or 0) <= 3600
         # One that is not valid any more is not replaced, and nothing is made in its place.
         book.revoke(old.id)
         with pytest.raises(TokenError, match="not valid any more"):
             book.rotate(old.id, 3600)
-        assert [token.id for token in book.all()] == [old.id, new.id]
+        assert [token.id for token in book.all()] == [old.id, replacing.id]
 
     def test_an_overlap_makes_no_token_live_longer(self, book: TokenBook) -> None:
         old = book.create(name="shop", users=["*"], scopes=["read"], seconds=600).token
@@ -173,10 +184,12 @@ class TestBook:
         assert 600 - SLACK < (book.get(old.id).seconds_left or 0) <= 600
 
     @pytest.mark.parametrize("seconds", [None, 3600.0])
-    def test_a_second_rotation_keeps_the_lifetime(self, book: TokenBook, seconds: float | None) -> None:
+    @pytest.mark.parametrize("again", ["the new one", "the old one"])
+    def test_a_second_rotation_keeps_the_lifetime(self, book: TokenBook, seconds: float | None, again: str) -> None:
+        """Also of the old one, whose end the first rotation has moved."""
         old = book.create(name="shop", users=["*"], scopes=["read"], seconds=seconds).token
         first = book.rotate(old.id, 600).token
-        second = book.rotate(first.id, 600).token
+        second = book.rotate(first.id if again == "the new one" else old.id, 600).token
         for token in (first, second):
             if seconds is None:
                 assert token.expires_at is None
