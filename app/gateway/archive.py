@@ -39,8 +39,8 @@ _URLS_OF_FILE: Final = 2
 Page = tuple[list[dict[str, Any]], int | None]
 
 
-class _Room:
-    """The room of a page: so many jobs, and :data:`PAGE_BYTES` of JSON.
+class PageBudget:
+    """What fits on a page: a number of jobs, and :data:`PAGE_BYTES` of JSON.
 
     ``exceeded`` tells whether a job was refused, so that another page follows.
     """
@@ -116,17 +116,17 @@ class Archive:
 
         A page has at most ``limit`` jobs and :data:`PAGE_BYTES`, but always one job, if there is any.
         """
-        room = _Room(limit)
-        return self._page(self._table.queries.history(user_id, type_, limit + 1, before, room.takes), room)
+        budget = PageBudget(limit)
+        return self._page(self._table.queries.history(user_id, type_, limit + 1, before, budget.takes), budget)
 
     def jobs(self, user_id: str, status: str | None, limit: int, before: int | None) -> Page:
         """The user's jobs in any state, or in one, newest first; pages as :meth:`history` has them."""
-        room = _Room(limit)
-        return self._page(self._table.queries.of_user(user_id, status, limit + 1, before, room.takes), room)
+        budget = PageBudget(limit)
+        return self._page(self._table.queries.of_user(user_id, status, limit + 1, before, budget.takes), budget)
 
-    def _page(self, shown: list[Job], room: _Room) -> Page:
+    def _page(self, shown: list[Job], budget: PageBudget) -> Page:
         places = self._table.queries.places(shown)
-        return [describe(job, places[job.identity]) for job in shown], shown[-1].seq if room.exceeded else None
+        return [describe(job, places[job.identity]) for job in shown], shown[-1].seq if budget.exceeded else None
 
     def file(self, user_id: str, type_: str, filename: str) -> File:
         """One image of a record, or the reference image of a job.
