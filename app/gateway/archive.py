@@ -31,9 +31,12 @@ _BATCH: Final = 500
 
 #: The largest answer that a page of jobs makes, as long as it has more than one of them.
 PAGE_BYTES: Final = 8_000_000
-#: What the answer may add to a job besides what :func:`describe` says: members, and URLs, of which each file has some.
+#: Upper bounds of the bytes that an answer adds to what :func:`describe` says: members of a job, and URLs. A URL with its member,
+#: size, format and signature has 200 bytes, besides the user's id and what stands before its path (SDG_PUBLIC_URL, or where a proxy
+#: has mounted the gateway).
 _ADDED_TO_JOB: Final = 300
 _ADDED_FOR_URL: Final = 200
+_BEFORE_PATH: Final = 300
 _URLS_OF_FILE: Final = 2
 
 Page = tuple[list[dict[str, Any]], int | None]
@@ -61,8 +64,9 @@ class PageBudget:
 
 
 def _size(job: Job) -> int:
-    """At least as many bytes as a job takes in an answer. Each URL holds the user's id, percent-encoded."""
-    address = 3 * len(job.user_id.encode()) + _ADDED_FOR_URL
+    """An upper bound of the bytes of a job in an answer, its URLs signed or not, for an SDG_PUBLIC_URL of at most 300 bytes."""
+    # Each URL holds the user's id, percent-encoded.
+    address = 3 * len(job.user_id.encode()) + _ADDED_FOR_URL + _BEFORE_PATH
     files = len(job.images) + 1
     return len(dumps(describe(job))) + (_URLS_OF_FILE * files + 1) * address + _ADDED_TO_JOB
 
