@@ -422,7 +422,7 @@ SETTINGS: tuple[Setting, ...] = (
         "SDG_VARIANT_CACHE_MB",
         "1024",
         _COUNT,
-        "Room for variants of pictures that were made before, MiB of the data folder's disk.",
+        "Disk space for cached variants, MiB; the least recently used are removed first.",
     ),
     Setting(
         "SDG_LOG_FORMAT",

@@ -387,8 +387,8 @@ def identity_of(config: Config) -> Belonging:
 
 
 def _variant_makers(threads: int) -> int:
-    """How many of a process's threads may make variants: a quarter, and two where that leaves one for everything else."""
-    return max(threads // 4, min(2, threads - 1), 1)
+    """How many of a process's threads may make variants: half, so that a page of new thumbnails is served and so is everything else."""
+    return max(threads // 2, 1)
 
 
 def _presets(config: Config) -> Presets:

@@ -31,16 +31,19 @@ _BATCH: Final = 500
 
 #: The largest answer that a page of jobs makes, as long as it has more than one of them.
 PAGE_BYTES: Final = 8_000_000
-#: What the answer may add to a job besides what :func:`describe` says: members, and URLs, of which each file has some.
+#: Upper bounds of the bytes that an answer adds to what :func:`describe` says: members of a job, and URLs. A URL with its member,
+#: size, format and signature has 200 bytes, besides the user's id and what stands before its path (SDG_PUBLIC_URL, or where a proxy
+#: has mounted the gateway).
 _ADDED_TO_JOB: Final = 300
 _ADDED_FOR_URL: Final = 200
+_BEFORE_PATH: Final = 300
 _URLS_OF_FILE: Final = 2
 
 Page = tuple[list[dict[str, Any]], int | None]
 
 
-class _Room:
-    """The room of a page: so many jobs, and :data:`PAGE_BYTES` of JSON.
+class PageBudget:
+    """What fits on a page: a number of jobs, and :data:`PAGE_BYTES` of JSON.
 
     ``exceeded`` tells whether a job was refused, so that another page follows.
     """
@@ -61,8 +64,9 @@ class _Room:
 
 
 def _size(job: Job) -> int:
-    """At least as many bytes as a job takes in an answer. Each URL holds the user's id, percent-encoded."""
-    address = 3 * len(job.user_id.encode()) + _ADDED_FOR_URL
+    """An upper bound of the bytes of a job in an answer, its URLs signed or not, for an SDG_PUBLIC_URL of at most 300 bytes."""
+    # Each URL holds the user's id, percent-encoded.
+    address = 3 * len(job.user_id.encode()) + _ADDED_FOR_URL + _BEFORE_PATH
     files = len(job.images) + 1
     return len(dumps(describe(job))) + (_URLS_OF_FILE * files + 1) * address + _ADDED_TO_JOB
 
@@ -116,17 +120,17 @@ class Archive:
 
         A page has at most ``limit`` jobs and :data:`PAGE_BYTES`, but always one job, if there is any.
         """
-        room = _Room(limit)
-        return self._page(self._table.queries.history(user_id, type_, limit + 1, before, room.takes), room)
+        budget = PageBudget(limit)
+        return self._page(self._table.queries.history(user_id, type_, limit + 1, before, budget.takes), budget)
 
     def jobs(self, user_id: str, status: str | None, limit: int, before: int | None) -> Page:
         """The user's jobs in any state, or in one, newest first; pages as :meth:`history` has them."""
-        room = _Room(limit)
-        return self._page(self._table.queries.of_user(user_id, status, limit + 1, before, room.takes), room)
+        budget = PageBudget(limit)
+        return self._page(self._table.queries.of_user(user_id, status, limit + 1, before, budget.takes), budget)
 
-    def _page(self, shown: list[Job], room: _Room) -> Page:
+    def _page(self, shown: list[Job], budget: PageBudget) -> Page:
         places = self._table.queries.places(shown)
-        return [describe(job, places[job.identity]) for job in shown], shown[-1].seq if room.exceeded else None
+        return [describe(job, places[job.identity]) for job in shown], shown[-1].seq if budget.exceeded else None
 
     def file(self, user_id: str, type_: str, filename: str) -> File:
         """One image of a record, or the reference image of a job.

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from app.records.layout import FileName, Variant
 from app.records.variants import Source, StoredVariant, Variants
 from app.runtime.failpoints import UNWATCHED, Failpoints
 
-#: How often a save makes its folder that others remove when it is empty.
+#: Attempts to create a folder that a concurrent removal may delete while it is empty.
 _MOST_TRIES = 8
 #: With more possible names than this, listing the folder costs less than trying them.
 _MOST_NAMES = 5000
@@ -43,7 +44,7 @@ class RecordStore:
         variant_bytes: int = _VARIANT_BYTES,
         variant_makers: int = _VARIANT_MAKERS,
     ) -> None:
-        """:param variant_bytes: the room for variants of images.
+        """:param variant_bytes: the disk space for variants of images.
         :param variant_makers: how many threads may make variants at a time, or wait for one that is being made.
         """
         self.folder = DataFolder(root, failpoints)
@@ -89,16 +90,16 @@ class RecordStore:
     def _save(self, user_id: str, type_: str, name: str, files: Sequence[tuple[str, bytes]]) -> list[str]:
         folder = self._folder(user_id, type_, name)
         with translated("written"):
-            for left in reversed(range(_MOST_TRIES)):
-                try:
-                    self.folder.make(folder)
-                    write_files(folder, files, self._failpoints, lambda: self.folder.keep_durable(folder))
-                    break
-                except FileNotFoundError:
-                    # The folder was empty until now, and whoever deleted its last record removed it just now. Where the data
-                    # folder itself is gone, nothing helps.
-                    if not left:
-                        raise
+            for _ in range(_MOST_TRIES - 1):
+                # The deletion of a folder's last record may remove the folder before the first file is there.
+                with suppress(FileNotFoundError):
+                    return self._save_once(folder, files)
+            # Where the data folder itself is gone, nothing helps.
+            return self._save_once(folder, files)
+
+    def _save_once(self, folder: Path, files: Sequence[tuple[str, bytes]]) -> list[str]:
+        self.folder.make(folder)
+        write_files(folder, files, self._failpoints, lambda: self.folder.keep_durable(folder))
         return [filename for filename, _ in files]
 
     # Reading.

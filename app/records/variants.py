@@ -3,7 +3,7 @@
 ::
 
     <data>/.variants/<size>|whole/<user folder>/<type>/<YYYY-MM-DD>/<file name of the image>.(png|jpg|webp)
-                     .room, .making-room      the count of bytes, and the lock of whoever makes room (app/records/room.py)
+                     .room, .making-room      the count of bytes, and the lock for evicting (app/records/cache_budget.py)
 
 The folders of sizes are few and can be listed, so that whoever removes an image knows all its variants without listing more.
 
@@ -39,11 +39,11 @@ from typing import Final, NamedTuple
 
 from app.records import layout as names
 from app.records.atomic import replace_file, sync_folder
+from app.records.cache_budget import CacheBudget, Kept, note_use, room_of
 from app.records.errors import MissingFile, VariantsBusy
 from app.records.files import IS_OURS, entries_of, find, translated
 from app.records.layout import Variant
 from app.records.rendering import render
-from app.records.room import Kept, Room, note_use, room_of
 from app.runtime import modes
 from app.runtime.failpoints import UNWATCHED, Failpoints
 
@@ -53,11 +53,11 @@ _LOG = logging.getLogger(__name__)
 _AT_ONCE: Final = 2
 #: Files that one step of a sweep looks at: tens of milliseconds on a local disk.
 _SWEPT_AT_ONCE: Final = 1000
-#: How often a variant's folder is made that a removal takes away because it is empty.
+#: Attempts to create a folder that a concurrent removal may delete while it is empty.
 _MOST_TRIES: Final = 8
-#: Seconds after which a file on its way was left by a process that was killed.
+#: Age in seconds after which a temporary file counts as abandoned.
 _LEFT_SECONDS: Final = 3600.0
-#: The log says so often that variants can't be kept.
+#: Seconds between two such warnings.
 _COMPLAIN_SECONDS: Final = 60.0
 #: Why an image can't be opened for writing; most file systems lock it all the same.
 _READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -93,7 +93,7 @@ class StoredVariant:
 class Variants:
     """The variants of all images below one data folder. Threads and processes may share it.
 
-    :param most: the room for all of them, bytes.
+    :param most: the disk space for all of them, bytes.
     :param makers: how many threads may make variants at a time, or wait for one that is being made.
     """
 
@@ -104,7 +104,7 @@ class Variants:
         self._places = threading.BoundedSemaphore(makers)
         self._turns = threading.BoundedSemaphore(_AT_ONCE)
         self._complained_at = -_COMPLAIN_SECONDS
-        self._room = Room(self._root, most, self._walk, self._remove_kept)
+        self._budget = CacheBudget(self._root, most, self._walk, self._remove_kept)
 
     def get(self, source: Source, variant: Variant) -> StoredVariant:
         """A variant of an image, made unless it was made before.
@@ -121,7 +121,7 @@ class Variants:
         with self._place_of_a_maker(), _locked(place) as image:
             # Whoever held the lock may have made it.
             stored = self._find(source, variant) or self._make(source, variant, image)
-        self._room.keep_soon()
+        self._budget.evict_soon()
         return stored
 
     def remove(self, folder: tuple[str, str, str], filenames: Iterable[str]) -> None:
@@ -138,17 +138,17 @@ class Variants:
                     if stat.S_ISDIR(status.st_mode):
                         freed += _remove_variants(Path(place), images)
         if freed:
-            self._room.add(-freed)
+            self._budget.add(-freed)
 
     def sweep(self, *, dry_run: bool = False) -> int:
         """Remove the variants whose image is gone, and what killed processes left; how many files, with ``dry_run`` of those that
-        would go. The room is counted anew.
+        would go. The bytes are recounted.
 
         :raises StorageFailed: one could not be removed.
         """
         count = sum(self.sweep_in_steps(dry_run=dry_run))
         if not dry_run and self._is_ours():
-            self._room.make()
+            self._budget.recount()
         return count
 
     def sweep_in_steps(self, *, dry_run: bool = False) -> Iterator[int]:
@@ -164,7 +164,7 @@ class Variants:
                 if strays and not dry_run:
                     for kept in strays:
                         self._remove_kept(kept.place)
-                    self._room.add(-sum(kept.room for kept in strays))
+                    self._budget.add(-sum(kept.room for kept in strays))
                 yield len(strays)
 
     # Finding and making.
@@ -205,14 +205,14 @@ class Variants:
         try:
             return StoredVariant(place, os.lstat(place).st_mtime_ns, data)
         except FileNotFoundError:
-            # It was not kept, or others needed the room.
+            # It was not kept, or is evicted already.
             return StoredVariant("", time.time_ns(), data)
 
     def _keep(self, parts: tuple[str, ...], data: bytes) -> str:
         """Write a variant; its path, empty when it can't be kept."""
         room = room_of(len(data))
-        # One that takes most of the room would be removed for the next one.
-        if room > self._room.most // 2:
+        # One that takes most of the budget would be evicted for the next one.
+        if room > self._budget.most // 2:
             return ""
         path = Path(self._data, *parts)
         try:
@@ -221,25 +221,27 @@ class Variants:
             _remove_empty(path.parent)
             self._complain(error)
             return ""
-        self._room.add(room)
+        self._budget.add(room)
         return str(path)
 
     def _write(self, path: Path, data: bytes) -> None:
-        for left in reversed(range(_MOST_TRIES)):
-            try:
-                self._make_root()
-                _make_folder(self._root.parent, path.parent)
-                replace_file(path.parent, path.name, data, self._failpoints)
+        for _ in range(_MOST_TRIES - 1):
+            # A removal may take the folder, which is empty until now, or the unfinished file together with its image.
+            with suppress(FileNotFoundError):
+                self._write_once(path, data)
                 break
-            except FileNotFoundError:
-                # Somebody removed the folder, which was empty until now, or the file on its way together with its image.
-                if not left:
-                    raise
+        else:
+            self._write_once(path, data)
+
+    def _write_once(self, path: Path, data: bytes) -> None:
+        self._make_root()
+        _make_folder(self._root.parent, path.parent)
+        replace_file(path.parent, path.name, data, self._failpoints)
 
     def _make_root(self) -> None:
         with suppress(FileExistsError):
             self._root.mkdir(mode=modes.FOLDER)
-            self._room.begin()
+            self._budget.begin()
 
     def _complain(self, error: OSError) -> None:
         """Log that variants can't be kept, but not for each one."""

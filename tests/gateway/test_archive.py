@@ -13,13 +13,18 @@ from typing import Any
 
 import pytest
 
-from app.gateway.archive import Archive
+from app.api.http.representation import Presenter
+from app.gateway.archive import PAGE_BYTES, Archive, PageBudget
 from app.gateway.maintenance import Maintenance
+from app.gateway.signing import LONGEST, Signing
 from app.jobs.errors import JobNotFound
 from app.jobs.model import Failure
 from app.jobs.table import JobTable
+from app.jobs.view import describe
+from app.parameters import LONGEST_USER_ID
 from app.records.errors import MissingFile, StorageFailed
 from app.records.layout import user_folder
+from app.runtime.jsontext import dumps
 from app.simulator import SimulatorServer
 from tests.inprocess import Gateway, arm, hurry, png_base64, simulator, stats, until
 from tests.jobs.conftest import EVERYTHING
@@ -93,6 +98,18 @@ def age(path: Path, seconds: float = LONG_AGO) -> Path:
 
 
 class TestHistory:
+    def test_a_page_of_the_longest_urls_is_no_larger_than_it_may_be(self, gateway: Gateway) -> None:
+        """Jobs that are hardly more than their URLs, which are signed and long."""
+        made = gateway.job(gateway.post("img2img", batch_size=8))
+        job = made._replace(user_id="猫" * LONGEST_USER_ID, images=[image | {"infotext": ""} for image in made.images])
+        signing = Signing({"k" * 16: b"k" * 32})
+        presenter = Presenter(f"https://{'h' * 292}", 300.0, 4096, signing, lifetime=LONGEST)
+        size = len(dumps(presenter.job(describe(job))))
+        budget, count = PageBudget(10_000), 0
+        while budget.takes(job):
+            count += 1
+        assert 0.9 * PAGE_BYTES < count * size <= PAGE_BYTES
+
     def test_pages_newest_first_and_the_last_has_no_cursor(self, gateway: Gateway, archive: Archive) -> None:
         names = [gateway.post(seed=str(n))["name"] for n in range(5)]
         pages, before = [], None

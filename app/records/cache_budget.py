@@ -1,8 +1,8 @@
-"""The room that variants take: counted in one file, and bounded by removing those that were used longest ago.
+"""The disk space of cached variants: counted in one file, and bounded by evicting the least recently used.
 
-Each process adds what it writes to the count. When that exceeds the bound, a thread of its own looks at all files and removes so
-many that the next time is far away: the cost of looking is spread over a tenth of all variants that fit. No request waits for it,
-so the bound is exceeded by what is written meanwhile.
+Each process adds what it writes to the count. When the count exceeds the budget, a thread of its own walks all files and evicts
+down to 90 %, so that the cost of a walk is spread over a tenth of all variants that fit. No request waits for it: meanwhile the
+cache exceeds its budget by what is written.
 
 The last use of a variant is the time of access of its file, to the minute. The gateway sets it itself, since file systems note it
 late or never (``relatime`` and ``noatime``, mount(8)).
@@ -26,7 +26,7 @@ from app.runtime import modes
 
 _LOG = logging.getLogger(__name__)
 
-#: Of the room, so much stays taken when the oldest variants were removed.
+#: Share of the budget still used after eviction.
 _KEPT: Final = 0.9
 _BLOCK: Final = 4096
 _MINUTE: Final = 60
@@ -65,12 +65,12 @@ def note_use(place: str, status: os.stat_result) -> None:
             os.utime(place, ns=(now, status.st_mtime_ns), follow_symlinks=False)
 
 
-class Room:
-    """The room for all files below a folder. Threads and processes may share it.
+class CacheBudget:
+    """The budget of disk space for all files below a folder. Threads and processes may share it.
 
-    :param folder: where the count lies.
-    :param most: bytes.
-    :param walk: gives all files.
+    :param folder: the folder of the count.
+    :param most: the budget, bytes.
+    :param walk: lists all files.
     :param remove: removes one of them.
     """
 
@@ -86,7 +86,7 @@ class Room:
         self._remove = remove
 
     def begin(self) -> None:
-        """Begin to count in a new folder. Without this the count is not known, as after its file was lost. It never fails."""
+        """Set the count of a new, empty folder to 0; in others a missing count means a recount. Never raises."""
         with _logged(), suppress(FileExistsError):
             descriptor = os.open(self._count, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, modes.FILE)
             try:
@@ -95,46 +95,43 @@ class Room:
                 os.close(descriptor)
 
     def add(self, change: int) -> None:
-        """Count what was written, or with a negative number what was removed.
+        """Add bytes written, or with a negative number bytes removed, to the count.
 
-        It never fails: a count that can't be kept is logged, and put right the next time that files are counted.
+        Never raises: a count that can't be written is logged, and corrected by the next recount.
         """
         with _logged():
             self._exceeded = self._add(change) > self.most
 
-    def keep_soon(self) -> None:
-        """Make room in a thread of its own if the last count exceeded the bound, unless one does so already. It never fails."""
+    def evict_soon(self) -> None:
+        """Start a thread that evicts if the last count exceeded the budget, unless one runs already. Never raises."""
         if self._exceeded and self._evicting.acquire(blocking=False):
             try:
                 threading.Thread(target=self._evict, name="eviction", daemon=True).start()
             except RuntimeError as error:
                 self._evicting.release()
-                _LOG.warning("there is no thread to make room for variants of pictures: %s", error)
+                _LOG.warning("no thread to evict variants of pictures could be started: %s", error)
 
     def _evict(self) -> None:
         try:
             self._exceeded = False
-            self.make()
+            self.recount()
         finally:
             self._evicting.release()
 
-    def make(self) -> None:
-        """Count all files, and remove those that were used longest ago if they take too much room.
-
-        Nothing happens while another thread or process does it. Like :meth:`add` it never fails.
-        """
+    def recount(self) -> None:
+        """Recount all files and evict the least recently used. Returns at once if another process does it. Never raises."""
         with _logged():
-            self._make()
+            self._recount()
 
-    def _make(self) -> None:
+    def _recount(self) -> None:
         with _locked(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
             if alone is not None:
                 before = self._add(0)
                 # What others have added meanwhile stays; the walk may have met it too, and then it counts twice until the next one.
-                self._add(self._bound() - before)
+                self._add(self._evicted() - before)
 
     def _add(self, change: int) -> int:
-        """The count after a change; over the bound where it is not known."""
+        """The count after a change; over the budget when it is not known."""
         with _locked(self._count, fcntl.LOCK_EX) as file:
             if file is None:
                 raise BlockingIOError
@@ -143,8 +140,8 @@ class Room:
             os.pwrite(file, _written(count), 0)
         return count
 
-    def _bound(self) -> int:
-        """Keep the bound; how many bytes are taken then."""
+    def _evicted(self) -> int:
+        """Evict if the budget is exceeded; the bytes that are used afterwards."""
         used: Counter[int] = Counter()
         for kept in self._walk():
             used[kept.minute] += kept.room
@@ -163,7 +160,7 @@ class Room:
             self._remove(kept.place)
             freed += kept.room
             left -= kept.room if kept.minute == last else 0
-        _LOG.info("removed %.1f MiB of variants of pictures, those used longest ago", freed / 2**20)
+        _LOG.info("removed %.1f MiB of variants of pictures, the least recently used", freed / 2**20)
         return freed
 
 
@@ -176,7 +173,7 @@ def _logged() -> Iterator[None]:
     try:
         yield
     except (OSError, RecordsError) as error:
-        _LOG.warning("the room of variants of pictures can't be counted: %s", error)
+        _LOG.warning("the disk space of variants of pictures can't be counted: %s", error)
 
 
 def _last_minute(used: Counter[int], excess: int) -> tuple[int, int]:
