@@ -387,7 +387,7 @@ def identity_of(config: Config) -> Belonging:
 
 
 def _variant_makers(threads: int) -> int:
-    """How many of a process's threads may make variants: half, so that a page of new thumbnails is served and so is everything else."""
+    """How many threads of a process may make variants: half, for a page of new thumbnails and for everything else."""
     return max(threads // 2, 1)
 
 
