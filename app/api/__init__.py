@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import cast
 
 from flask import Response, request
 from werkzeug.datastructures import MultiDict
@@ -21,7 +20,7 @@ from app.api.http.picture_query import PictureQuery
 from app.api.http.problems import register_handlers
 from app.api.http.proxies import trust_forwarded_headers
 from app.api.http.representation import Presenter
-from app.api.http.request import BODY_TURNS, MAX_BODY, GatewayRequest
+from app.api.http.request import BODY_TURNS, MAX_BODY, present_request
 from app.api.http.signed_urls import UrlSigner
 from app.api.schemas.responses import InitImage, Webui, args
 from app.runtime import request_ids
@@ -113,4 +112,4 @@ def _finish(response: Response) -> Response:
 
 def _release_body(_error: BaseException | None) -> None:
     """Let the next large body have its turn, however this request ended; before a slow client reads the answer."""
-    cast("GatewayRequest", request).release_body()
+    present_request().release_body()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 from flask.json.provider import DefaultJSONProvider
 from flask.typing import ResponseReturnValue
 
 from app.api.http import paths
-from app.api.http.request import GatewayRequest
+from app.api.http.request import GatewayRequest, present_request
 from app.runtime import request_ids
 from app.runtime.jsontext import dumps
 
@@ -49,8 +49,9 @@ class Application(Flask):
 
         Not a ``url_value_preprocessor``: Flask calls those before the hooks, so that a bad path would be answered without them.
         """
+        asked = present_request()
         # Of the POSTs only those without a member in their path read a body.
-        if request.routing_exception is not None or request.method != "POST" or request.view_args:
-            cast("GatewayRequest", request).check_unread_body()
-        paths.check(request)
+        if asked.routing_exception is not None or asked.method != "POST" or asked.view_args:
+            asked.check_unread_body()
+        paths.check(asked)
         return super().dispatch_request()

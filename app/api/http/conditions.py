@@ -14,8 +14,17 @@ from werkzeug.http import parse_date, parse_etags
 
 from app.api.http.refusals import InvalidRequest, PreconditionFailed
 
-#: The beginnings of what makes a request conditional or partial, as WSGI names them.
-_NAMES: Final = ("HTTP_IF_", "HTTP_RANGE")
+#: What makes a request conditional or partial, as WSGI names it.
+_NAMES: Final = frozenset(
+    (
+        "HTTP_IF_MATCH",
+        "HTTP_IF_NONE_MATCH",
+        "HTTP_IF_MODIFIED_SINCE",
+        "HTTP_IF_UNMODIFIED_SINCE",
+        "HTTP_IF_RANGE",
+        "HTTP_RANGE",
+    )
+)
 #: Characters of a header's value. gunicorn takes as many in one line; more come from several lines of one header.
 _LONGEST: Final = 8190
 #: The three forms of a date: two end with GMT, asctime names no zone.
@@ -31,7 +40,7 @@ _LISTS: Final = {"HTTP_IF_MATCH": "If-Match", "HTTP_IF_NONE_MATCH": "If-None-Mat
 
 def present(environ: MutableMapping[str, Any]) -> bool:
     """Whether the request has a condition or a range."""
-    return any(name.startswith(_NAMES) for name in environ)
+    return not _NAMES.isdisjoint(environ)
 
 
 def tidy(environ: MutableMapping[str, Any]) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final, cast
 from urllib.parse import quote
 
-from flask import Request, Response, request
+from flask import Request, Response
 from werkzeug.utils import send_file
 
 from app.api.http import conditions
 from app.api.http.refusals import FileGone, PreconditionFailed
+from app.api.http.request import present_request
 from app.gateway.archive import File
 
 #: A stored file never changes under its name, so a cache may keep it for a year (31536000 s, the most that RFC 2616, section
@@ -54,16 +55,17 @@ class Delivery:
         :raises PreconditionFailed: If-Match names another version.
         :raises InvalidRequest: a condition is too long.
         """
-        conditional = conditions.present(request.environ)
-        by_nginx = self._data_folder is not None and request.method == "GET" and bool(file.place) and until is None
+        asked = present_request()
+        conditional = conditions.present(asked.environ)
+        by_nginx = self._data_folder is not None and asked.method == "GET" and bool(file.place) and until is None
         if by_nginx and not conditional:
             return self._leave_to_nginx(file, download=download)
         if conditional:
             # As it came: nginx gets the range that the client sent.
-            by_nginx = by_nginx and _both_read_alike(request, file.etag)
-            conditions.tidy(request.environ)
-            conditions.judge(request.environ, file.etag, *_measured(file))
-        response = _answer(file, conditional=conditional, by_nginx=by_nginx, download=download)
+            by_nginx = by_nginx and _both_read_alike(asked, file.etag)
+            conditions.tidy(asked.environ)
+            conditions.judge(asked.environ, file.etag, *_measured(file))
+        response = _answer(asked, file, conditional=conditional, by_nginx=by_nginx, download=download)
         _limit(response, until)
         if by_nginx and "X-Sendfile" in response.headers:
             _hand_over(response, self._inside(file))
@@ -126,7 +128,7 @@ def _measured(file: File) -> tuple[int, int]:
         raise FileGone("The file was deleted.") from error
 
 
-def _answer(file: File, *, conditional: bool, by_nginx: bool, download: bool) -> Response:
+def _answer(asked: Request, file: File, *, conditional: bool, by_nginx: bool, download: bool) -> Response:
     """The answer as Flask gives it; with ``by_nginx``, X-Sendfile stands for the bytes of the file."""
     content = io.BytesIO(file.data) if file.data is not None and not by_nginx else file.place
     modified = file.modified_ns // 10**9 if isinstance(content, io.BytesIO) else None
@@ -134,7 +136,7 @@ def _answer(file: File, *, conditional: bool, by_nginx: bool, download: bool) ->
         # Not Flask's send_file, which takes use_x_sendfile from the whole application's configuration.
         response = send_file(
             content,
-            request.environ,
+            asked.environ,
             mimetype=file.media_type,
             as_attachment=download,
             download_name=file.name,

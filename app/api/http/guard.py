@@ -19,7 +19,7 @@ from werkzeug.exceptions import MethodNotAllowed
 
 from app.api.http.openness import OnlyThisMachine, Openness
 from app.api.http.refusals import CrossSite, NotFound, RefusalError, ScopeMissing, TokenMissing
-from app.api.http.request import GatewayRequest
+from app.api.http.request import GatewayRequest, present_request
 from app.gateway.access import ANYBODY, Access, Caller, TokenInvalid, TooManyFailures
 from app.gateway.revocation import Hold, Revocation
 from app.gateway.signing import BadSignature, Signature, SignedPicture, SignedStream, Signing
@@ -92,24 +92,25 @@ class Guard:
 
         :raises Exception: with a slug, when it is refused or can't be judged.
         """
-        asked = _present()
-        if asked.method == "OPTIONS" or asked.endpoint in PUBLIC:
+        asked = present_request()
+        method, endpoint = asked.method, asked.endpoint
+        if method == "OPTIONS" or endpoint in PUBLIC:
             return
         found = self._caller_by_signature(asked) or self._caller_by_token(asked)
         asked.environ[TOKEN] = found.token
         g.caller = found
         if not all(map(found.acts_for, _named_users(asked))):
             raise _nothing()
-        needed = _BY_ENDPOINT.get(asked.endpoint or "", _BY_METHOD.get(asked.method, "admin"))
+        needed = _BY_ENDPOINT.get(endpoint or "", _BY_METHOD.get(method, "admin"))
         if asked.routing_exception is None and needed not in found.scopes:
-            if asked.method == "POST" and not asked.view_args:
+            if method == "POST" and not asked.view_args:
                 check_posted_user(asked.document)
             raise ScopeMissing(needed)
 
     def recognises(self) -> bool:
         """Whether the sender of the present request, which is to a public endpoint, could ask for more."""
         try:
-            self._caller_by_token(_present())
+            self._caller_by_token(present_request())
         except (RefusalError, OnlyThisMachine, TokenInvalid, TooManyFailures, JobsError):
             return False
         return True
@@ -183,11 +184,6 @@ class Guard:
     def release(self, hold: Hold) -> None:
         """Let go of a request that is over."""
         self._revocation.release(hold)
-
-
-def _present() -> GatewayRequest:
-    """The present request itself: each look at it through Flask's ``request`` costs as much as a call."""
-    return cast("GatewayRequest", request_ctx.request)
 
 
 def _once(given: MultiDict[str, str], known: frozenset[str]) -> dict[str, str]:

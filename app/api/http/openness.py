@@ -20,10 +20,10 @@ _OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 #: Host exactly as a client on this machine names it, and the Origin of its pages.
 _HOST: Final = re.compile(rf"(?:localhost|127(?:\.{_OCTET}){{3}}|\[::1\]){_PORT}", re.ASCII)
 _ORIGIN: Final = re.compile(rf"https?://{_HOST.pattern}", re.ASCII)
-#: The beginnings of what proxies and delivery networks add, as WSGI names them.
-_FORWARDED: Final = (
-    *("HTTP_FORWARDED", "HTTP_X_FORWARDED", "HTTP_VIA", "HTTP_X_REAL_IP", "HTTP_X_CLIENT_IP", "HTTP_TRUE_CLIENT_IP"),
-    *("HTTP_X_ORIGINAL_", "HTTP_X_ENVOY_", "HTTP_CF_", "HTTP_CDN_LOOP"),
+#: The beginnings of what proxies and delivery networks add, as WSGI names them, each behind a line feed.
+_FORWARDED: Final = re.compile(
+    r"\n(?:HTTP_FORWARDED|HTTP_X_FORWARDED|HTTP_VIA|HTTP_X_REAL_IP|HTTP_X_CLIENT_IP|HTTP_TRUE_CLIENT_IP"
+    r"|HTTP_X_ORIGINAL_|HTTP_X_ENVOY_|HTTP_CF_|HTTP_CDN_LOOP)",
 )
 _ADVICE: Final = (
     "As long as no token was made, only programs on this machine are served, and {}. "
@@ -68,7 +68,8 @@ class Openness:
             yield "this request comes from another one"
         if environ.get("SERVER_PROTOCOL") != "HTTP/1.1":
             yield "this request is not HTTP/1.1, so a proxy may have passed it on"
-        if any(name.startswith(_FORWARDED) for name in environ):
+        # One search in all names: to look at each of some forty takes three times as long.
+        if _FORWARDED.search("\n".join(("", *environ))):
             yield "a proxy has passed this request on"
         if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
             yield "the Host of this request is neither localhost, 127.x.x.x nor [::1]"

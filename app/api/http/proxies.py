@@ -17,6 +17,8 @@ def trust_forwarded_headers(application: _Application, trusted: TrustedProxies) 
 
     Of several values the last one counts, which is the proxy's own; what stands before it may be the client's invention.
     """
+    if trusted == TrustedProxies():
+        return application
     fixed = ProxyFix(application, x_for=1, x_proto=1)
 
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

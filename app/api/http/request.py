@@ -14,9 +14,10 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import flask
+from flask.globals import request_ctx
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]  # the package ships no types
 from werkzeug.utils import cached_property
 
@@ -46,6 +47,13 @@ _UNREAD_SECONDS = 0.1
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def present_request() -> GatewayRequest:
+    """The present request itself, for code that looks at it several times: each look through ``flask.request`` takes as long as a
+    call or two.
+    """
+    return cast("GatewayRequest", request_ctx.request)
 
 
 class GatewayRequest(flask.Request):
@@ -86,7 +94,9 @@ class GatewayRequest(flask.Request):
     def release_body(self) -> None:
         """Forget the parsed body and end its turn: a client may wait for minutes, and the next large body for this one."""
         self.forget_document()
-        self._turn.close()
+        # Most requests have had none.
+        if "_turn" in self.__dict__:
+            self._turn.close()
 
     @property
     def fingerprint(self) -> str:
