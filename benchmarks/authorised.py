@@ -38,7 +38,7 @@ def run(bench: Bench) -> None:
         }
         found = ways.measure(bench, asked)
         for name, what in {"token": "pictures with a token, 20 kB", "signed": "pictures of signed URLs, 20 kB"}.items():
-            bench.add(ways.by_rate(what, found[name], "without tokens", found["open"], _GOAL))
+            bench.add(ways.by_rate(what, found[name], "no token made", found["open"], _GOAL))
         if nginx.PROGRAM is None:
             say("  not judged: there is no nginx on this machine")
             bench.add(Row(_BEHIND_NGINX, "", "nginx is not installed", "", SKIPPED))

@@ -53,7 +53,7 @@ class Figures:
         return statistics.median(mine / its for mine, its in zip(self.rates, other.rates, strict=True))
 
     def __str__(self) -> str:
-        return f"{self.cost:.2f} ms of CPU, {statistics.median(self.rates):.0f}/s"
+        return f"{self.cost:.3f} ms of CPU, {statistics.median(self.rates):.0f}/s"
 
 
 def measure(bench: Bench, ways: Mapping[str, Way]) -> dict[str, Figures]:
@@ -90,6 +90,6 @@ def by_rate(what: str, found: Figures, baseline: str, other: Figures, goal: floa
         what,
         str(found),
         f"{baseline} {other}; {ratio:.2f}× its requests, {found.cost / other.cost:.2f}× its CPU",
-        f"≥ {goal:g}× the requests of {baseline}",
+        f"≥ {goal:g}× the requests of the baseline",
         judged(ratio >= goal),
     )
