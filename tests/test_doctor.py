@@ -372,8 +372,9 @@ class TestAccess:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder).chmod(0o755)
             key, settings = Path(folder, "secret-keys"), Path(folder, "settings.toml")
+            key.write_text(f"1:{'A' * 43}=\n")
+            settings.touch()
             for path in (key, settings):
-                path.touch(0o644)
                 path.chmod(0o644)
             found = examine(SDG_INSTANCE=folder)
             subject, text = found.only_fault()
@@ -382,6 +383,16 @@ class TestAccess:
             for path in (key, settings):
                 path.chmod(0o640)
             assert examine(SDG_INSTANCE=folder).of("fault") == []
+
+
+@pytest.mark.parametrize("text", ["", "1:short", "nonsense"])
+def test_a_damaged_file_of_keys(examine: Examine, tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "with keys"
+    folder.mkdir()
+    (folder / "secret-keys").write_text(text)
+    (folder / "secret-keys").chmod(0o600)
+    subject, told = examine(SDG_INSTANCE=str(folder)).only_fault()
+    assert (subject, "no URL can be signed" in told) == ("instance folder", True)
 
 
 def test_a_paused_queue_is_a_warning(examine: Examine, place: Path) -> None:
