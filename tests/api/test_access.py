@@ -56,6 +56,13 @@ def client(app: Flask) -> FlaskClient:
     return app.test_client()
 
 
+@pytest.fixture(scope="module")
+def open_client(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[FlaskClient]:
+    """A client of a gateway for which no test makes a token: making an application takes longer than most tests."""
+    with Gateway(tmp_path_factory.mktemp("open"), migrated_sqlite, ["http://127.0.0.1:9"]) as made:
+        yield app_of(made.services).test_client()
+
+
 def token(gateway: Gateway, users: tuple[str, ...] = ("*",), scopes: tuple[Any, ...] = ("delete",), **more: Any) -> str:
     made = gateway.services.create_token(
         name="test", users=list(users), scopes=list(scopes), seconds=more.get("seconds")
@@ -423,9 +430,9 @@ class TestOpen:
     @pytest.mark.parametrize(
         "host", ["localhost", "localhost:8000", "127.0.0.1", "127.1.2.3:80", "[::1]", "[::1]:8000"]
     )
-    def test_programs_on_this_machine_are_served(self, client: FlaskClient, host: str) -> None:
-        assert client.get("/t2ihistory/alice", headers={"Host": host}).status_code == 200
-        assert client.get("/webuis", headers={"Host": host}).status_code == 200
+    def test_programs_on_this_machine_are_served(self, open_client: FlaskClient, host: str) -> None:
+        assert open_client.get("/t2ihistory/alice", headers={"Host": host}).status_code == 200
+        assert open_client.get("/webuis", headers={"Host": host}).status_code == 200
 
     @pytest.mark.parametrize(
         "headers",
@@ -461,18 +468,18 @@ class TestOpen:
         ],
         ids=str,
     )
-    def test_what_may_come_from_elsewhere_is_refused(self, client: FlaskClient, headers: dict[str, str]) -> None:
+    def test_what_may_come_from_elsewhere_is_refused(self, open_client: FlaskClient, headers: dict[str, str]) -> None:
         for method, path in (
             ("GET", "/t2ihistory/alice"),
             ("POST", "/txt2img"),
             ("GET", "/nothing"),
             ("DELETE", "/queue"),
         ):
-            response = client.open(path, method=method, headers=headers)
+            response = open_client.open(path, method=method, headers=headers)
             assert problem_of(response) == (403, "open-only-to-this-machine"), (method, path)
             assert "sd-gateway tokens create" in response.json["detail"]
-        assert client.get("/livez", headers=headers).status_code == 200
-        assert client.get("/readyz", headers=headers).json == {"status": "degraded"}
+        assert open_client.get("/livez", headers=headers).status_code == 200
+        assert open_client.get("/readyz", headers=headers).json == {"status": "degraded"}
 
     @pytest.mark.parametrize(
         "environ",
@@ -485,19 +492,19 @@ class TestOpen:
         ],
         ids=str,
     )
-    def test_another_peer_is_refused(self, client: FlaskClient, environ: dict[str, str]) -> None:
-        response = client.get("/t2ihistory/alice", environ_overrides=environ)
+    def test_another_peer_is_refused(self, open_client: FlaskClient, environ: dict[str, str]) -> None:
+        response = open_client.get("/t2ihistory/alice", environ_overrides=environ)
         assert problem_of(response) == (403, "open-only-to-this-machine")
 
     @pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
-    def test_loopback_peers(self, client: FlaskClient, peer: str) -> None:
-        assert client.get("/queue", environ_overrides={"REMOTE_ADDR": peer}).status_code == 200
+    def test_loopback_peers(self, open_client: FlaskClient, peer: str) -> None:
+        assert open_client.get("/queue", environ_overrides={"REMOTE_ADDR": peer}).status_code == 200
 
     @pytest.mark.parametrize(
         "origin", ["http://localhost:3000", "http://127.0.0.1", "http://[::1]:5173", "https://localhost"]
     )
-    def test_pages_of_this_machine(self, client: FlaskClient, origin: str) -> None:
-        assert client.get("/queue", headers={"Origin": origin, "Sec-Fetch-Site": "same-site"}).status_code == 200
+    def test_pages_of_this_machine(self, open_client: FlaskClient, origin: str) -> None:
+        assert open_client.get("/queue", headers={"Origin": origin, "Sec-Fetch-Site": "same-site"}).status_code == 200
 
     @pytest.mark.parametrize(
         ("address", "served"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
@@ -16,7 +17,7 @@ from app.gateway import signing as signing_module
 from app.gateway.signing import SignedPicture, SignedStream, Signing
 from app.simulator import SimulatorServer
 from tests.api.test_access import app_of, bearer, problem_of, token
-from tests.inprocess import FIELDS, Gateway
+from tests.inprocess import FIELDS, Gateway, simulator
 
 #: Characters that a path holds encoded, and that proxies like to encode in their own way.
 USER = "u 1灯~+&"
@@ -50,6 +51,23 @@ def picture(client: FlaskClient, headers: dict[str, str]) -> str:
     page = client.get(f"/t2ihistory/{quote(USER)}?sign=3600", headers=headers).json
     url: str = page["records"][0]["images"][0]["url"]
     return url
+
+
+class Shared(NamedTuple):
+    """A gateway with a picture and a token, of which tests read alone."""
+
+    gateway: Gateway
+    client: FlaskClient
+    job: dict[str, Any]
+    headers: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Shared]:
+    with simulator() as server, Gateway(tmp_path_factory.mktemp("shared"), migrated_sqlite, [server.url]) as gateway:
+        job = gateway.start().post(id=USER)
+        headers = bearer(token(gateway, users=(USER,), scopes=("read",)))
+        yield Shared(gateway, app_of(gateway.services).test_client(), job, headers)
 
 
 def changed(url: str, **parts: str) -> str:
@@ -145,9 +163,10 @@ class TestPictures:
             lambda url: url.replace("-0.png", "-00.png"),
         ],
     )
-    def test_nothing_of_it_can_be_changed(
-        self, client: FlaskClient, picture: str, headers: dict[str, str], change: Any
-    ) -> None:
+    def test_nothing_of_it_can_be_changed(self, shared: Shared, change: Any) -> None:
+        client, headers = shared.client, shared.headers
+        page = client.get(f"/t2ihistory/{quote(USER)}?sign=3600", headers=headers).json
+        picture = page["records"][0]["images"][0]["url"]
         assert status(client, change(picture)) == (403, "bad-signature")
         assert status(client, change(picture), "HEAD")[0] == 403
         # Nor is a token looked at, where there is a signature.
@@ -240,6 +259,22 @@ class TestSigning:
 
 
 class TestEndpoint:
+    @pytest.fixture
+    def gateway(self, shared: Shared) -> Gateway:
+        return shared.gateway
+
+    @pytest.fixture
+    def client(self, shared: Shared) -> FlaskClient:
+        return shared.client
+
+    @pytest.fixture
+    def job(self, shared: Shared) -> dict[str, Any]:
+        return shared.job
+
+    @pytest.fixture
+    def headers(self, shared: Shared) -> dict[str, str]:
+        return shared.headers
+
     def sign(self, client: FlaskClient, headers: dict[str, str], paths: list[Any], seconds: Any = 600) -> Any:
         return client.post("/sign", json={"paths": paths, "seconds": seconds}, headers=headers)
 
@@ -327,8 +362,8 @@ class TestEndpoint:
         assert self.sign(client, bearer(token(gateway, scopes=("read",))), []).status_code == 200
 
     def test_without_a_key_it_says_so(self, gateway: Gateway, headers: dict[str, str]) -> None:
-        gateway.services.signing = Signing({})
-        client = app_of(gateway.services).test_client()
+        services = dataclasses.replace(gateway.services, signing=Signing({}))
+        client = app_of(services).test_client()
         path = f"/get_images/{quote(USER)}/txt2img/{NAME}-1-0.png"
         assert problem_of(self.sign(client, headers, [path])) == (503, "no-signing-key")
         assert status(client, f"/t2ihistory/{quote(USER)}?sign=60", headers=headers) == (503, "no-signing-key")
