@@ -56,6 +56,8 @@ class Revocation:
         self._holds: set[Hold] = set()
         self._used: set[str] = set()
         self._check_at = 0.0
+        #: When the thread looks by itself, :func:`time.monotonic`; 0 while it does.
+        self._wakes_at = 0.0
         self._thread: threading.Thread | None = None
         self._stopped = False
 
@@ -63,7 +65,7 @@ class Revocation:
         """Watch over a request until it is released."""
         with self._changed:
             self._holds.add(hold)
-            self._run()
+            self._run(self._seconds_left_of(hold))
 
     def release(self, hold: Hold) -> None:
         """Watch over a request no more; later calls do nothing."""
@@ -74,7 +76,7 @@ class Revocation:
         """Note soon that a token is used."""
         with self._changed:
             self._used.add(token_id)
-            self._run()
+            self._run(0.0)
 
     def tokens_changed(self) -> None:
         """Look the tokens up now."""
@@ -91,13 +93,15 @@ class Revocation:
         if thread is not None:
             thread.join()
 
-    def _run(self) -> None:
-        """Have the thread look; the caller holds the condition."""
+    def _run(self, seconds: float) -> None:
+        """Have the thread look in so many seconds at the latest; the caller holds the condition."""
         if self._thread is None and not self._stopped:
             self._check_at = time.monotonic() + CHECK_SECONDS
             self._thread = threading.Thread(target=self._loop, name="revocation", daemon=True)
             self._thread.start()
-        self._changed.notify()
+        elif time.monotonic() + seconds < self._wakes_at:
+            # Not for each of thousands of streams: the thread looks through all of them.
+            self._changed.notify()
 
     def _loop(self) -> None:
         while self._await_work():
@@ -115,17 +119,22 @@ class Revocation:
         """Wait until something is to be looked at; False when the thread is to end."""
         with self._changed:
             while not self._stopped and (left := self._seconds_left()) > 0:
+                self._wakes_at = time.monotonic() + left
                 self._changed.wait(None if left == inf else left)
+            self._wakes_at = 0.0
             return not self._stopped
 
     def _seconds_left(self) -> float:
         """Seconds until something is to be looked at; infinite when there is nothing."""
         if self._used:
             return 0.0
-        ends = [hold.until - time.time() for hold in self._holds if hold.until is not None]
-        if any(hold.is_looked_up for hold in self._holds):
-            ends.append(self._check_at - time.monotonic())
-        return min(ends, default=inf)
+        return min(map(self._seconds_left_of, self._holds), default=inf)
+
+    def _seconds_left_of(self, hold: Hold) -> float:
+        """Seconds until this request is to be looked at."""
+        until_look = self._check_at - time.monotonic() if hold.is_looked_up else inf
+        until_end = inf if hold.until is None else hold.until - time.time()
+        return min(until_look, until_end)
 
     def _note_uses(self) -> None:
         with self._changed:
