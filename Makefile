@@ -40,7 +40,7 @@ test: $(STAMP) ## the tests, in several processes; the network is off except loo
 	$(BIN)/pytest $(PARALLEL)
 
 fuzz: $(STAMP) ## thousands of requests that schemathesis makes of /openapi.json
-	$(BIN)/pytest -m fuzz tests/api
+	$(BIN)/pytest -m fuzz tests/fuzz
 
 # What runs in other processes is not measured, so those tests are left out; tracing costs as much time again.
 coverage: $(STAMP) ## how much of app/ the tests within one process reach; fails under 90 %

@@ -14,7 +14,7 @@ from flask import Flask
 
 from app.api import init_app
 from app.api.application import Application
-from tests.api.fuzzing import Guide, run
+from tests.fuzz.guide import Guide, run
 from tests.inprocess import Gateway, simulator
 
 #: Minutes of a machine that is busy: run by make fuzz, and so by continuous integration.
