@@ -8,7 +8,7 @@ from typing import Any, cast
 from flask import Response, request
 
 from app.api.http import cancel_after, prefer
-from app.api.http.openapi import Blueprint, Decorator, View
+from app.api.http.openapi import PROBLEMS_OF_A_BODY, Blueprint, Decorator, View
 from app.api.http.representation import Presenter
 from app.api.http.request import GatewayRequest
 from app.api.http.sign_query import PARAMETER as SIGN
@@ -20,13 +20,9 @@ from app.parameters import Type
 from app.services import Services
 
 _REFUSED = (
-    "invalid-json",
+    *PROBLEMS_OF_A_BODY,
     "job-not-found",
     "key-of-deleted-job",
-    "body-too-large",
-    "no-room-for-body",
-    "unsupported-media-type",
-    "validation-failed",
     "unknown-name",
     "bad-image",
     "idempotency-key-reused",

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Response, jsonify, request
 
 from app.api.http.guard import COOKIE
-from app.api.http.openapi import Blueprint
+from app.api.http.openapi import PROBLEMS_OF_A_BODY, Blueprint
 from app.api.schemas.requests import SessionRequest
 from app.api.schemas.responses import Session
 from app.gateway.access import Caller
@@ -28,7 +28,7 @@ def blueprint(services: Services) -> Blueprint:
     @blp.arguments(SessionRequest)
     @blp.answers(200, Session, "The session has begun; the cookie stands for the token.", headers=_COOKIE)
     @blp.problems(
-        "token-invalid", "too-many-failures", *_BAD_BODY, "no-signing-key", "database-unavailable", public=True
+        "token-invalid", "too-many-failures", *PROBLEMS_OF_A_BODY, "no-signing-key", "database-unavailable", public=True
     )
     @blp.about("Begin a session · 开始会话", "Exchange a token for a cookie, which browsers send by themselves.")
     def create_session(fields: dict[str, Any]) -> Response:
@@ -45,9 +45,6 @@ def blueprint(services: Services) -> Blueprint:
         return response
 
     return blp
-
-
-_BAD_BODY = ("invalid-json", "body-too-large", "unsupported-media-type", "no-room-for-body", "validation-failed")
 
 
 def _begin(caller: Caller, cookie: str, *, secure: bool) -> Response:

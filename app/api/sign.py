@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from flask import request
 
-from app.api.http.openapi import Blueprint
+from app.api.http.openapi import PROBLEMS_OF_A_BODY, Blueprint
 from app.api.http.signed_urls import UrlSigner
 from app.api.schemas.requests import SignRequest
 from app.api.schemas.responses import SignedUrls
 from app.services import Services
-
-_BAD_BODY: Final = ("invalid-json", "body-too-large", "unsupported-media-type", "no-room-for-body", "validation-failed")
 
 
 def blueprint(services: Services, signer: UrlSigner) -> Blueprint:
@@ -23,7 +21,7 @@ def blueprint(services: Services, signer: UrlSigner) -> Blueprint:
     @blp.route("/sign", methods=["POST"])
     @blp.arguments(SignRequest)
     @blp.answers(200, SignedUrls, "The same URLs, signed, in the same order.")
-    @blp.problems(*_BAD_BODY, "no-signing-key")
+    @blp.problems(*PROBLEMS_OF_A_BODY, "no-signing-key")
     @blp.about(
         "Sign URLs · 签名链接",
         "Make URLs of pictures and of event streams that are valid without a token, for some time. Whether they exist is not "

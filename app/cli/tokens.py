@@ -93,7 +93,7 @@ def list_tokens() -> None:
 @tokens.command()
 @click.argument("token_id", metavar="ID")
 def show(token_id: str) -> None:
-    """Print what is known of the token with this ID."""
+    """Print the name, users, scopes and dates of the token with this ID."""
     token = with_services(lambda services: services.token_book.get(token_id))
     rows = {
         "id": token.id,

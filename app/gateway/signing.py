@@ -144,7 +144,6 @@ class Signing:
     """Signs and judges with these keys, by their names: the last one signs, all are known."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
-        self._keys = keys
         self._kid = next(reversed(list(keys)), "")
         self._signers = {
             (kind, kid): _signer(key, salt)

@@ -78,7 +78,7 @@ def allows(patterns: Sequence[str], user: str) -> bool:
     return any(user.startswith(pattern[:-1]) if pattern.endswith("*") else user == pattern for pattern in patterns)
 
 
-def _draw(length: int) -> str:
+def _random_text(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
@@ -108,13 +108,13 @@ class TokenBook:
     ) -> tuple[NewToken, str]:
         """A token that is not stored yet, and its text."""
         token_id = self._free_id()
-        beginning = f"sdg_{token_id}_{_draw(_SECRET_LENGTH)}"
+        beginning = f"sdg_{token_id}_{_random_text(_SECRET_LENGTH)}"
         text = beginning + checksum(beginning)
         return NewToken(token_id, digest_of(text), name, scopes, tuple(users), lifetime), text
 
     def _free_id(self) -> str:
         for _ in range(_MOST_DRAWS):
-            token_id = _draw(_ID_LENGTH)
+            token_id = _random_text(_ID_LENGTH)
             if self._tokens.find(token_id) is None:
                 return token_id
         raise TokenError("no free id was found")

@@ -1,4 +1,7 @@
-"""Calls from pages of other origins (``SDG_CORS_ORIGINS``); :mod:`app.runtime.cors` says what they may do."""
+"""Cross-origin requests (CORS): lets pages of the origins in ``SDG_CORS_ORIGINS`` call the endpoints from a browser.
+
+:mod:`app.runtime.cors` has the header fields that say which methods and fields such a page may use.
+"""
 
 from __future__ import annotations
 

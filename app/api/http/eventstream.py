@@ -47,7 +47,7 @@ def respond(
     close_feed: Callable[[Feed], object],
     data: Callable[[StreamEvent], Mapping[str, Any]],
 ) -> Response:
-    """The answer to a request for a stream. What :func:`busy` is for is left to the caller.
+    """The answer to a request for a stream. Refusals that may pass soon are raised; the caller answers them with :func:`busy`.
 
     :param open_feed: begins a feed, with a function that is told its events; None if the client has seen the last one.
     :param close_feed: ends it.

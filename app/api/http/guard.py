@@ -1,4 +1,4 @@
-"""Authorization of every request, before any view, check of its path or body.
+"""Authorization of every request, before its path and body are checked and before any view.
 
 Credentials, in this order: none for a public endpoint; the signature of a URL; a bearer token, or the cookie of a session that
 stands for one; as long as the database has no token, local requests need none. Then the users that path, query and body name must
@@ -237,7 +237,7 @@ def note_change(event: str, user: str, **fields: Any) -> None:
 def check_user(user: str) -> None:
     """Check a user.
 
-    :raises NotFound: the caller may not act for him.
+    :raises NotFound: the caller may not act for it.
     """
     if not caller().acts_for(user):
         raise _nothing()

@@ -57,6 +57,14 @@ GUARDED = (
     "too-many-failures",
     "database-unavailable",
 )
+#: The problems of every endpoint that reads a JSON body.
+PROBLEMS_OF_A_BODY = (
+    "invalid-json",
+    "body-too-large",
+    "unsupported-media-type",
+    "no-room-for-body",
+    "validation-failed",
+)
 
 
 _METHODS: Final = ("get", "post", "put", "patch", "delete")

@@ -12,11 +12,10 @@ from werkzeug.routing import MapAdapter
 from app.api.http import guard, sign_query
 from app.api.http.paths import check_values
 from app.api.http.refusals import RefusalError, ValidationFailed
-from app.gateway.signing import LONGEST_STREAM, SignedPicture, SignedStream, Signing
+from app.gateway.signing import LONGEST_STREAM, Signature, SignedPicture, SignedStream, Signing
 from app.problems import shown
 
 _NO_URL: Final = "Must be the path of a picture or of an event stream, as the gateway gives it."
-_SIGNATURE: Final = frozenset(("exp", "kid", "sig"))
 
 
 class UrlSigner:
@@ -46,7 +45,9 @@ class UrlSigner:
     def _sign(self, url: str, seconds: int, prefixes: Sequence[str]) -> str:
         prefix = next((prefix for prefix in prefixes if prefix and url.startswith(f"{prefix}/")), "")
         path, _, query = url.removeprefix(prefix).partition("?")
-        given = [(name, value) for name, value in parse_qsl(query, keep_blank_values=True) if name not in _SIGNATURE]
+        given = [
+            (name, value) for name, value in parse_qsl(query, keep_blank_values=True) if name not in Signature._fields
+        ]
         signed = self._read(path, given, url)
         if isinstance(signed, SignedStream) and seconds > LONGEST_STREAM:
             message = f"Event streams are signed for at most {LONGEST_STREAM} seconds: {shown(url)}"
